@@ -1,0 +1,75 @@
+## make benchmark   run the main job: digits, every framework, entropic retraining beside ART's own trainers
+## make test        run the tests
+## make lint        ruff and mypy
+## make venv        only set up .venv, as the targets above do by themselves
+## make constraints pin every dependency anew (needs uv: pip install uv)
+## make clean       remove .venv and what builds and tools leave behind
+##
+## ARGS goes on to the program:    make benchmark ARGS="--problem mnist --framework pytorch"
+## PYTHON chooses an interpreter:  make test PYTHON=python3.12
+
+# pip's own settings are honoured, from its configuration files or the environment. On a machine without a GPU, name an
+# index that has CPU builds of PyTorch in PIP_EXTRA_INDEX_URL (or a folder of wheels in PIP_FIND_LINKS) before the first
+# run: 2.13.0+cpu satisfies the pin torch==2.13.0, and pip prefers it to the several gigabytes of plain 2.13.0 with CUDA.
+
+PYTHON ?= python3.13 python3.12 python3.11 python3.10 python3
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: help benchmark test lint venv constraints clean
+
+help:
+	@sed -n 's/^## \{0,1\}//p' Makefile
+
+benchmark: $(STAMP)
+	$(BIN)/art-entropic benchmark $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+venv: $(STAMP)
+
+# Debian and Ubuntu split ensurepip off into a package of its own; where it is missing but pip is there, pip fills the
+# environment from outside (by --target, because pip before 22.3 has no --python).
+define create_venv
+for python in $(PYTHON); do \
+  "$$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && break; \
+  python=; \
+done; \
+if [ -z "$$python" ]; then \
+  echo 'No Python 3.10 to 3.13 found: sudo apt-get update && sudo apt-get install -y python3 python3-venv' >&2; \
+  exit 1; \
+fi; \
+if "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+  "$$python" -m venv --clear .venv; \
+elif "$$python" -c 'import pip, venv' 2>/dev/null; then \
+  "$$python" -m venv --clear --without-pip .venv && \
+  "$$python" -m pip install --target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" pip; \
+else \
+  version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+  echo "$$python cannot make a virtual environment: sudo apt-get update && sudo apt-get install -y python$$version-venv" >&2; \
+  exit 1; \
+fi
+endef
+
+$(STAMP): setup.py pyproject.toml constraints.txt
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { $(create_venv); } >&2
+	$(BIN)/python -m pip install -c constraints.txt -e '.[all]' >&2
+	@touch $@
+
+# The CUDA packages that torch asks for are left out: torch pins them itself, and a CPU build has none.
+constraints:
+	uv pip compile --universal --python-version 3.10 --no-python-downloads --all-extras \
+	  --no-header --no-annotate --no-emit-index-url --upgrade pyproject.toml \
+	  | grep -vE '^(cuda|nvidia)-|^triton==' > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+
+clean:
+	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
