@@ -1,0 +1,154 @@
+"""Checks that return the clean value, or say which argument, what is wanted and what came."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+ClipValues = tuple[Any, Any] | None
+
+
+def finite(name: str, value: Any) -> float:
+    """A finite real number.
+
+    Raises:
+        TypeError: not a real number.
+        ValueError: NaN or infinite.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"`{name}` must be a number, got {value!r} of type {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"`{name}` must be finite, got {value!r}")
+    return float(value)
+
+
+def non_negative(name: str, value: Any) -> float:
+    """A finite real number >= 0."""
+    number = finite(name, value)
+    if number < 0:
+        raise ValueError(f"`{name}` must not be negative, got {value!r}")
+    return number
+
+
+def positive_int(name: str, value: Any) -> int:
+    """An integer >= 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"`{name}` must be a whole number of at least 1, got {value!r} of type {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {value!r}")
+    return int(value)
+
+
+def choice(name: str, value: Any, choices: Iterable[str]) -> str:
+    """One of the names in `choices`."""
+    allowed = list(choices)
+    if value not in allowed:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    return str(value)
+
+
+def check_eps(eps: Any, clip_values: ClipValues) -> float:
+    """A perturbation radius in the units of the raw input.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: not positive and finite, larger than the clip range, or (as a hint) in 0-255 units on 0-1 data.
+    """
+    radius = finite("eps", eps)
+    if radius <= 0:
+        raise ValueError(f"`eps` must be positive and in the units of `clip_values` {_shown(clip_values)}, got {eps!r}")
+    if clip_values is not None:
+        span = float(np.max(np.asarray(clip_values[1]) - np.asarray(clip_values[0])))
+        if radius > span:
+            hint = f"; did you mean {radius:g}/255 = {radius / 255:.4f}?" if span <= 1 and radius <= 255 else ""
+            raise ValueError(
+                f"`eps` must not exceed the range {span:g} of `clip_values` {_shown(clip_values)}, got {eps!r}{hint}"
+            )
+    return radius
+
+
+def check_inputs(x: Any, *, input_shape: tuple[int, ...], clip_values: ClipValues, name: str = "x") -> np.ndarray:
+    """Inputs as a float32 array of shape (n, *input_shape).
+
+    Raises:
+        TypeError: not an array of real numbers.
+        ValueError: empty, wrong rank or shape, NaN or infinite, outside clip_values.
+    """
+    array = np.asarray(x)
+    if array.dtype == object or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
+        raise TypeError(f"`{name}` must be an array of real numbers, got dtype {array.dtype}")
+    if np.issubdtype(array.dtype, np.complexfloating):
+        raise TypeError(f"`{name}` must be an array of real numbers, got dtype {array.dtype}")
+    wanted = ("n", *input_shape)
+    if array.ndim != len(wanted) or any(w not in (None, have) for w, have in zip(input_shape, array.shape[1:], strict=True)):
+        raise ValueError(f"`{name}` must have shape ({', '.join(map(str, wanted))}), got {array.shape}")
+    if len(array) == 0:
+        raise ValueError(f"`{name}` must hold at least one example, got shape {array.shape}")
+    array = np.ascontiguousarray(array, dtype=np.float32)
+    bad = ~np.isfinite(array)
+    if bad.any():
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(f"`{name}` must be finite, got {int(bad.sum())} NaN or infinite values, the first at index {first}")
+    if clip_values is not None:
+        low, high = (np.asarray(value, dtype=np.float32) for value in clip_values)
+        # Float rounding of data that was scaled in another precision is no error.
+        slack = 1e-6 * np.max(np.abs(high - low))
+        if np.any(array < low - slack) or np.any(array > high + slack):
+            hint = "; scale it, or give the estimator the clip_values of your data" if array.max() > 1 else ""
+            raise ValueError(
+                f"`{name}` must lie within `clip_values` {_shown(clip_values)}, "
+                f"got values in [{array.min():g}, {array.max():g}]{hint}"
+            )
+        array = np.clip(array, low, high)
+    return array
+
+
+def check_labels(y: Any, *, n: int, nb_classes: int, name: str = "y") -> np.ndarray:
+    """Labels as class indices, int64, shape (n,), from indices (n,) or (n, 1) or one-hot rows (n, nb_classes).
+
+    Raises:
+        TypeError: not numbers.
+        ValueError: wrong length or shape, a class out of range, soft labels.
+    """
+    array = np.asarray(y)
+    if array.dtype == object or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
+        raise TypeError(f"`{name}` must be an array of class indices or one-hot rows, got dtype {array.dtype}")
+    if array.ndim == 0 or len(array) != n:
+        raise ValueError(f"`{name}` must hold one label for each of the {n} examples, got shape {array.shape}")
+    if array.ndim == 2 and array.shape[1] == nb_classes and nb_classes > 1:
+        return _from_one_hot(array, name)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise ValueError(f"`{name}` must have shape ({n},) or ({n}, {nb_classes}), got {array.shape}")
+    index = array.astype(np.int64)
+    if not np.array_equal(index, array):
+        raise ValueError(f"`{name}` must hold whole class indices, got {array[index != array][0]!r}: soft labels have no class")
+    wrong = (index < 0) | (index >= nb_classes)
+    if wrong.any():
+        raise ValueError(
+            f"`{name}` must hold classes 0 to {nb_classes - 1}, got {int(index[wrong][0])} at index {int(np.argmax(wrong))}"
+        )
+    return index
+
+
+def _from_one_hot(array: np.ndarray, name: str) -> np.ndarray:
+    if not (np.isin(array, (0, 1)).all() and (array.sum(axis=1) == 1).all()):
+        row = int(np.argmax(~(np.isin(array, (0, 1)).all(axis=1) & (array.sum(axis=1) == 1))))
+        raise ValueError(
+            f"`{name}` must be one-hot, row {row} is {array[row]}: soft labels are not supported, "
+            "entropic retraining needs the class of each example"
+        )
+    index: np.ndarray = np.argmax(array, axis=1).astype(np.int64)
+    return index
+
+
+def _shown(clip_values: ClipValues) -> str:
+    if clip_values is None:
+        return "(none set)"
+    low, high = (np.asarray(value) for value in clip_values)
+    return f"({low.min():g}, {high.max():g})"

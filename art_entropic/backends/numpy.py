@@ -1,0 +1,66 @@
+"""NumPy as an `Ops`: the float64 reference and the oracle of the tests. No gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import log_softmax, softmax
+
+from art_entropic.backends import Tensor
+
+
+class NumpyOps:
+    """`Ops` over NumPy arrays."""
+
+    def abs(self, x: Tensor) -> Tensor:
+        return np.abs(x)
+
+    def exp(self, x: Tensor) -> Tensor:
+        return np.exp(x)
+
+    def log1p(self, x: Tensor) -> Tensor:
+        return np.log1p(x)
+
+    def sqrt(self, x: Tensor) -> Tensor:
+        return np.sqrt(x)
+
+    def minimum(self, x: Tensor, y: Tensor) -> Tensor:
+        return np.minimum(x, y)
+
+    def maximum(self, x: Tensor, y: Tensor) -> Tensor:
+        return np.maximum(x, y)
+
+    def where(self, condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return np.where(condition, x, y)
+
+    def sum(self, x: Tensor, axis: int | None = None) -> Tensor:
+        return np.sum(x, axis=axis)
+
+    def mean(self, x: Tensor, axis: int | None = None) -> Tensor:
+        return np.mean(x, axis=axis)
+
+    def max(self, x: Tensor, axis: int) -> Tensor:
+        return np.max(x, axis=axis)
+
+    def cumsum(self, x: Tensor, axis: int) -> Tensor:
+        return np.cumsum(x, axis=axis)
+
+    def one_hot(self, index: Tensor, depth: int) -> Tensor:
+        return np.eye(depth)[np.asarray(index, np.int64)]
+
+    def softmax(self, x: Tensor) -> Tensor:
+        return softmax(x, axis=1)
+
+    def log_softmax(self, x: Tensor) -> Tensor:
+        return log_softmax(x, axis=1)
+
+    def flatten(self, x: Tensor) -> Tensor:
+        return np.reshape(x, (x.shape[0], -1))
+
+    def cast_like(self, x: Tensor, like: Tensor) -> Tensor:
+        return np.asarray(x, like.dtype)
+
+    def stop_gradient(self, x: Tensor) -> Tensor:
+        return x
+
+
+ops = NumpyOps()

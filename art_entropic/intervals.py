@@ -1,0 +1,130 @@
+"""Interval arithmetic, written once over `Ops`: the rules that do not depend on how a framework spells a layer.
+
+Every rule maps a box that contains all inputs to a box that contains all outputs (Moore 1966; for networks Gowal et al. 2018,
+arXiv 1810.12715). Bounds are exact in real arithmetic; floating point adds an error of a few ulps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from art_entropic.backends import Interval, Ops, Tensor
+
+# Where the smooth activations that are not monotone have their only minimum. They are flat there, so an error of 1e-9 in
+# the place is one of 1e-18 in the value.
+SILU_ARGMIN = -1.2784645427610738
+GELU_ARGMIN = -0.7517915246935645
+GELU_TANH_ARGMIN = -0.7524614220710163
+MISH_ARGMIN = -1.1924312145154952
+
+Map = Callable[[Tensor], Tensor]
+
+
+def ball(ops: Ops, x: Tensor, eps: Tensor, clip_values: tuple[Tensor, Tensor] | None) -> Interval:
+    """The part of the Linf ball of radius eps around x that lies within clip_values; x itself, shape (n, ...)."""
+    if clip_values is None:
+        return Interval(x - eps, x + eps)
+    low, high = clip_values
+    # A point outside the range is no point of the threat model; the box still has to hold x itself.
+    return Interval(
+        ops.minimum(ops.maximum(x - eps, low), x),
+        ops.maximum(ops.minimum(x + eps, high), x),
+    )
+
+
+def width(box: Interval) -> Tensor:
+    """Range of each unit, upper - lower, >= 0."""
+    return box.upper - box.lower
+
+
+def monotone(f: Map, box: Interval) -> Interval:
+    """A map that never decreases in any of its inputs: ReLU, sigmoid, max and average pooling, reshape, padding."""
+    return Interval(f(box.lower), f(box.upper))
+
+
+def valley(ops: Ops, f: Map, argmin: float, box: Interval) -> Interval:
+    """An element-wise map that falls up to `argmin` and rises after it: SiLU, GELU, abs, square."""
+    place = ops.minimum(ops.maximum(box.lower * 0.0 + argmin, box.lower), box.upper)
+    return Interval(f(place), ops.maximum(f(box.lower), f(box.upper)))
+
+
+def affine(signed: Map, magnitude: Map, box: Interval) -> Interval:
+    """An affine map W x + b.
+
+    Args:
+        signed: the map itself, W x + b.
+        magnitude: the map without its constant and with the absolute value of its coefficients, |W| x.
+    """
+    radius = magnitude((box.upper - box.lower) * 0.5)
+    centre = signed((box.upper + box.lower) * 0.5)
+    return Interval(centre - radius, centre + radius)
+
+
+def add(box: Interval, other: Interval) -> Interval:
+    return Interval(box.lower + other.lower, box.upper + other.upper)
+
+
+def subtract(box: Interval, other: Interval) -> Interval:
+    return Interval(box.lower - other.upper, box.upper - other.lower)
+
+
+def scale(ops: Ops, box: Interval, factor: Tensor) -> Interval:
+    """Product with constants of either sign, broadcast."""
+    one, two = box.lower * factor, box.upper * factor
+    return Interval(ops.minimum(one, two), ops.maximum(one, two))
+
+
+def multiply(ops: Ops, box: Interval, other: Interval) -> Interval:
+    """Product of two boxes (gates, squeeze and excitation)."""
+    corners = [a * b for a in box for b in other]
+    lower, upper = corners[0], corners[0]
+    for corner in corners[1:]:
+        lower, upper = ops.minimum(lower, corner), ops.maximum(upper, corner)
+    return Interval(lower, upper)
+
+
+def standardise(ops: Ops, box: Interval, mean: Map, count: int, epsilon: float) -> Interval:
+    """(x - mean) / sqrt(variance + epsilon) over the normalised axes, without gain and bias (layer and group norm).
+
+    Args:
+        mean: averages over the normalised axes and keeps them with length 1.
+        count: number of units averaged.
+    Returns:
+        A sound box: the numerator is affine and bounded exactly, the variance by the squares of the numerator's box, and no
+        unit exceeds sqrt(count - 1) whatever the input (Samuelson's inequality).
+    """
+    centre, radius = (box.upper + box.lower) * 0.5, (box.upper - box.lower) * 0.5
+    radius = radius * (1.0 - 2.0 / count) + mean(radius)
+    centre = centre - mean(centre)
+    low, high = centre - radius, centre + radius
+    nearest = ops.maximum(ops.maximum(low, -high), low * 0.0)
+    farthest = ops.maximum(ops.abs(low), ops.abs(high))
+    deviation_low = ops.sqrt(mean(nearest * nearest) + epsilon)
+    deviation_high = ops.sqrt(mean(farthest * farthest) + epsilon)
+    limit = low * 0.0 + float(count - 1) ** 0.5
+    lower = ops.where(low >= 0, low / deviation_high, low / deviation_low)
+    upper = ops.where(high >= 0, high / deviation_low, high / deviation_high)
+    return Interval(ops.maximum(lower, -limit), ops.minimum(upper, limit))
+
+
+def worst_case_logits(box: Interval, y: Tensor) -> Tensor:
+    """The logits of the ball that are worst for the label: its lower bound, every other class's upper bound.
+
+    Args:
+        box: around the logits, (n, nb_classes).
+        y: one-hot labels, (n, nb_classes).
+    Source: Gowal et al. 2018, arXiv 1810.12715, eq. (9).
+    """
+    return y * box.lower + (1.0 - y) * box.upper
+
+
+def certified(ops: Ops, box: Interval, y: Tensor) -> Tensor:
+    """1.0 where no point of the ball can change the decision, else 0.0; shape (n,).
+
+    Args:
+        box: around the logits, (n, nb_classes).
+        y: one-hot labels, (n, nb_classes).
+    """
+    label = ops.sum(y * box.lower, axis=1)
+    rivals = ops.where(y > 0.5, label[:, None] - 1.0, box.upper)
+    return ops.cast_like(label > ops.max(rivals, axis=1), label)

@@ -1,0 +1,174 @@
+"""Frozen records of what was trained and measured, and their JSON Lines form.
+
+One line of a ``records.jsonl`` file is one record. ``SCHEMA`` numbers the form: a reader refuses a number that it does not
+know instead of guessing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+SCHEMA = 1
+
+Status = Literal["done", "diverged", "unavailable"]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every record: immutable, keyword-only, unknown fields refused."""
+
+
+class Provenance(Record, frozen=True, kw_only=True):
+    """Where a number comes from: enough to make it again."""
+
+    created: str  # UTC, ISO 8601
+    command: str
+    python: str
+    platform: str
+    processor: str
+    cores: int
+    versions: dict[str, str]
+    data_sha256: str
+
+
+class Accuracy(Record, frozen=True, kw_only=True):
+    """A share of `n` points with its Wilson 95 % interval."""
+
+    correct: int
+    n: int
+    low: float
+    high: float
+
+    @property
+    def value(self) -> float:
+        return self.correct / self.n
+
+
+class Epoch(Record, frozen=True, kw_only=True):
+    """One epoch of a retraining: the schedule's values, the mean terms of the loss, what validation data showed."""
+
+    epoch: int
+    eps: float
+    k: float
+    beta: float
+    learning_rate: float
+    seconds: float
+    terms: dict[str, float]
+    validation: dict[str, float] | None = None
+
+
+class AttackOutcome(Record, frozen=True, kw_only=True):
+    """One attack of a battery. `attacked` points were still standing when it began, `broken` of them fell to it."""
+
+    attack: str
+    attacked: int
+    broken: int
+    seconds: float
+    error: str | None = None
+
+
+class CurvePoint(Record, frozen=True, kw_only=True):
+    """One point of a security curve: robust accuracy at a radius."""
+
+    eps: float
+    robust: Accuracy
+
+
+class AttackedExample(Record, frozen=True, kw_only=True):
+    """One test point beside its strongest adversarial example; pixels row by row in [0, 1], shape (h, w, c)."""
+
+    index: int
+    label: int
+    clean_prediction: int
+    attacked_prediction: int
+    shape: tuple[int, ...]
+    clean: list[float]
+    attacked: list[float]
+
+
+class Cell(Record, frozen=True, kw_only=True):
+    """What names a cell of a benchmark: shared by its training and its evaluation."""
+
+    schema: int = SCHEMA
+    key: str
+    problem: str
+    framework: str
+    defence: str
+    seed: int
+    eps: float
+    norm: str = "inf"
+
+
+class TrainingRecord(Cell, frozen=True, kw_only=True, tag="training", tag_field="kind"):
+    """One training of one network by one defence."""
+
+    status: Status
+    reason: str | None = None
+    nb_epochs: int
+    batch_size: int
+    n_train: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+    settings: dict[str, str | float | int | bool | None] = {}
+    history: list[Epoch] = []
+    weights: str | None = None  # file name inside the run's folder
+    provenance: Provenance
+
+
+class EvaluationRecord(Cell, frozen=True, kw_only=True, tag="evaluation", tag_field="kind"):
+    """One trained network under one battery of attacks."""
+
+    training_key: str = ""  # key of the training whose network was attacked
+    battery: str
+    clean: Accuracy
+    robust: Accuracy
+    certified: Accuracy | None = None
+    certified_reason: str | None = None  # why there is no certificate
+    attacks: list[AttackOutcome]
+    curve: list[CurvePoint] = []
+    examples: list[AttackedExample] = []
+    seconds: float
+    provenance: Provenance
+
+
+AnyRecord = TrainingRecord | EvaluationRecord
+
+_decoder = msgspec.json.Decoder(AnyRecord)
+
+
+def append_record(path: Path, record: AnyRecord) -> None:
+    """Append one record to a JSON Lines file and force it to disk, so that a kill right after loses nothing."""
+    line = msgspec.json.encode(record) + b"\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_records(path: Path) -> Iterator[AnyRecord]:
+    """Read the records of a JSON Lines file, in order. A torn last line (a killed run) is skipped with a warning.
+
+    Raises:
+        ValueError: a line is not a record of this schema; the message names file and line.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            schema = json.loads(line).get("schema")
+            if schema != SCHEMA:
+                raise ValueError(f"{path}:{number}: record of schema {schema!r}, this version reads schema {SCHEMA}")
+            yield _decoder.decode(line)
+        except (json.JSONDecodeError, msgspec.ValidationError) as error:
+            if number == len(lines):
+                warnings.warn(f"{path}:{number}: torn last line skipped ({error})", RuntimeWarning, stacklevel=2)
+                continue
+            raise ValueError(f"{path}:{number}: not a record: {error}") from error

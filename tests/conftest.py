@@ -1,0 +1,67 @@
+"""Set up before any framework is imported: a scratch home (ART and Keras write there) and quiet logs."""
+
+import os
+import tempfile
+
+_scratch = tempfile.TemporaryDirectory(prefix="art-entropic-tests-")
+os.environ["HOME"] = _scratch.name
+os.environ["KERAS_HOME"] = os.path.join(_scratch.name, ".keras")
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["MPLCONFIGDIR"] = _scratch.name
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from art_entropic.backends import FRAMEWORKS, framework_module  # noqa: E402
+from art_entropic.backends.architecture import Conv, Dense, Flatten  # noqa: E402
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(params=list(FRAMEWORKS))
+def framework(request):
+    return request.param
+
+
+ARCHITECTURE = (
+    Conv(3, 3, padding=1, activation="relu"),
+    Conv(4, 3, stride=2, padding=1, activation="silu"),
+    Flatten(),
+    Dense(8),
+    Dense(3, None),
+)
+
+
+@pytest.fixture
+def make_classifier():
+    """A small untrained ART classifier, the same weights in every framework; raw inputs (6, 6, 2) or channels first."""
+
+    def make(framework, *, seed=0, learning_rate=1e-2, architecture=ARCHITECTURE, clip_values=(0.0, 1.0)):
+        return framework_module(framework).build_classifier(
+            architecture,
+            input_shape=(6, 6, 2),
+            nb_classes=3,
+            clip_values=clip_values,
+            learning_rate=learning_rate,
+            seed=seed,
+        )
+
+    return make
+
+
+@pytest.fixture
+def points():
+    """Inputs and index labels that a small network can learn; channels first or last as the framework wants them."""
+
+    def make(framework, n=64, seed=0):
+        rng = np.random.default_rng(seed)
+        labels = np.arange(n) % 3
+        x = rng.uniform(0, 0.4, (n, 6, 6, 2)).astype(np.float32)
+        x[np.arange(n), labels * 2, :, 0] += 0.6
+        return (x.transpose(0, 3, 1, 2).copy() if FRAMEWORKS[framework].channels_first else x), labels
+
+    return make
