@@ -1,0 +1,379 @@
+"""PyTorch: ART's PyTorchClassifier behind the `Backend` protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from art_entropic import intervals
+from art_entropic.backends import Array, Batch, Controls, Interval, LayerInterval, Objective, Propagation, Step
+from art_entropic.backends._preprocessing import standardisation
+from art_entropic.backends._torch_bounds import BoundTensor, Recorder, Trace
+from art_entropic.backends._torch_ops import ops
+from art_entropic.backends.architecture import Architecture, Conv, Dense, Flatten, MaxPool, initial_weights
+
+# -------------------------------------------------------------------------------------------------------------- view
+
+
+class TorchView:
+    """`View` of a PyTorch network."""
+
+    ops = ops
+
+    def __init__(self, backend: TorchBackend, differentiable: bool) -> None:
+        self._backend = backend
+        self._differentiable = differentiable
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        return self._backend.forward(x)
+
+    def propagate(self, x: torch.Tensor, eps: torch.Tensor) -> Propagation:
+        return self._backend.propagate(x, eps)
+
+    def input_gradient(
+        self, x: torch.Tensor, direction: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with _inference(self._backend.model), torch.enable_grad():
+            point = x.detach().requires_grad_(True)
+            logits = self._backend.forward(point)
+            weights = direction(logits.detach())
+            (gradient,) = torch.autograd.grad((weights * logits).sum(), point, create_graph=self._differentiable)
+        return logits, gradient
+
+
+@contextlib.contextmanager
+def _inference(model: nn.Module) -> Iterator[None]:
+    """Inference mode inside; every module's own mode after, so that what the user froze stays frozen."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+# ----------------------------------------------------------------------------------------------------------- backend
+
+
+_Scheduler = torch.optim.lr_scheduler.LRScheduler
+
+
+class TorchBackend:
+    """`Backend` of an ART PyTorchClassifier."""
+
+    framework = "pytorch"
+    weights_suffix = ".pt"
+    ops = ops
+
+    def __init__(self, estimator: Any) -> None:
+        self._estimator = estimator
+        self.model: nn.Module = estimator.model
+        self.device: torch.device = estimator.device
+        self._standardisation = self._constants(standardisation(estimator))
+        self._clip_values = self._constants(estimator.clip_values)
+
+    def _constants(self, pair: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+        if pair is None:
+            return None
+        one, two = (torch.as_tensor(np.asarray(value, np.float32), device=self.device) for value in pair)
+        return one, two
+
+    @property
+    def estimator(self) -> Any:
+        return self._estimator
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = self._estimator.optimizer
+        return optimizer
+
+    def check_trainable(self) -> None:
+        kind = type(self._estimator).__name__
+        if self._estimator.optimizer is None:
+            raise ValueError(f"`classifier` must have an optimizer to be retrained, got a {kind} with `optimizer=None`")
+        if self._estimator.loss is None:
+            raise ValueError(f"`classifier` must have a loss to be retrained, got a {kind} with `loss=None`")
+
+    # -- passes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of raw x, differentiable, in the modules' present mode."""
+        if self._standardisation is not None:
+            mean, std = self._standardisation
+            x = (x - mean) / std
+        logits: torch.Tensor = self.model(x)
+        return logits
+
+    def propagate(self, x: torch.Tensor, eps: torch.Tensor | float) -> Propagation:
+        """The joint pass of `View.propagate`, in the modules' present mode."""
+        trace = Trace(self.model)
+        box = intervals.ball(ops, x, eps, self._clip_values)
+        if self._standardisation is not None:
+            mean, std = self._standardisation
+            x, box = (x - mean) / std, Interval((box.lower - mean) / std, (box.upper - mean) / std)
+        with trace.following(self.model):
+            logits = self.model(BoundTensor(x, box, "input", trace))
+        if not isinstance(logits, BoundTensor):
+            raise TypeError(f"the network must return one tensor of logits, got {type(logits).__name__}")
+        trace.record(logits.source, logits)
+        layers = tuple(LayerInterval(name, bound.box) for name, bound in trace.named())
+        return Propagation(logits.value, logits.box, layers)
+
+    def _tensor(self, x: Any) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(x, np.float32)).to(self.device)
+
+    def _chunks(self, x: Array, batch_size: int) -> Iterator[torch.Tensor]:
+        for start in range(0, len(x), batch_size):
+            yield self._tensor(x[start : start + batch_size])
+
+    def logits(self, x: Array, batch_size: int = 256) -> Array:
+        with _inference(self.model), torch.no_grad():
+            parts = [self.forward(chunk).cpu().numpy() for chunk in self._chunks(x, batch_size)]
+        return np.concatenate(parts)
+
+    def _record(self, x: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+        trace = Trace(self.model)
+        recorder = Recorder(trace)
+        with _inference(self.model), torch.no_grad(), trace.following(self.model), recorder:
+            logits = self.forward(x)
+        trace.record(recorder.source(logits), logits)
+        return trace.named()
+
+    def layer_names(self) -> tuple[str, ...]:
+        shape = tuple(self._estimator.input_shape)
+        return tuple(name for name, _ in self._record(torch.zeros((1, *shape), device=self.device)))
+
+    def activations(self, x: Array, batch_size: int = 256) -> dict[str, Array]:
+        parts: dict[str, list[Array]] = {}
+        for chunk in self._chunks(x, batch_size):
+            for name, value in self._record(chunk):
+                parts.setdefault(name, []).append(value.cpu().numpy())
+        return {name: np.concatenate(values) for name, values in parts.items()}
+
+    def intervals(self, x: Array, eps: float, batch_size: int = 256) -> dict[str, Interval]:
+        parts: dict[str, list[Interval]] = {}
+        with _inference(self.model), torch.no_grad():
+            for chunk in self._chunks(x, batch_size):
+                for name, box in self.propagate(chunk, eps).layers:
+                    parts.setdefault(name, []).append(Interval(box.lower.cpu().numpy(), box.upper.cpu().numpy()))
+        return {
+            name: Interval(np.concatenate([b.lower for b in boxes]), np.concatenate([b.upper for b in boxes]))
+            for name, boxes in parts.items()
+        }
+
+    def input_gradient(self, x: Array, v: Array, batch_size: int = 256) -> Array:
+        view = TorchView(self, differentiable=False)
+
+        def gradient(chunk: torch.Tensor, weights: torch.Tensor) -> Array:
+            _, result = view.input_gradient(chunk, lambda _: weights)
+            return result.cpu().numpy()
+
+        return np.concatenate(
+            [gradient(*pair) for pair in zip(self._chunks(x, batch_size), self._chunks(v, batch_size), strict=True)]
+        )
+
+    # -- training
+
+    @contextlib.contextmanager
+    def training(self, seed: int | None) -> Iterator[None]:
+        modes = [(module, module.training) for module in self.model.modules()]
+        gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices, enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            self.model.train()
+            try:
+                yield
+            finally:
+                for parameter, gradient in gradients:
+                    parameter.grad = gradient
+                for module, mode in modes:
+                    module.training = mode
+
+    def _inputs(self, batch: Batch, controls: Controls) -> tuple[Batch, Controls]:
+        # Python floats as controls: PyTorch needs no retracing, and a scalar tensor would cost a kernel each.
+        return Batch(*(self._tensor(part) for part in batch)), controls
+
+    def training_step(self, objective: Objective) -> Step:
+        view = TorchView(self, differentiable=True)
+        optimizer = self._optimizer
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+        def step(batch: Batch, controls: Controls) -> dict[str, float]:
+            optimizer.zero_grad(set_to_none=True)
+            terms = objective(view, *self._inputs(batch, controls))
+            terms["loss"].backward()
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            values = _numbers({**terms, "gradient_norm": nn.utils.get_total_norm(gradients)})
+            if np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"]):
+                optimizer.step()
+            return values
+
+        return step
+
+    def measuring_step(self, objective: Objective) -> Step:
+        view = TorchView(self, differentiable=False)
+
+        def step(batch: Batch, controls: Controls) -> dict[str, float]:
+            with _inference(self.model), torch.no_grad():
+                return _numbers(objective(view, *self._inputs(batch, controls)))
+
+        return step
+
+    # -- state
+
+    def state(self) -> dict[str, Array]:
+        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.model.state_dict().items()}
+
+    def load_state(self, state: Mapping[str, Array]) -> None:
+        self.model.load_state_dict({name: torch.as_tensor(np.array(array)) for name, array in state.items()})
+
+    def optimizer_state(self) -> dict[str, Array]:
+        state = self._optimizer.state_dict()
+        arrays: dict[str, Array] = {"generator": torch.get_rng_state().numpy().copy()}
+        for index, slots in state["state"].items():
+            for slot, value in slots.items():
+                kind = "tensor" if isinstance(value, torch.Tensor) else "number"
+                if value is not None:
+                    arrays[f"{kind}/{index}/{slot}"] = np.array(value.cpu() if kind == "tensor" else value)
+        for index, group in enumerate(state["param_groups"]):
+            arrays[f"lr/{index}"] = np.array(float(group["lr"]))
+        return arrays
+
+    def load_optimizer_state(self, state: Mapping[str, Array]) -> None:
+        result = copy.deepcopy(self._optimizer.state_dict())
+        result["state"] = {}
+        for key, array in state.items():
+            kind, _, rest = key.partition("/")
+            if kind in ("tensor", "number"):
+                index, _, slot = rest.partition("/")
+                value = torch.as_tensor(np.array(array)) if kind == "tensor" else array.item()
+                result["state"].setdefault(int(index), {})[slot] = value
+            elif kind == "lr":
+                result["param_groups"][int(rest)]["lr"] = float(array)
+            elif kind == "generator":
+                torch.set_rng_state(torch.as_tensor(np.array(array)))
+        self._optimizer.load_state_dict(result)
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = value
+
+    def check_scheduler(self, scheduler: Any) -> None:
+        if scheduler is not None and not callable(scheduler) and not isinstance(scheduler, _Scheduler):
+            raise TypeError(
+                "`scheduler` must be a callable epoch -> learning rate or a torch.optim.lr_scheduler.LRScheduler, "
+                f"got {type(scheduler).__name__}"
+            )
+
+    def step_scheduler(self, scheduler: _Scheduler, epoch: int) -> None:
+        scheduler.step()
+
+    def save_weights(self, path: Path) -> None:
+        torch.save(self.model.state_dict(), path)
+
+    def load_weights(self, path: Path) -> None:
+        self.model.load_state_dict(torch.load(path, map_location=self.device, weights_only=True))
+
+
+def _numbers(terms: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """All scalars in one transfer."""
+    values = torch.stack([torch.as_tensor(value).detach().float() for value in terms.values()]).tolist()
+    return dict(zip(terms, values, strict=True))
+
+
+def estimator_backend(estimator: Any) -> TorchBackend:
+    """The backend of an ART PyTorchClassifier."""
+    return TorchBackend(estimator)
+
+
+# ------------------------------------------------------------------------------------------------- networks from data
+
+_ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
+
+
+def build_classifier(
+    architecture: Architecture,
+    *,
+    input_shape: tuple[int, int, int],
+    nb_classes: int,
+    clip_values: tuple[float, float],
+    learning_rate: float,
+    seed: int,
+) -> Any:
+    """An ART PyTorchClassifier (NCHW, Adam, cross-entropy) of a network described as data.
+
+    Args:
+        input_shape: (height, width, channels), whatever the framework's own order.
+        seed: of the initial weights, which are the same numbers in every framework.
+    """
+    from art.estimators.classification import PyTorchClassifier
+
+    model = _network(architecture, input_shape, initial_weights(architecture, input_shape, seed))
+    height, width, channels = input_shape
+    return PyTorchClassifier(
+        model=model,
+        loss=nn.CrossEntropyLoss(),
+        optimizer=torch.optim.Adam(model.parameters(), lr=learning_rate),
+        input_shape=(channels, height, width),
+        nb_classes=nb_classes,
+        clip_values=clip_values,
+        channels_first=True,
+    )
+
+
+def _network(
+    architecture: Architecture, input_shape: tuple[int, int, int], weights: list[tuple[Array, Array]]
+) -> nn.Sequential:
+    modules: list[nn.Module] = []
+    height, width, channels = input_shape
+    flattened: tuple[int, int, int] | None = None
+    remaining = iter(weights)
+    for layer in architecture:
+        match layer:
+            case Conv():
+                kernel, bias = next(remaining)
+                modules.append(nn.Conv2d(channels, layer.filters, layer.kernel, layer.stride, layer.padding))
+                _fill(modules[-1], kernel.transpose(3, 2, 0, 1), bias)
+                modules.append(_ACTIVATIONS[layer.activation]())
+                height = (height + 2 * layer.padding - layer.kernel) // layer.stride + 1
+                width = (width + 2 * layer.padding - layer.kernel) // layer.stride + 1
+                channels = layer.filters
+            case MaxPool():
+                modules.append(nn.MaxPool2d(layer.size))
+                height, width = height // layer.size, width // layer.size
+            case Flatten():
+                modules.append(nn.Flatten())
+                flattened = (height, width, channels)
+            case Dense():
+                kernel, bias = next(remaining)
+                if flattened is not None:
+                    # The description flattens (height, width, channel); PyTorch flattens (channel, height, width).
+                    kernel = kernel.reshape(*flattened, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
+                    flattened = None
+                modules.append(nn.Linear(*kernel.shape))
+                _fill(modules[-1], kernel.T, bias)
+                if layer.activation is not None:
+                    modules.append(_ACTIVATIONS[layer.activation]())
+    return nn.Sequential(*modules)
+
+
+def _fill(module: nn.Module, kernel: Array, bias: Array) -> None:
+    with torch.no_grad():
+        module.weight.copy_(torch.from_numpy(np.ascontiguousarray(kernel)))  # type: ignore[operator]
+        module.bias.copy_(torch.from_numpy(bias))  # type: ignore[operator]

@@ -1,0 +1,282 @@
+"""PyTorch: every interval rule is sound, the joint pass agrees with the plain one, and nothing is left behind."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from art.estimators.classification import PyTorchClassifier
+from torch import nn
+
+from art_entropic.backends import Interval, NoIntervalRuleError, backend_for
+from art_entropic.backends.torch import TorchBackend
+
+
+def lambda_module(function):
+    class Lambda(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    return Lambda()
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        out = self.relu(self.norm(self.conv(x)))
+        out += x
+        return self.relu(out)
+
+
+class Busy(nn.Module):
+    """What forward methods do beside calling modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 4))
+
+    def forward(self, x):
+        left, right = x.chunk(2, dim=1)
+        joined = torch.cat([left - right, 2.0 - right, -left / 3, right * torch.tensor([[[[-1.0]], [[2.0]]]])], 1)
+        mixed = joined.permute(0, 2, 3, 1)[..., :4] @ self.weight.T
+        mixed = mixed.reshape(x.size(0), -1, 6).mean(1, keepdim=True).squeeze(1)
+        return F.pad(mixed, (1, 1), value=-1.0).clamp(-2, 2).unsqueeze(-1).flatten(1)
+
+
+IMAGE, ROW, FLAT = (4, 6, 6), (4, 7), (6,)
+# fmt: off
+CASES = {
+    "linear": (FLAT, lambda: nn.Linear(6, 5)),
+    "linear_on_rows": (ROW, lambda: nn.Linear(7, 5)),
+    "conv1d": (ROW, lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1, dilation=2)),
+    "conv2d": (IMAGE, lambda: nn.Conv2d(4, 5, 3, stride=2, padding=1)),
+    "conv2d_groups_dilation": (IMAGE, lambda: nn.Conv2d(4, 6, 2, groups=2, dilation=2)),
+    "conv2d_depthwise_same": (IMAGE, lambda: nn.Conv2d(4, 4, 3, groups=4, padding="same", bias=False)),
+    "conv2d_reflect": (IMAGE, lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")),
+    "conv_transpose2d": (IMAGE, lambda: nn.ConvTranspose2d(4, 3, 3, stride=2, padding=1, output_padding=1)),
+    "batch_norm2d": (IMAGE, lambda: nn.BatchNorm2d(4)),
+    "layer_norm": (ROW, lambda: nn.LayerNorm([4, 7])),
+    "group_norm": (IMAGE, lambda: nn.GroupNorm(2, 4)),
+    "instance_norm": (IMAGE, lambda: nn.InstanceNorm2d(4, affine=True)),
+    "max_pool": (IMAGE, lambda: nn.MaxPool2d(3, 2, 1)),
+    "avg_pool": (IMAGE, lambda: nn.AvgPool2d(2)),
+    "adaptive_pools": (IMAGE, lambda: nn.Sequential(nn.AdaptiveMaxPool2d(3), nn.AdaptiveAvgPool2d(1))),
+    "pool1d": (ROW, lambda: nn.Sequential(nn.MaxPool1d(2), nn.AvgPool1d(2))),
+    **{
+        name: (FLAT, cls)
+        for name, cls in {
+            "relu": nn.ReLU, "relu_inplace": lambda: nn.ReLU(inplace=True), "relu6": nn.ReLU6, "leaky": nn.LeakyReLU,
+            "elu": nn.ELU, "selu": nn.SELU, "celu": nn.CELU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "gelu": nn.GELU,
+            "softplus": nn.Softplus, "gelu_tanh": lambda: nn.GELU(approximate="tanh"), "silu": nn.SiLU, "mish": nn.Mish,
+            "hardswish": nn.Hardswish, "hardtanh": nn.Hardtanh, "prelu": nn.PReLU, "softsign": nn.Softsign,
+        }.items()
+    },
+    "functional": (FLAT, lambda: lambda_module(lambda x: torch.sigmoid(x) + F.silu(x) - torch.relu(x) * 0.5)),
+    "gate": (FLAT, lambda: lambda_module(lambda x: x * torch.sigmoid(x))),
+    "abs_and_square": (FLAT, lambda: lambda_module(lambda x: x.abs() + torch.square(x))),
+    "inplace_arithmetic": (FLAT, lambda: lambda_module(lambda x: torch.relu_(x.clone().add_(1.0).mul_(-0.5)))),
+    "dropout": (FLAT, lambda: nn.Dropout(0.5)),
+    "dropout2d": (IMAGE, lambda: nn.Dropout2d(0.5)),
+    "upsample": (IMAGE, lambda: nn.Upsample(scale_factor=2, mode="bilinear")),
+    "residual": (IMAGE, Residual),
+    "busy": (IMAGE, Busy),
+}
+# fmt: on
+
+
+def backend_of(module, shape, nb_classes=3, **kwargs):
+    return TorchBackend(PyTorchClassifier(module, nn.CrossEntropyLoss(), shape, nb_classes, **kwargs))
+
+
+def trained_looking(module):
+    """Weights, gains and running statistics away from their trivial initial values."""
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point():
+            draw = torch.rand(tensor.shape, generator=generator)
+            tensor.copy_(draw + 0.5 if "var" in name or name == "prelu" else draw * 2 - 0.8)
+    if isinstance(module, nn.PReLU):
+        module.weight.data.abs_()
+    return module
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("case", CASES)
+def test_bounds_contain_every_point_of_the_ball(case, training):
+    shape, make = CASES[case]
+    torch.manual_seed(0)
+    module = trained_looking(make()).train(training)
+    # The classifier's wrapper wants a network: a layer alone stands for one here.
+    backend = backend_of(nn.Sequential(module), shape)
+    backend.model.train(training)
+    x, eps = torch.randn(5, *shape), 0.4
+    state = torch.get_rng_state()
+    joint = backend.propagate(x, eps)
+    if training and case in ("batch_norm2d", "residual"):
+        # Batch statistics move with the points: the box holds for the statistics of the data.
+        freeze_statistics(backend.model, x)
+    for points in ball_points(x, eps):
+        torch.set_rng_state(state)  # the same dropout mask
+        values = backend.model(points.clone()).detach()  # the network may work in place
+        assert torch.all(values >= joint.box.lower - 1e-4) and torch.all(values <= joint.box.upper + 1e-4)
+    torch.set_rng_state(state)
+    torch.testing.assert_close(joint.logits, backend.model(x.clone()), atol=1e-5, rtol=1e-5)
+
+
+def ball_points(x, eps, n=12):
+    yield x
+    for i in range(n):
+        noise = torch.rand_like(x) * 2 - 1
+        yield x + eps * (noise.sign() if i % 2 else noise)
+
+
+def freeze_statistics(model, x):
+    """Turn batch norm to inference with the statistics of the data x."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    seen = {}
+
+    def keep(module, inputs):
+        axes = [axis for axis in range(inputs[0].ndim) if axis != 1]
+        seen[module] = torch.var_mean(inputs[0].detach(), axes, correction=0)
+
+    handles = [module.register_forward_pre_hook(keep) for module in norms]
+    model(x)
+    for handle, module in zip(handles, norms, strict=True):
+        handle.remove()
+        module.eval()
+        module.running_var, module.running_mean = seen[module]
+
+
+def test_gradient_ascent_on_the_margin_stays_inside_the_bounds():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.GELU(), nn.BatchNorm2d(6), nn.Flatten(), nn.LayerNorm(96), nn.Linear(96, 3))
+    backend = backend_of(trained_looking(model).eval(), IMAGE)
+    x, eps = torch.randn(8, *IMAGE), 0.1
+    box = backend.propagate(x, eps).box
+    for target, sign in ((0, 1), (1, -1), (2, 1)):
+        point = x.clone()
+        for _ in range(30):
+            point.requires_grad_(True)
+            (gradient,) = torch.autograd.grad((sign * model(point)[:, target]).sum(), point)
+            point = (point + 0.02 * gradient.sign()).clamp(min=x - eps, max=x + eps).detach()
+        values = model(point).detach()
+        assert torch.all(values >= box.lower - 1e-4) and torch.all(values <= box.upper + 1e-4)
+
+
+def test_bounds_of_a_linear_layer_by_hand():
+    layer = nn.Linear(2, 2)
+    layer.load_state_dict({"weight": torch.tensor([[1.0, -2.0], [3.0, 0.5]]), "bias": torch.tensor([1.0, 0.0])})
+    backend = backend_of(nn.Sequential(layer), (2,), 2, clip_values=(0.0, 1.0))
+    bounds = backend.intervals(np.array([[0.1, 0.5]], np.float32), 0.2)
+    # The ball [0, 0.3] x [0.3, 0.7]: 1 + [0, .3] - 2 [.3, .7] and 3 [0, .3] + .5 [.3, .7].
+    np.testing.assert_allclose(bounds["0"].lower, [[-0.4, 0.15]], atol=1e-6)
+    np.testing.assert_allclose(bounds["0"].upper, [[0.7, 1.25]], atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [False, True], ids=["scalar", "per_channel"])
+def test_preprocessing_is_that_of_art(parts):
+    mean, std = (np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.5, 1.0, 2.0, 0.2])) if parts else (0.3, 0.5)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+    classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), IMAGE, 3, clip_values=(0.0, 1.0), preprocessing=(mean, std))
+    x = np.random.default_rng(0).random((7, *IMAGE), np.float32)
+    backend = backend_for(classifier)
+    np.testing.assert_allclose(backend.logits(x), classifier.predict(x), atol=1e-5)
+    low, high = backend.intervals(x, 1e-7)["3"]
+    np.testing.assert_allclose((low + high) / 2, classifier.predict(x), atol=1e-4)
+    v = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2, 0]]
+    np.testing.assert_allclose(backend.input_gradient(x, v), classifier.class_gradient(x, np.argmax(v, 1))[:, 0], atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_resnet18_goes_through(torchvision):
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=5)
+    backend = backend_of(model, (3, 32, 32), 5, clip_values=(0.0, 1.0))
+    x = np.random.default_rng(0).random((3, 3, 32, 32), np.float32)
+    bounds = backend.intervals(x, 1e-3)
+    assert len(bounds) == 18 and tuple(bounds) == backend.layer_names() and list(bounds)[-1] == "fc"
+    noise = np.random.default_rng(1).uniform(-1e-3, 1e-3, x.shape).astype(np.float32)
+    for name, value in backend.activations(np.clip(x + noise, 0, 1)).items():
+        slack = 1e-4 * np.abs(value).max()
+        assert np.all(value >= bounds[name].lower - slack) and np.all(value <= bounds[name].upper + slack), name
+
+
+@pytest.fixture
+def torchvision():
+    # A CPU build of PyTorch lacks the two operators that torchvision's own import looks up; no test runs them.
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+                   "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"):  # fmt: skip
+        if not torch._C._dispatch_has_kernel(f"torchvision::{schema.partition('(')[0]}"):
+            with contextlib.suppress(RuntimeError):  # defined by a full build
+                library.define(schema)
+    yield pytest.importorskip("torchvision")
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return torch.softmax(self.scale(x), 1) * x
+
+
+class Sine(nn.Module):
+    def forward(self, x):
+        return torch.sin(x)
+
+
+@pytest.mark.parametrize(
+    "module, layer, operation",
+    [
+        (Attention(), "1", "softmax"),
+        (Sine(), "1", "Sine"),
+        (nn.LeakyReLU(-0.5), "1", "not monotone"),
+        (nn.BatchNorm1d(6, track_running_stats=False), "1", "other points of the batch"),
+    ],
+    ids=["softmax", "sine", "negative_slope", "batch_norm_without_statistics"],
+)
+def test_operation_without_a_rule_is_named_with_the_measure_that_serves(module, layer, operation):
+    backend = backend_of(nn.Sequential(nn.Linear(6, 6), module, nn.Linear(6, 3)), FLAT)
+    with pytest.raises(NoIntervalRuleError, match="channel") as caught:
+        backend.intervals(np.zeros((2, 6), np.float32), 0.1)
+    assert operation in str(caught.value) and f"'{layer}'" in str(caught.value)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in backend.model.modules())
+
+
+def test_pre_activations_keep_their_box_when_the_activation_works_in_place():
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 6), nn.ReLU(inplace=True), nn.Linear(6, 3)]
+    inplace, plain = (backend_of(nn.Sequential(layers[0], relu, layers[2]), FLAT) for relu in (layers[1], nn.ReLU()))
+    x = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    for name, box in plain.intervals(x, 0.1).items():
+        np.testing.assert_array_equal(inplace.intervals(x, 0.1)[name].lower, box.lower)
+    np.testing.assert_array_equal(inplace.activations(x)["0"], plain.activations(x)["0"])
+    assert np.any(plain.activations(x)["0"] < 0)
+
+
+def test_batch_norm_statistics_move_once_per_joint_pass():
+    model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))
+    backend = backend_of(model, FLAT)
+    model.train()
+    x = torch.randn(16, 6)
+    backend.propagate(x, 0.1)
+    twin = nn.BatchNorm1d(6)
+    twin(x)
+    torch.testing.assert_close(model[0].running_mean, twin.running_mean)
+    torch.testing.assert_close(model[0].running_var, twin.running_var)
+    assert model[0].num_batches_tracked == 1
+
+
+def test_intervals_are_of_numpy_kind():
+    backend = backend_of(nn.Sequential(nn.Linear(6, 3)), FLAT)
+    box = backend.intervals(np.zeros((5, 6), np.float32), 0.1, batch_size=2)["0"]
+    assert isinstance(box, Interval) and box.lower.shape == (5, 3) and isinstance(box.lower, np.ndarray)
