@@ -1,0 +1,565 @@
+"""`EntropicTrainer`: an ART trainer that makes a trained classifier robust from its original data alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+from art.defences.trainer import Trainer
+from tqdm.auto import tqdm
+
+from art_entropic._validate import check_eps, check_inputs, check_labels, choice, non_negative, positive_int
+from art_entropic.backends import Array, Backend, Batch, Controls, backend_for
+from art_entropic.information import MEASURES
+from art_entropic.objective import EntropicObjective, Schedule
+from art_entropic.records import Epoch
+
+CHECKPOINT_SCHEMA = 1
+
+Callback = Callable[[Epoch], Any]
+
+
+class TrainingDivergedError(RuntimeError):
+    """A step's loss or gradient was not finite; the weights are those of the last finished epoch."""
+
+    def __init__(self, epoch: int, step: int, terms: Mapping[str, float], restored: str) -> None:
+        bad = ", ".join(f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value))
+        super().__init__(
+            f"training diverged in epoch {epoch}, step {step}: {bad}; the weights are back at {restored}. "
+            "Try a smaller learning rate, a longer `ramp`, or a smaller `beta`"
+        )
+        self.epoch = epoch
+        self.step = step
+
+
+@dataclass
+class History:
+    """What a retraining did, epoch by epoch.
+
+    Attributes:
+        epochs: one record per finished epoch.
+        best_epoch: number of the epoch whose weights the classifier holds now; None before the first.
+        seconds: wall-clock time of training, validation included.
+        seed: that reproduces the run.
+        stopped_early: whether early stopping or a callback ended it.
+        settings: eps, beta, k and all else that determined the loss.
+    """
+
+    epochs: list[Epoch] = field(default_factory=list)
+    best_epoch: int | None = None
+    seconds: float = 0.0
+    seed: int = 0
+    stopped_early: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def terms(self, name: str) -> list[float]:
+        """One term of the loss over the epochs.
+
+        Raises:
+            KeyError: there is no such term; the message lists those that are.
+        """
+        known = sorted({term for epoch in self.epochs for term in epoch.terms})
+        if self.epochs and name not in known:
+            raise KeyError(f"no term {name!r} in this history, there are {', '.join(known)}")
+        return [epoch.terms[name] for epoch in self.epochs]
+
+
+class _Source(Protocol):
+    """Where batches come from."""
+
+    steps: int
+
+    def batches(self, epoch: int) -> Iterator[tuple[Array, Array]]: ...
+
+
+class _Arrays:
+    """Shuffled batches of arrays; the order depends on seed and epoch only, so that a resumed run sees the same."""
+
+    def __init__(self, x: Array, labels: Array, batch_size: int, seed: int) -> None:
+        self._x, self._labels, self._seed = x, labels, seed
+        edges = [*range(0, len(x), batch_size), len(x)]
+        # Batch statistics of a single example do not exist: it joins the batch before it.
+        if len(edges) > 2 and edges[-1] - edges[-2] == 1:
+            del edges[-2]
+        self._edges = edges
+        self.steps = len(edges) - 1
+
+    def batches(self, epoch: int) -> Iterator[tuple[Array, Array]]:
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._x))
+        for start, stop in zip(self._edges, self._edges[1:], strict=False):
+            index = order[start:stop]
+            yield self._x[index], self._labels[index]
+
+
+class _Generated:
+    """Batches of an ART DataGenerator, checked one by one."""
+
+    def __init__(self, generator: Any, check: Callable[[Any, Any], tuple[Array, Array]]) -> None:
+        if generator.size is None or generator.batch_size is None:
+            raise ValueError("`generator` must have a size and a batch_size, got None")
+        self._generator, self._check = generator, check
+        self.steps = math.ceil(positive_int("generator.size", generator.size) / generator.batch_size)
+
+    def batches(self, epoch: int) -> Iterator[tuple[Array, Array]]:
+        for _ in range(self.steps):
+            yield self._check(*self._generator.get_batch())
+
+
+class _Snapshot(NamedTuple):
+    """Everything needed to go on after an epoch."""
+
+    epoch: int  # epochs finished
+    weights: dict[str, Array]
+    optimizer: dict[str, Array]
+
+
+@dataclass
+class _Progress:
+    """The part of a retraining that survives an interruption."""
+
+    history: History
+    plan: dict[str, Any]  # what must not change between the two halves
+    last: _Snapshot
+    best_weights: dict[str, Array] | None = None
+    best_loss: float = math.inf
+    stale: int = 0  # epochs since the best one
+
+
+class EntropicTrainer(Trainer):  # type: ignore[misc]
+    """Entropic retraining of an ART classifier (equation 2 of the method page).
+
+    loss = (1 - k) CE(z(x), y) + k CE(worst-case logits over the ball, y) + beta * information
+
+    The information is what a perturbation |d|_inf <= eps sends into the network, in nats, read with finite resolution. No
+    adversarial example is made, the forward pass stays as it is. Inspired by Sperl & Böttinger, arXiv 2008.03072, whose own
+    loss is not public; worst-case logits after Gowal et al. 2018, arXiv 1810.12715.
+
+    Args:
+        classifier: ART PyTorchClassifier, TensorFlowV2Classifier or KerasClassifier, already trained, with optimizer and
+            loss, returning logits.
+        eps: Linf radius to become robust against, in the units of the raw input.
+        measure: how the information is read: "interval" (worst case, gives certificates, needs an interval rule for every
+            operation) or "channel" (first order, any differentiable network, best with smooth activations and small eps).
+        beta: weight of the information; None takes the measure's own.
+        k: weight of the worst-case cross-entropy, in [0, 1]; 0 is the pure form; more needs "interval". None takes the
+            measure's own.
+        resolution: tau, the width of the read-out noise; None takes the measure's own.
+        warmup: share of the retraining before the ramp, with natural cross-entropy alone.
+        ramp: share of the retraining over which eps, k and beta grow to their full value.
+        verbose: progress bar on stderr.
+    Raises:
+        TypeError: not an estimator of a supported kind, or an argument of the wrong type.
+        ValueError: an argument is out of its range, or the estimator cannot be retrained.
+    """
+
+    def __init__(
+        self,
+        classifier: Any,
+        eps: float,
+        *,
+        measure: str = "interval",
+        beta: float | None = None,
+        k: float | None = None,
+        resolution: float | None = None,
+        warmup: float = 0.0,
+        ramp: float = 0.5,
+        verbose: bool = True,
+    ) -> None:
+        self._backend: Backend = backend_for(classifier)
+        self._backend.check_trainable()
+        super().__init__(classifier)
+        row = MEASURES[choice("measure", measure, MEASURES)]
+        k = row.k if k is None else non_negative("k", k)
+        if k > 1:
+            raise ValueError(f"`k` must be in [0, 1], got {k!r}")
+        if k > 0 and not row.certifies:
+            able = ", ".join(repr(name) for name, other in MEASURES.items() if other.certifies)
+            raise ValueError(f"`k` > 0 needs a measure that bounds the logits ({able}), got k={k!r} with {measure!r}")
+        self._schedule = Schedule(
+            eps=check_eps(eps, classifier.clip_values),
+            k=k,
+            beta=row.beta if beta is None else non_negative("beta", beta),
+            warmup=warmup,
+            ramp=ramp,
+        )
+        self._objective = EntropicObjective(measure, row.resolution if resolution is None else resolution)
+        self._verbose = verbose
+        self._progress: _Progress | None = None
+        self._resuming = False
+
+    @property
+    def history(self) -> History | None:
+        """History of the last or the interrupted retraining."""
+        return self._progress.history if self._progress else None
+
+    def fit(
+        self,
+        x: Array,
+        y: Array,
+        batch_size: int = 128,
+        nb_epochs: int = 20,
+        validation_data: tuple[Array, Array] | None = None,
+        *,
+        seed: int | None = None,
+        scheduler: Any = None,
+        callbacks: Sequence[Callback] = (),
+        early_stopping: int | None = None,
+        checkpoint: str | Path | None = None,
+    ) -> History:
+        """Retrain the classifier.
+
+        Args:
+            x: original training data, (n, ...), raw units.
+            y: class indices (n,) or one-hot rows (n, nb_classes).
+            validation_data: (x, y) on which the best epoch is chosen: the one with the lowest loss at full eps, k and beta,
+                among the epochs after the ramp. Without it the last epoch's weights stay.
+            seed: of shuffling, noise and dropout; two runs with one seed agree bit for bit on a CPU. None draws one.
+            scheduler: a callable epoch -> learning rate, called before each epoch (epochs count from 0), or a PyTorch
+                LRScheduler, stepped after each.
+            callbacks: called with each epoch's record; one that returns True ends the training.
+            early_stopping: end after so many epochs without a better validation loss; needs validation_data.
+            checkpoint: file that is rewritten after each epoch, for `resume`.
+        Returns:
+            The history; the classifier holds the chosen weights.
+        Raises:
+            TypeError, ValueError: an argument is not what it should be; nothing has been changed then.
+            NoIntervalRuleError: an operation of the network has no interval rule; nothing has been changed then.
+            TrainingDivergedError: a loss or gradient was not finite; the weights are those of the last finished epoch.
+        """
+        batch_size = positive_int("batch_size", batch_size)
+        x, labels = self._check(x, y)
+        seed = self._seed(seed)
+        source = _Arrays(x, labels, batch_size, seed)
+        return self._run(
+            source, x[:32], labels[:32], nb_epochs, validation_data, seed, scheduler, callbacks, early_stopping, checkpoint,
+            {"batch_size": batch_size, "n": len(x)},
+        )  # fmt: skip
+
+    def fit_generator(
+        self,
+        generator: Any,
+        nb_epochs: int = 20,
+        validation_data: tuple[Array, Array] | None = None,
+        *,
+        seed: int | None = None,
+        scheduler: Any = None,
+        callbacks: Sequence[Callback] = (),
+        early_stopping: int | None = None,
+        checkpoint: str | Path | None = None,
+    ) -> History:
+        """Retrain the classifier on the batches of an ART DataGenerator, with its own order and augmentation.
+
+        Args:
+            generator: ART DataGenerator with a size.
+            nb_epochs, validation_data, seed, scheduler, callbacks, early_stopping, checkpoint: as for `fit`.
+        """
+        source = _Generated(generator, self._check)
+        x, labels = self._check(*generator.get_batch())
+        plan = {"batch_size": generator.batch_size, "n": generator.size}
+        return self._run(
+            source, x[:32], labels[:32], nb_epochs, validation_data, self._seed(seed), scheduler, callbacks,
+            early_stopping, checkpoint, plan,
+        )  # fmt: skip
+
+    def predict(self, x: Array, batch_size: int = 128, **kwargs: Any) -> Array:
+        """Predictions of the classifier at x, (n, nb_classes), in chunks whatever the framework."""
+        size = positive_int("batch_size", batch_size)
+        parts = [
+            self._classifier.predict(x[start : start + size], batch_size=size, **kwargs) for start in range(0, len(x), size)
+        ]
+        return np.concatenate(parts)
+
+    def save(self, path: str | Path) -> None:
+        """Write the retraining as it stood after its last finished epoch: weights, optimizer, history. No pickle inside.
+
+        Raises:
+            RuntimeError: no epoch has been finished yet.
+        """
+        if self._progress is None:
+            raise RuntimeError("there is nothing to save before the first epoch of `fit`")
+        progress = self._progress
+        best = progress.best_weights or {}
+        arrays = {
+            **{f"weights/{name}": array for name, array in progress.last.weights.items()},
+            **{f"optimizer/{name}": array for name, array in progress.last.optimizer.items()},
+            **{f"best/{name}": array for name, array in best.items()},
+        }
+        history = {**asdict(progress.history), "epochs": msgspec.to_builtins(progress.history.epochs)}
+        about = {
+            "schema": CHECKPOINT_SCHEMA,
+            "plan": progress.plan,
+            "epoch": progress.last.epoch,
+            "history": history,
+            "best_loss": progress.best_loss,
+            "stale": progress.stale,
+        }
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as file:
+            np.savez(file, about=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+
+    def resume(self, path: str | Path) -> None:
+        """Load a checkpoint, so that the next `fit` with the same arguments goes on where it stood.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: not a checkpoint of this version, or of another network or other settings.
+        """
+        with np.load(Path(path), allow_pickle=False) as file:
+            if "about" not in file:
+                raise ValueError(f"{path} is not a checkpoint of EntropicTrainer")
+            about = json.loads(str(file["about"]))
+            if about.get("schema") != CHECKPOINT_SCHEMA:
+                raise ValueError(
+                    f"{path} is a checkpoint of schema {about.get('schema')!r}, this version reads {CHECKPOINT_SCHEMA}"
+                )
+            parts: dict[str, dict[str, Array]] = {"weights": {}, "optimizer": {}, "best": {}}
+            for key in file.files:
+                part, _, name = key.partition("/")
+                if part in parts:
+                    parts[part][name] = file[key]
+        self._refuse_other(about["plan"], self._settings(), str(path))
+        self._refuse_other_network(parts["weights"], str(path))
+        history = History(**{**about["history"], "epochs": msgspec.convert(about["history"]["epochs"], list[Epoch])})
+        self._progress = _Progress(
+            history=history,
+            plan=about["plan"],
+            last=_Snapshot(about["epoch"], parts["weights"], parts["optimizer"]),
+            best_weights=parts["best"] or None,
+            best_loss=about["best_loss"],
+            stale=about["stale"],
+        )
+        self._resuming = True
+
+    # -- checks
+
+    def _check_validation(self, validation_data: Any) -> tuple[Array, Array]:
+        if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
+            raise ValueError(f"`validation_data` must be a pair (x, y), got {type(validation_data).__name__}")
+        x, y = validation_data
+        return self._check(x, y, prefix="validation ")
+
+    def _check(self, x: Any, y: Any, prefix: str = "") -> tuple[Array, Array]:
+        classifier = self._classifier
+        x = check_inputs(
+            x,
+            input_shape=tuple(classifier.input_shape),
+            clip_values=classifier.clip_values,
+            name=f"{prefix}x",
+        )
+        return x, check_labels(y, n=len(x), nb_classes=classifier.nb_classes, name=f"{prefix}y")
+
+    def _seed(self, seed: int | None) -> int:
+        if seed is None:
+            resumed = self._resuming and self._progress is not None
+            return self._progress.history.seed if resumed else secrets.randbits(31)  # type: ignore[union-attr]
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**31:
+            raise ValueError(f"`seed` must be a whole number in [0, 2**31), got {seed!r}")
+        return int(seed)
+
+    def _check_logits(self, x: Array) -> None:
+        logits = self._backend.logits(x)
+        nb_classes = self._classifier.nb_classes
+        if logits.ndim != 2 or logits.shape[1] != nb_classes or nb_classes < 2:
+            raise ValueError(
+                f"`classifier` must return one logit per class, shape (n, {nb_classes}) with at least 2 classes, "
+                f"got {logits.shape}"
+            )
+        if not np.all(np.isfinite(logits)):
+            raise ValueError("`classifier` must return finite logits, got NaN or infinite values on `x`: is it trained?")
+        if np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1.0, atol=1e-4):
+            raise ValueError(
+                "`classifier` must return logits, got probabilities (rows in [0, 1] that sum to 1): remove the final softmax "
+                "from the model and use a loss that takes logits; the bound and the attacks need logits"
+            )
+
+    def _check_rules(self, x: Array, labels: Array) -> None:
+        """One measured step, so that what cannot work fails before any weight changes."""
+        step = self._backend.measuring_step(self._objective)
+        step(self._batch(x[:2], labels[:2], np.random.default_rng(0)), self._schedule.full())
+
+    def _settings(self) -> dict[str, Any]:
+        return {**asdict(self._schedule), **asdict(self._objective)}
+
+    def _refuse_other(self, saved: Mapping[str, Any], now: Mapping[str, Any], path: str) -> None:
+        for name, value in now.items():
+            if saved.get(name) != value:
+                raise ValueError(f"`{name}` must be as in the checkpoint {path}: {saved.get(name)!r}, got {value!r}")
+
+    def _refuse_other_network(self, weights: Mapping[str, Array], path: str) -> None:
+        here = self._backend.state()
+        if {n: a.shape for n, a in here.items()} != {n: a.shape for n, a in weights.items()}:
+            raise ValueError(f"{path} holds the weights of another network than `classifier`'s")
+
+    # -- the loop
+
+    def _batch(self, x: Array, labels: Array, rng: np.random.Generator) -> Batch:
+        one_hot = np.zeros((len(x), self._classifier.nb_classes), np.float32)
+        one_hot[np.arange(len(x)), labels] = 1.0
+        noise = rng.random(x.shape, np.float32) * 2.0 - 1.0
+        return Batch(x, one_hot, noise, rng.random(len(x), np.float32))
+
+    def _run(
+        self,
+        source: _Source,
+        x: Array,
+        labels: Array,
+        nb_epochs: int,
+        validation_data: Any,
+        seed: int,
+        scheduler: Any,
+        callbacks: Sequence[Callback],
+        early_stopping: int | None,
+        checkpoint: str | Path | None,
+        about_data: dict[str, Any],
+    ) -> History:
+        nb_epochs = positive_int("nb_epochs", nb_epochs)
+        if early_stopping is not None:
+            positive_int("early_stopping", early_stopping)
+            if validation_data is None:
+                raise ValueError("`early_stopping` needs `validation_data`, got None")
+        validation = None if validation_data is None else self._check_validation(validation_data)
+        self._backend.check_scheduler(scheduler)
+        self._check_logits(x)
+        self._check_rules(x, labels)
+        plan = {**self._settings(), "nb_epochs": nb_epochs, "seed": seed, **about_data}
+        progress = self._begin(plan, seed)
+        with self._backend.training(seed):
+            if progress.last.epoch:
+                self._backend.load_optimizer_state(progress.last.optimizer)
+            self._loop(progress, source, nb_epochs, validation, seed, scheduler, callbacks, early_stopping, checkpoint)
+        if progress.best_weights is not None:
+            self._backend.load_state(progress.best_weights)
+        return progress.history
+
+    def _begin(self, plan: dict[str, Any], seed: int) -> _Progress:
+        if self._resuming and self._progress is not None:
+            self._refuse_other(self._progress.plan, plan, "that is being resumed")
+            self._resuming = False
+            self._backend.load_state(self._progress.last.weights)
+            return self._progress
+        start = _Snapshot(0, self._backend.state(), self._backend.optimizer_state())
+        self._progress = _Progress(History(seed=seed, settings=plan), plan, start)
+        return self._progress
+
+    def _loop(
+        self,
+        progress: _Progress,
+        source: _Source,
+        nb_epochs: int,
+        validation: tuple[Array, Array] | None,
+        seed: int,
+        scheduler: Any,
+        callbacks: Sequence[Callback],
+        early_stopping: int | None,
+        checkpoint: str | Path | None,
+    ) -> None:
+        backend, history = self._backend, progress.history
+        step = backend.training_step(self._objective)
+        measure = backend.measuring_step(self._objective)
+        bar = tqdm(
+            total=nb_epochs * source.steps,
+            initial=progress.last.epoch * source.steps,
+            desc="entropic retraining",
+            unit="step",
+            disable=not self._verbose,
+        )
+        with bar:
+            for epoch in range(progress.last.epoch, nb_epochs):
+                began = time.perf_counter()
+                if callable(scheduler):
+                    self._set_learning_rate(scheduler(epoch))
+                learning_rate = backend.learning_rate
+                terms = self._epoch(progress, source, step, epoch, nb_epochs, seed, bar)
+                controls = self._schedule.at((epoch + 1) / nb_epochs)
+                shown = self._validate(measure, validation, seed) if validation is not None else None
+                if scheduler is not None and not callable(scheduler):
+                    backend.step_scheduler(scheduler, epoch)
+                seconds = time.perf_counter() - began
+                record = Epoch(
+                    epoch=epoch + 1, eps=controls.eps, k=controls.k, beta=controls.beta, learning_rate=learning_rate,
+                    seconds=seconds, terms=terms, validation=shown,
+                )  # fmt: skip
+                history.epochs.append(record)
+                history.seconds += seconds
+                self._choose(progress, record)
+                progress.last = _Snapshot(epoch + 1, backend.state(), backend.optimizer_state())
+                if checkpoint is not None:
+                    self.save(checkpoint)
+                stop = [callback(record) is True for callback in callbacks]
+                if any(stop) or (early_stopping is not None and progress.stale >= early_stopping):
+                    history.stopped_early = epoch + 1 < nb_epochs
+                    break
+
+    def _epoch(
+        self, progress: _Progress, source: _Source, step: Any, epoch: int, nb_epochs: int, seed: int, bar: Any
+    ) -> dict[str, float]:
+        """One pass over the data; the mean of each term, weighted by the size of its batch."""
+        rng = np.random.default_rng([seed, epoch, 1])
+        sums: dict[str, float] = {}
+        seen = 0
+        for number, (x, labels) in enumerate(source.batches(epoch)):
+            controls = self._schedule.at((epoch + number / source.steps) / nb_epochs)
+            values = step(self._batch(x, labels, rng), controls)
+            if not all(map(math.isfinite, values.values())):
+                self._backend.load_state(progress.last.weights)
+                last = progress.last.epoch
+                raise TrainingDivergedError(epoch + 1, number + 1, values, f"epoch {last}" if last else "the start")
+            seen += len(x)
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value * len(x)
+            bar.update()
+            if number % 10 == 0:
+                bar.set_postfix(_postfix(epoch, nb_epochs, controls, sums, seen), refresh=False)
+        return {name: value / seen for name, value in sums.items()}
+
+    def _set_learning_rate(self, value: Any) -> None:
+        # ART's TensorFlow convention is a callable that sets the rate itself and returns nothing.
+        if value is not None:
+            rate = non_negative("scheduler(epoch)", value)
+            self._backend.learning_rate = rate
+
+    def _validate(self, measure: Any, validation: tuple[Array, Array], seed: int) -> dict[str, float]:
+        """Terms at full strength on validation data, always with the same noise, so that epochs compare."""
+        x, labels = validation
+        rng = np.random.default_rng([seed, 2])
+        sums: dict[str, float] = {}
+        for start in range(0, len(x), 256):
+            part = slice(start, start + 256)
+            values = measure(self._batch(x[part], labels[part], rng), self._schedule.full())
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value * len(x[part])
+        return {name: value / len(x) for name, value in sums.items()}
+
+    def _choose(self, progress: _Progress, record: Epoch) -> None:
+        """Keep the weights of the epoch with the lowest validation loss, once the schedule is at full strength."""
+        history = progress.history
+        if record.validation is None or record.eps < self._schedule.eps:
+            history.best_epoch = record.epoch if progress.best_weights is None else history.best_epoch
+            return
+        if record.validation["loss"] < progress.best_loss:
+            progress.best_loss, progress.stale = record.validation["loss"], 0
+            progress.best_weights = self._backend.state()
+            history.best_epoch = record.epoch
+        else:
+            progress.stale += 1
+
+
+def _postfix(epoch: int, nb_epochs: int, controls: Controls, sums: Mapping[str, float], seen: int) -> dict[str, str]:
+    shown = {"epoch": f"{epoch + 1}/{nb_epochs}", "eps": f"{controls.eps:.3g}"}
+    for name, short in (("loss", "loss"), ("information", "nats"), ("accuracy", "acc"), ("certified_accuracy", "cert")):
+        if name in sums:
+            shown[short] = f"{sums[name] / seen:.3f}"
+    return shown
