@@ -243,9 +243,10 @@ class TorchBackend:
         arrays: dict[str, Array] = {"generator": torch.get_rng_state().numpy().copy()}
         for index, slots in state["state"].items():
             for slot, value in slots.items():
-                kind = "tensor" if isinstance(value, torch.Tensor) else "number"
-                if value is not None:
-                    arrays[f"{kind}/{index}/{slot}"] = np.array(value.cpu() if kind == "tensor" else value)
+                if isinstance(value, torch.Tensor):
+                    arrays[f"tensor/{index}/{slot}"] = value.cpu().numpy().copy()
+                elif value is not None:
+                    arrays[f"number/{index}/{slot}"] = np.array(value)
         for index, group in enumerate(state["param_groups"]):
             arrays[f"lr/{index}"] = np.array(float(group["lr"]))
         return arrays

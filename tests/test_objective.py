@@ -1,0 +1,97 @@
+"""Equation (2): its terms by hand, its schedule, and the same descent in both frameworks."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from art_entropic.backends import FRAMEWORKS, Batch, Controls, Interval, LayerInterval, Propagation, backend_for
+from art_entropic.backends.numpy import ops
+from art_entropic.objective import EntropicObjective, Schedule, natural_objective
+
+LOGITS = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
+Y = np.eye(3)[[0, 1]]
+
+
+class Canned:
+    """A `View` that answers with fixed boxes."""
+
+    ops = ops
+
+    def logits(self, x):
+        return LOGITS
+
+    def propagate(self, x, eps):
+        box = Interval(LOGITS - 0.5, LOGITS + 0.5)
+        return Propagation(LOGITS, box, (LayerInterval("logits", box),))
+
+
+BATCH = Batch(np.zeros((2, 1)), Y, np.zeros((2, 1)), np.zeros(2))
+
+
+def test_loss_by_hand():
+    terms = EntropicObjective("interval", 1.0)(Canned(), BATCH, Controls(0.1, 0.25, 2.0))
+    natural = -np.log([0.5, 0.8]).mean()
+    # The label's odds fall by e^-0.5, its rivals' rise by e^0.5.
+    down, up = np.exp(-0.5), np.exp(0.5)
+    worst = -np.log([0.5 * down / (0.5 * down + 0.5 * up), 0.8 * down / (0.8 * down + 0.2 * up)]).mean()
+    np.testing.assert_allclose(terms["cross_entropy"], natural)
+    np.testing.assert_allclose(terms["worst_case_cross_entropy"], worst)
+    np.testing.assert_allclose(terms["information"], np.log(2.0))
+    np.testing.assert_allclose(terms["loss"], 0.75 * natural + 0.25 * worst + 2.0 * np.log(2.0))
+    # log(.8) - log(.1) = 2.08 > 1 survives the ball, log(.5) - log(.25) = 0.69 does not.
+    np.testing.assert_allclose([terms["accuracy"], terms["certified_accuracy"]], [1.0, 0.5])
+
+
+def test_no_strength_is_natural_training():
+    terms = EntropicObjective("interval", 1.0)(Canned(), BATCH, Controls(0.0, 0.0, 0.0))
+    np.testing.assert_allclose(terms["loss"], natural_objective(Canned(), BATCH, None)["loss"])
+
+
+def test_schedule_ramps_linearly_after_the_warmup():
+    schedule = Schedule(eps=0.2, k=0.5, beta=1.0, warmup=0.25, ramp=0.5)
+    strengths = [schedule.strength(p) for p in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    np.testing.assert_allclose(strengths, [0.0, 0.0, 0.5, 1.0, 1.0])
+    np.testing.assert_allclose(schedule.at(0.5), (0.1, 0.25, 0.5))
+    assert Schedule(eps=0.2, k=0.5, beta=1.0, ramp=0.0).at(0.0) == Controls(0.2, 0.5, 1.0)
+
+
+@given(warmup=st.floats(0, 1), ramp=st.floats(0, 1), one=st.floats(0, 1), two=st.floats(0, 1))
+def test_schedule_never_falls_and_ends_at_full_strength(warmup, ramp, one, two):
+    if warmup + ramp > 1:
+        with pytest.raises(ValueError, match="must not exceed 1"):
+            Schedule(1.0, 1.0, 1.0, warmup, ramp)
+        return
+    schedule = Schedule(1.0, 1.0, 1.0, warmup, ramp)
+    assert 0 <= schedule.strength(min(one, two)) <= schedule.strength(max(one, two)) <= 1
+    if warmup < 1:
+        assert schedule.strength(1.0) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [({"warmup": -0.1}, "`warmup`"), ({"ramp": 1.5}, "`ramp`"), ({"ramp": float("nan")}, "`ramp` must be finite")],
+)
+def test_schedule_refuses_shares_outside_0_to_1(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Schedule(1.0, 1.0, 1.0, **arguments)
+
+
+@pytest.mark.parametrize("measure, k", [("interval", 0.5), ("channel", 0.0)])
+def test_three_steps_agree_between_the_frameworks(make_classifier, points, measure, k):
+    losses, predictions = {}, {}
+    for framework, row in FRAMEWORKS.items():
+        backend = backend_for(make_classifier(framework))
+        x, labels = points(framework, n=16)
+        noise = np.random.default_rng(1).uniform(-1, 1, (16, 6, 6, 2)).astype(np.float32)
+        noise = noise.transpose(0, 3, 1, 2) if row.channels_first else noise
+        rivals = np.random.default_rng(2).random(16, np.float32)
+        batch = Batch(x, np.eye(3, dtype=np.float32)[labels], np.ascontiguousarray(noise), rivals)
+        step = backend.training_step(EntropicObjective(measure, 1.0))
+        with backend.training(0):
+            values = [step(batch, Controls(0.05, k, 0.7)) for _ in range(3)]
+        losses[framework] = [[v[name] for name in sorted(v)] for v in values]
+        predictions[framework] = backend.logits(x)
+    one, two = FRAMEWORKS
+    np.testing.assert_allclose(losses[one], losses[two], rtol=2e-3, atol=1e-5)
+    np.testing.assert_allclose(predictions[one], predictions[two], rtol=5e-3, atol=1e-3)

@@ -1,0 +1,317 @@
+"""`EntropicTrainer` on every framework: what it promises, what it refuses, and what it leaves behind."""
+
+import inspect
+
+import numpy as np
+import pytest
+from art.defences.trainer import Trainer
+from art.estimators.classification import SklearnClassifier
+from sklearn.linear_model import LogisticRegression
+
+from art_entropic.backends import FRAMEWORKS, backend_for
+from art_entropic.backends.architecture import Dense, Flatten
+from art_entropic.certificates import certify
+from art_entropic.trainer import EntropicTrainer, TrainingDivergedError
+
+EPS = 0.1
+
+
+def trainer_of(classifier, **kwargs):
+    return EntropicTrainer(classifier, EPS, verbose=False, **kwargs)
+
+
+def weights(classifier):
+    return list(backend_for(classifier).state().values())
+
+
+def assert_same(one, two):
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture
+def classifier(framework, make_classifier):
+    return make_classifier(framework)
+
+
+@pytest.fixture
+def data(framework, points):
+    return points(framework)
+
+
+def test_is_an_art_trainer_with_arts_names(classifier):
+    trainer = trainer_of(classifier)
+    assert isinstance(trainer, Trainer) and trainer.classifier is classifier and trainer.get_classifier() is classifier
+    names = set(inspect.signature(EntropicTrainer.fit).parameters)
+    assert {"x", "y", "batch_size", "nb_epochs", "validation_data"} <= names
+
+
+def test_retraining_certifies_what_was_not_certified_before(classifier, data):
+    x, y = data
+    before = certify(classifier, x, y, EPS).mean()
+    history = trainer_of(classifier).fit(x, y, batch_size=16, nb_epochs=30, seed=0)
+    assert before < 0.5 and certify(classifier, x, y, EPS).mean() > 0.9
+    assert [epoch.epoch for epoch in history.epochs] == list(range(1, 31)) and history.best_epoch == 30
+    assert history.terms("information")[-1] < max(history.terms("information"))
+    assert history.epochs[0].eps < history.epochs[-1].eps == EPS
+
+
+@pytest.mark.parametrize("measure", ["interval", "channel"])
+def test_one_seed_gives_one_result_bit_for_bit(framework, make_classifier, data, measure):
+    results = []
+    for seed in (3, 3, 4):
+        classifier = make_classifier(framework)
+        np.random.seed(len(results))  # the global generator has no say
+        trainer_of(classifier, measure=measure).fit(*data, batch_size=16, nb_epochs=2, seed=seed)
+        results.append(weights(classifier))
+    assert_same(results[0], results[1])
+    assert any(np.any(a != b) for a, b in zip(results[0], results[2], strict=True))
+
+
+def test_an_interrupted_retraining_goes_on_to_the_same_weights(framework, make_classifier, data, tmp_path):
+    def run(callbacks=(), resume=None, checkpoint=None):
+        classifier = make_classifier(framework)
+        trainer = trainer_of(classifier)
+        if resume is not None:
+            trainer.resume(resume)
+        history = trainer.fit(
+            *data, batch_size=20, nb_epochs=6, seed=1, validation_data=data, callbacks=callbacks, checkpoint=checkpoint
+        )
+        return weights(classifier), history
+
+    class Killed(Exception):
+        pass
+
+    def kill(epoch):
+        if epoch.epoch == 4:
+            raise Killed
+
+    whole, history = run()
+    with pytest.raises(Killed):
+        run([kill], checkpoint=tmp_path / "half.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["half.npz"]
+    resumed, again = run(resume=tmp_path / "half.npz")
+    assert_same(whole, resumed)
+    assert [e.terms for e in history.epochs] == [e.terms for e in again.epochs]
+    assert history.best_epoch == again.best_epoch
+
+
+def test_resume_refuses_other_settings_and_other_networks(framework, make_classifier, data, tmp_path):
+    trainer = trainer_of(make_classifier(framework))
+    with pytest.raises(RuntimeError, match="nothing to save"):
+        trainer.save(tmp_path / "early.npz")
+    trainer.fit(*data, nb_epochs=1, seed=0)
+    trainer.save(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=r"`beta` must be as in the checkpoint"):
+        trainer_of(make_classifier(framework), beta=0.7).resume(tmp_path / "a.npz")
+    other = make_classifier(framework, architecture=(Flatten(), Dense(3, None)))
+    with pytest.raises(ValueError, match="another network"):
+        trainer_of(other).resume(tmp_path / "a.npz")
+    resumed = trainer_of(make_classifier(framework))
+    resumed.resume(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match="`nb_epochs` must be as in"):
+        resumed.fit(*data, nb_epochs=2, seed=0)
+    np.savez(tmp_path / "other.npz", x=1)
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        trainer_of(make_classifier(framework)).resume(tmp_path / "other.npz")
+    with pytest.raises(FileNotFoundError):
+        trainer_of(make_classifier(framework)).resume(tmp_path / "none.npz")
+
+
+def test_best_epoch_is_the_one_with_the_lowest_validation_loss_at_full_strength(classifier, data):
+    # A learning rate that explodes late makes an early epoch the best.
+    states = {}
+    history = trainer_of(classifier, ramp=0.25).fit(
+        *data, batch_size=32, nb_epochs=8, validation_data=data, seed=0,
+        scheduler=lambda epoch: 0.01 if epoch < 6 else 0.5,
+        callbacks=[lambda epoch: states.update({epoch.epoch: weights(classifier)})],
+    )  # fmt: skip
+    losses = {e.epoch: e.validation["loss"] for e in history.epochs if e.eps == EPS}
+    assert set(losses) == {2, 3, 4, 5, 6, 7, 8}
+    assert history.best_epoch == min(losses, key=losses.get) < 8
+    assert_same(weights(classifier), states[history.best_epoch])
+    assert [e.learning_rate for e in history.epochs] == pytest.approx([0.01] * 6 + [0.5] * 2)
+
+
+def test_early_stopping_and_callbacks_end_the_training(framework, make_classifier, data):
+    worse = lambda epoch: 0.5 if epoch >= 3 else 0.01  # noqa: E731
+    history = trainer_of(make_classifier(framework), ramp=0.1).fit(
+        *data, nb_epochs=40, validation_data=data, early_stopping=3, scheduler=worse, seed=0
+    )
+    assert history.stopped_early and len(history.epochs) == history.best_epoch + 3
+    history = trainer_of(make_classifier(framework)).fit(*data, nb_epochs=9, callbacks=[lambda epoch: epoch.epoch == 2], seed=0)
+    assert history.stopped_early and len(history.epochs) == 2
+
+
+def test_labels_inputs_and_the_last_batch_come_as_they_like(framework, make_classifier, points):
+    x, y = points(framework, n=33)  # 16, 16 and a single one, which batch statistics could not use
+    results = []
+    for inputs, labels in ((x, y), (x.astype(np.float64), np.eye(3)[y]), (x, y[:, None].astype(np.uint8))):
+        classifier = make_classifier(framework)
+        trainer_of(classifier).fit(inputs, labels, batch_size=16, nb_epochs=1, seed=0)
+        results.append(weights(classifier))
+    assert_same(results[0], results[1])
+    assert_same(results[0], results[2])
+
+
+def test_fit_generator_sees_every_batch(classifier, data):
+    from art.data_generators import NumpyDataGenerator
+
+    x, y = data
+    generator = NumpyDataGenerator(x, np.eye(3)[y], batch_size=16, drop_remainder=False, shuffle=False)
+    history = trainer_of(classifier).fit_generator(generator, nb_epochs=20, validation_data=data, seed=0)
+    assert len(history.epochs) == 20 and certify(classifier, x, y, EPS).mean() > 0.5
+
+
+def test_predict_is_chunked_and_that_of_the_classifier(classifier, data):
+    x, _ = data
+    np.testing.assert_allclose(trainer_of(classifier).predict(x, batch_size=7), classifier.predict(x), atol=1e-5)
+
+
+def test_divergence_restores_the_last_finite_weights_and_says_where(classifier, data):
+    kept = []
+
+    def poison(epoch):
+        kept.append(weights(classifier))
+        if epoch.epoch == 2:
+            backend = backend_for(classifier)
+            backend.load_state({name: array * np.float32(np.inf) for name, array in backend.state().items()})
+
+    with pytest.raises(TrainingDivergedError, match=r"epoch 3, step 1: .*epoch 2.*smaller learning rate"):
+        trainer_of(classifier).fit(*data, batch_size=32, nb_epochs=5, seed=0, callbacks=[poison])
+    assert_same(weights(classifier), kept[-1])
+
+
+def bad_inputs(x, y):
+    nan, outside = x.copy(), x.copy()
+    nan[3, 0] = np.nan
+    outside[0, 0] = 1.5
+    soft = np.full((len(x), 3), 1 / 3)
+    return {
+        "empty": (x[:0], y[:0], {}, "`x` must hold at least one example"),
+        "rank": (x.reshape(len(x), -1), y, {}, r"`x` must have shape \(n, "),
+        "shape": (x[:, :, :5], y, {}, r"`x` must have shape \(n, "),
+        "nan": (nan, y, {}, "`x` must be finite, got .* the first at index"),
+        "outside": (outside, y, {}, "`x` must lie within `clip_values`"),
+        "strings": (x.astype(str), y, {}, "`x` must be an array of real numbers"),
+        "length": (x, y[:-1], {}, "`y` must hold one label for each"),
+        "range": (x, np.where(y == 2, 3, y), {}, "`y` must hold classes 0 to 2, got 3 at index"),
+        "negative": (x, y - 1, {}, "`y` must hold classes 0 to 2, got -1"),
+        "soft": (x, soft, {}, "soft labels are not supported"),
+        "fraction": (x, y + 0.5, {}, "whole class indices"),
+        "batch_size": (x, y, {"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        "nb_epochs": (x, y, {"nb_epochs": -1}, "`nb_epochs` must be at least 1, got -1"),
+        "nb_epochs_kind": (x, y, {"nb_epochs": 1.5}, "`nb_epochs` must be a whole number"),
+        "early_stopping": (x, y, {"early_stopping": 2}, "`early_stopping` needs `validation_data`"),
+        "validation": (x, y, {"validation_data": (x, y + 1)}, "`validation y` must hold classes"),
+        "validation_kind": (x, y, {"validation_data": x}, r"`validation_data` must be a pair"),
+        "scheduler": (x, y, {"scheduler": "cosine"}, "`scheduler` must be a callable"),
+        "seed": (x, y, {"seed": -1}, "`seed` must be a whole number"),
+        "unknown": (x, y, {"epochs": 3}, "unexpected keyword argument 'epochs'"),
+    }
+
+
+def test_bad_input_is_named_before_any_work(classifier, data):
+    before = weights(classifier)
+    for name, (x, y, kwargs, message) in bad_inputs(*data).items():
+        with pytest.raises((ValueError, TypeError), match=message):
+            trainer_of(classifier).fit(x, y, **{"nb_epochs": 1, **kwargs})
+            pytest.fail(f"{name} was taken")
+    assert_same(weights(classifier), before)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"eps": 0.0}, r"`eps` must be positive and in the units of `clip_values` \(0, 1\), got 0.0"),
+        ({"eps": -0.1}, "`eps` must be positive"),
+        ({"eps": float("nan")}, "`eps` must be finite"),
+        ({"eps": 8}, r"`eps` must not exceed the range 1 of .*did you mean 8/255 = 0.0314"),
+        ({"eps": "0.1"}, "`eps` must be a number"),
+        ({"measure": "entropy"}, "`measure` must be one of 'interval', 'channel', got 'entropy'"),
+        ({"k": 1.5}, r"`k` must be in \[0, 1\]"),
+        ({"beta": -1.0}, "`beta` must not be negative"),
+        ({"measure": "channel", "k": 0.5}, r"`k` > 0 needs a measure that bounds the logits \('interval'\)"),
+        ({"resolution": 0.0}, "`resolution` must be positive"),
+        ({"ramp": 2.0}, "`ramp` must be a share"),
+    ],
+)
+def test_settings_are_checked_when_the_trainer_is_made(classifier, arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        EntropicTrainer(classifier, **{"eps": EPS, **arguments})
+
+
+def test_another_kind_of_estimator_is_refused_by_name():
+    model = LogisticRegression().fit(np.eye(3), [0, 1, 2])
+    with pytest.raises(TypeError, match="PyTorchClassifier, TensorFlowV2Classifier, KerasClassifier, got ScikitlearnLogistic"):
+        EntropicTrainer(SklearnClassifier(model), 0.1)
+
+
+def test_an_estimator_without_optimizer_or_loss_is_refused(framework, classifier, data):
+    loss = "_loss" if framework == "pytorch" else "_loss_object"
+    for attribute, word in (("_optimizer", "optimizer"), (loss, "loss")):
+        kept = getattr(classifier, attribute)
+        setattr(classifier, attribute, None)
+        with pytest.raises(ValueError, match=rf"(?i)`classifier` must have a.*{word}"):
+            trainer_of(classifier)
+        setattr(classifier, attribute, kept)
+
+
+def test_preprocessing_defences_are_refused_by_name(classifier):
+    from art.defences.preprocessor import FeatureSqueezing
+
+    classifier.preprocessing_defences = [FeatureSqueezing((0, 1))]
+    classifier._update_preprocessing_operations()
+    with pytest.raises(ValueError, match="preprocessing defence FeatureSqueezing"):
+        trainer_of(classifier)
+
+
+def test_a_network_that_returns_probabilities_is_refused(framework, classifier, data, monkeypatch):
+    backend = type(backend_for(classifier))
+    logits = backend.logits
+
+    def probabilities(self, x, batch_size=256):
+        z = np.exp(logits(self, x))
+        return z / z.sum(1, keepdims=True)
+
+    monkeypatch.setattr(backend, "logits", probabilities)
+    with pytest.raises(ValueError, match="must return logits, got probabilities"):
+        trainer_of(classifier).fit(*data, nb_epochs=1)
+
+
+def test_nothing_is_left_behind_in_pytorch(make_classifier, points, tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    classifier = make_classifier("pytorch")
+    model = classifier.model.eval()
+    model[0].train()  # a mode of its own survives
+    generator = torch.get_rng_state()
+    trainer_of(classifier).fit(*points("pytorch"), nb_epochs=2, seed=0, validation_data=points("pytorch"))
+    assert [module.training for module in model.modules()] == [False, True] + [False] * (len(list(model.modules())) - 2)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    torch.testing.assert_close(torch.get_rng_state(), generator)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pytorch_scheduler_is_stepped_each_epoch(make_classifier, points):
+    import torch
+
+    classifier = make_classifier("pytorch", learning_rate=0.01)
+    scheduler = torch.optim.lr_scheduler.StepLR(classifier.optimizer, 1, 0.5)
+    history = trainer_of(classifier).fit(*points("pytorch"), nb_epochs=3, scheduler=scheduler, seed=0)
+    assert [e.learning_rate for e in history.epochs] == pytest.approx([0.01, 0.005, 0.0025])
+
+
+def test_weights_are_saved_in_the_frameworks_own_safe_format_and_load_back(framework, make_classifier, tmp_path):
+    one, two = backend_for(make_classifier(framework, seed=1)), backend_for(make_classifier(framework, seed=2))
+    path = tmp_path / f"weights{one.weights_suffix}"
+    one.save_weights(path)
+    two.load_weights(path)
+    assert_same(one.state().values(), two.state().values())
+
+
+def test_both_frameworks_start_from_the_same_weights(make_classifier, points):
+    logits = [backend_for(make_classifier(name)).logits(points(name)[0]) for name in FRAMEWORKS]
+    np.testing.assert_allclose(*logits, atol=1e-5)
