@@ -1,0 +1,540 @@
+"""TensorFlow: ART's TensorFlowV2Classifier and KerasClassifier behind the `Backend` protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from art_entropic import intervals
+from art_entropic.backends import (
+    Array,
+    Batch,
+    Controls,
+    Interval,
+    LayerInterval,
+    NoIntervalRuleError,
+    Objective,
+    Propagation,
+)
+from art_entropic.backends._losses_tensorflow import for_art_trainers, untouched, with_loss
+from art_entropic.backends._preprocessing import standardisation
+from art_entropic.backends._tensorflow_bounds import NO_GRAPH, Joint, Walk, box_of, has_graph, straight_relu
+from art_entropic.backends._tensorflow_ops import ops
+from art_entropic.backends.architecture import Architecture, Conv, Dense, Flatten, MaxPool, initial_weights
+
+# --------------------------------------------------------------------------------------------------------------- view
+
+Standardise = Callable[[tf.Tensor], tf.Tensor]
+
+
+def _single(box: Interval) -> Interval:
+    """In the precision that objectives compute in; layers may have their own."""
+    return Interval(*(tf.cast(end, tf.float32) for end in box))
+
+
+class TensorFlowView:
+    """`View` of a Keras model."""
+
+    ops = ops
+
+    def __init__(
+        self, model: Any, standardise: Standardise, clip_values: tuple[tf.Tensor, tf.Tensor] | None, *, training: bool
+    ) -> None:
+        self._model = model
+        self._standardise = standardise
+        self._clip_values = clip_values
+        self._training = training
+
+    def logits(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.cast(self._model(self._standardise(x), training=self._training), tf.float32)
+
+    def propagate(self, x: tf.Tensor, eps: tf.Tensor) -> Propagation:
+        box = Interval(*map(self._standardise, intervals.ball(ops, x, eps, self._clip_values)))
+        walk = Walk(training=self._training)
+        logits = walk.logits(self._model, Joint(self._standardise(x), box, "input"))
+        layers = tuple(LayerInterval(name, _single(box_of(layer))) for name, layer in walk.layers())
+        return Propagation(tf.cast(logits.value, tf.float32), layers[-1].box, layers)
+
+    def input_gradient(self, x: tf.Tensor, direction: Callable[[tf.Tensor], tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        x = tf.stop_gradient(x)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            walk = Walk(training=False, relu=straight_relu)
+            logits = tf.cast(walk.logits(self._model, Joint(self._standardise(x), None, "input")).value, tf.float32)
+            weights = tf.stop_gradient(direction(tf.stop_gradient(logits)))
+            score = tf.reduce_sum(weights * logits)
+        return logits, tape.gradient(score, x)
+
+
+# ------------------------------------------------------------------------------------------------------ compiled code
+
+
+def _compiled(*signature: tf.TensorSpec) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`tf.function` for batches of any length."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        compiled = tf.function(function, input_signature=signature, autograph=False)
+        # TensorFlow takes the functions of many models, each traced once, for one that is traced over and over.
+        compiled._omit_frequent_tracing_warning = True
+        return compiled
+
+    return decorate
+
+
+Compute = Callable[[Batch, Controls], dict[str, tf.Tensor]]
+
+
+class TensorFlowStep:
+    """A compiled `Step`, traced once for batches of any length."""
+
+    def __init__(self, compute: Compute, input_shape: Sequence[int], nb_classes: int) -> None:
+        self.trace_count = 0
+        self._names: tuple[str, ...] = ()
+        images = tf.TensorSpec((None, *input_shape), tf.float32)
+        labels, numbers = tf.TensorSpec((None, nb_classes), tf.float32), tf.TensorSpec((None,), tf.float32)
+        scalar = tf.TensorSpec((), tf.float32)
+
+        @_compiled(images, labels, images, numbers, scalar, scalar, scalar)
+        def terms(*inputs: tf.Tensor) -> tf.Tensor:
+            self.trace_count += 1
+            values = compute(Batch(*inputs[:4]), Controls(*inputs[4:]))
+            self._names = tuple(values)
+            return tf.stack([tf.cast(value, tf.float32) for value in values.values()])
+
+        self._terms = terms
+
+    def __call__(self, batch: Batch, controls: Controls) -> dict[str, float]:
+        values = self._terms(*(np.asarray(part, np.float32) for part in (*batch, *controls)))
+        return dict(zip(self._names, values.numpy().tolist(), strict=True))
+
+
+def _alive(reference: weakref.ref[Any]) -> Any:
+    """The model behind the reference; whoever asks for a pass holds it."""
+    model = reference()
+    if model is None:
+        raise ReferenceError("the model was deleted")
+    return model
+
+
+class _Inference:
+    """The compiled inference passes of one model, on preprocessed inputs. Holds no strong reference to the model."""
+
+    def __init__(self, model: Any, input_shape: Sequence[int], nb_classes: int) -> None:
+        self.made_for = (tuple(input_shape), nb_classes, _structure(model))
+        self.names: tuple[str, ...] = ()
+        reference = weakref.ref(model)
+        images = tf.TensorSpec((None, *input_shape), tf.float32)
+        labels = tf.TensorSpec((None, nb_classes), tf.float32)
+
+        @_compiled(images)
+        def logits(x: tf.Tensor) -> tf.Tensor:
+            return tf.cast(_alive(reference)(x, training=False), tf.float32)
+
+        @_compiled(images, labels)
+        def gradient(x: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(x)
+                score = tf.reduce_sum(v * tf.cast(_alive(reference)(x, training=False), tf.float32))
+            return tape.gradient(score, x)
+
+        @_compiled(images)
+        def values(x: tf.Tensor) -> list[tf.Tensor]:
+            return [layer.value for layer in self._walk(_alive(reference), Joint(x, None, "input"))]
+
+        @_compiled(images, images, images)
+        def boxes(x: tf.Tensor, lower: tf.Tensor, upper: tf.Tensor) -> list[Interval]:
+            return [box_of(layer) for layer in self._walk(_alive(reference), Joint(x, Interval(lower, upper), "input"))]
+
+        self.logits, self.gradient, self.values, self.boxes = logits, gradient, values, boxes
+
+    def _walk(self, model: Any, x: Joint) -> list[Joint]:
+        if not has_graph(model):
+            raise NoIntervalRuleError(model.name, type(model).__name__, NO_GRAPH)
+        walk = Walk(training=False)
+        walk.logits(model, x)
+        names, layers = zip(*walk.layers(), strict=True)
+        self.names = names
+        return list(layers)
+
+
+# Backends come and go, and compiling takes longer than most of what they are asked.
+_inference: weakref.WeakKeyDictionary[Any, _Inference] = weakref.WeakKeyDictionary()
+
+
+def _structure(model: Any) -> tuple[Any, ...]:
+    """What a user may change in a model that was compiled before: its layers and their activations."""
+    parts: list[Any] = []
+    for layer in model.layers:
+        parts += [id(layer), id(getattr(layer, "activation", None))]
+        parts += [_structure(layer)] if isinstance(layer, keras.Model) else []
+    return tuple(parts)
+
+
+# ------------------------------------------------------------------------------------------------------------ backend
+
+
+class TensorFlowBackend:
+    """`Backend` of an ART TensorFlowV2Classifier or KerasClassifier."""
+
+    framework = "tensorflow"
+    weights_suffix = ".weights.h5"
+    ops = ops
+
+    def __init__(self, estimator: Any) -> None:
+        model = estimator.model
+        if not isinstance(model, keras.Model) or keras.backend.backend() != "tensorflow":
+            raise TypeError(
+                "`classifier` must hold a Keras 3 model on the tensorflow backend, "
+                f"got {type(model).__name__} and the {keras.backend.backend()} backend"
+            )
+        self._estimator = estimator
+        self.model = model
+        self._input_shape = tuple(estimator.input_shape)
+        self._nb_classes = int(estimator.nb_classes)
+        self._mean_std = _constants(standardisation(estimator))
+        self._clip_values = _constants(estimator.clip_values)
+        if not model.built or not model.weights:
+            model(tf.zeros((1, *self._input_shape)), training=False)
+
+    @property
+    def estimator(self) -> Any:
+        return self._estimator
+
+    @property
+    def _compiled_by_keras(self) -> bool:
+        """KerasClassifier leaves optimizer and loss to the model; TensorFlowV2Classifier has its own."""
+        return any(base.__name__ == "KerasClassifier" for base in type(self._estimator).__mro__)
+
+    @property
+    def _optimizer(self) -> Any:
+        optimizer = self.model.optimizer if self._compiled_by_keras else self._estimator.optimizer
+        if not isinstance(optimizer, keras.optimizers.Optimizer):
+            raise ValueError(
+                "`classifier` must have a keras.optimizers.Optimizer to be retrained, "
+                f"got a {type(self._estimator).__name__} with `optimizer={optimizer!r}`"
+            )
+        if optimizer.loss_scale_factor is not None or isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            raise ValueError(f"the optimizer of `classifier` must not scale the loss, got {optimizer.name!r} which does")
+        if not optimizer.built:
+            optimizer.build(self.model.trainable_variables)
+        return optimizer
+
+    def check_trainable(self) -> None:
+        kind = type(self._estimator).__name__
+        if self._compiled_by_keras and not self.model.compiled:
+            raise ValueError(
+                "`classifier` must hold a compiled model to be retrained, with model.compile(optimizer=..., loss=...), "
+                f"got a {kind} of the model {self.model.name!r} that is not compiled"
+            )
+        if (self.model.loss if self._compiled_by_keras else self._estimator.loss_object) is None:
+            raise ValueError(f"`classifier` must have a loss to be retrained, got a {kind} without one")
+        if not self.model.trainable_variables:
+            raise ValueError(f"`classifier` must have trainable weights, got the model {self.model.name!r} without any")
+        shape = self.model.output_shape if has_graph(self.model) else (None, self._nb_classes)
+        if shape != (None, self._nb_classes):
+            raise ValueError(
+                f"`classifier` must return one array of logits of shape (n, {self._nb_classes}), its model returns {shape}"
+            )
+        _ = self._optimizer
+
+    # -- passes
+
+    def _standardise(self, x: tf.Tensor) -> tf.Tensor:
+        if self._mean_std is None:
+            return x
+        mean, std = self._mean_std
+        return (x - mean) / std
+
+    def _view(self, *, training: bool) -> TensorFlowView:
+        return TensorFlowView(self.model, self._standardise, self._clip_values, training=training)
+
+    @property
+    def _passes(self) -> _Inference:
+        passes = _inference.get(self.model)
+        if passes is None or passes.made_for != (self._input_shape, self._nb_classes, _structure(self.model)):
+            passes = _Inference(self.model, self._input_shape, self._nb_classes)
+            _inference[self.model] = passes
+        return passes
+
+    def _chunks(self, x: Array, batch_size: int) -> Iterator[tf.Tensor]:
+        for start in range(0, len(x), batch_size):
+            yield tf.convert_to_tensor(np.asarray(x[start : start + batch_size], np.float32))
+
+    def logits(self, x: Array, batch_size: int = 256) -> Array:
+        passes = self._passes
+        return np.concatenate([passes.logits(self._standardise(c)).numpy() for c in self._chunks(x, batch_size)])
+
+    def layer_names(self) -> tuple[str, ...]:
+        passes = self._passes
+        if not passes.names:
+            passes.values(tf.zeros((1, *self._input_shape)))
+        return passes.names
+
+    def activations(self, x: Array, batch_size: int = 256) -> dict[str, Array]:
+        passes = self._passes
+        parts = [passes.values(self._standardise(chunk)) for chunk in self._chunks(x, batch_size)]
+        values = (np.concatenate([part.numpy() for part in layer]) for layer in zip(*parts, strict=True))
+        return dict(zip(passes.names, values, strict=True))
+
+    def intervals(self, x: Array, eps: float, batch_size: int = 256) -> dict[str, Interval]:
+        passes = self._passes
+        parts = []
+        for chunk in self._chunks(x, batch_size):
+            box = intervals.ball(ops, chunk, tf.constant(eps, tf.float32), self._clip_values)
+            parts.append(passes.boxes(*map(self._standardise, (chunk, *box))))
+        boxes = (
+            Interval(*(np.concatenate([end.numpy() for end in ends]) for ends in zip(*layer, strict=True)))
+            for layer in zip(*parts, strict=True)
+        )
+        return dict(zip(passes.names, boxes, strict=True))
+
+    def input_gradient(self, x: Array, v: Array, batch_size: int = 256) -> Array:
+        passes = self._passes
+        parts = []
+        for chunk, weights in zip(self._chunks(x, batch_size), self._chunks(v, batch_size), strict=True):
+            gradient = passes.gradient(self._standardise(chunk), weights)
+            parts.append((gradient if self._mean_std is None else gradient / self._mean_std[1]).numpy())
+        return np.concatenate(parts)
+
+    # -- training
+
+    @contextlib.contextmanager
+    def training(self, seed: int | None) -> Iterator[None]:
+        if seed is None:
+            yield
+            return
+        generators = _generators(self.model)
+        before = [generator.numpy() for generator in generators]
+        rng = np.random.default_rng(seed)
+        with _global_seed(seed):
+            for generator in generators:
+                generator.assign(rng.integers(0, 2**31, size=2).astype(generator.dtype))
+            try:
+                yield
+            finally:
+                for generator, state in zip(generators, before, strict=True):
+                    generator.assign(state)
+
+    def _step(self, compute: Compute) -> TensorFlowStep:
+        return TensorFlowStep(compute, self._input_shape, self._nb_classes)
+
+    def training_step(self, objective: Objective) -> TensorFlowStep:
+        view = self._view(training=True)
+        optimizer, variables = self._optimizer, self.model.trainable_variables
+        statistics = [variable for variable in self.model.non_trainable_weights]
+
+        def compute(batch: Batch, controls: Controls) -> dict[str, tf.Tensor]:
+            before = [tf.identity(variable.value) for variable in statistics]
+            weights = [variable.value for variable in variables]
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(weights)
+                terms = dict(objective(view, batch, controls))
+            gradients = tape.gradient(terms["loss"], weights)
+            updates = [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
+            if not updates:
+                raise ValueError("the loss of `objective` must depend on the weights, got one without a gradient")
+            norm = tf.linalg.global_norm([gradient for gradient, _ in updates])
+
+            def descend() -> tf.Tensor:
+                optimizer.apply_gradients(updates)
+                return tf.constant(True)
+
+            def undo() -> tf.Tensor:
+                for variable, value in zip(statistics, before, strict=True):
+                    variable.assign(value)
+                return tf.constant(False)
+
+            tf.cond(tf.math.is_finite(terms["loss"]) & tf.math.is_finite(norm), descend, undo)
+            return {**terms, "gradient_norm": norm}
+
+        return self._step(compute)
+
+    def measuring_step(self, objective: Objective) -> TensorFlowStep:
+        view = self._view(training=False)
+        return self._step(lambda batch, controls: dict(objective(view, batch, controls)))
+
+    # -- state
+
+    def state(self) -> dict[str, Array]:
+        return _arrays(self._weights())
+
+    def load_state(self, state: Mapping[str, Array]) -> None:
+        _assign(self._weights(), state)
+
+    def _weights(self) -> dict[str, Any]:
+        # The automatic layer names in a path count all models of the process; order and the last name do not.
+        return {f"{index:04d}/{variable.name}": variable for index, variable in enumerate(self.model.weights)}
+
+    def optimizer_state(self) -> dict[str, Array]:
+        return _arrays(self._optimizer_variables())
+
+    def load_optimizer_state(self, state: Mapping[str, Array]) -> None:
+        _assign(self._optimizer_variables(), state)
+
+    def _optimizer_variables(self) -> dict[str, Any]:
+        slots = {f"optimizer/{index:04d}": variable for index, variable in enumerate(self._optimizer.variables)}
+        return slots | {f"generator/{index:04d}": state for index, state in enumerate(_generators(self.model))}
+
+    @property
+    def learning_rate(self) -> float:
+        return float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        optimizer = self._optimizer
+        if not isinstance(optimizer.learning_rate, keras.Variable):
+            raise ValueError(
+                "the optimizer of `classifier` must have a number as its learning rate for it to be set, "
+                f"got a schedule of its own (set to {value!r})"
+            )
+        optimizer.learning_rate = value
+
+    def check_scheduler(self, scheduler: Any) -> None:
+        if scheduler is not None and not callable(scheduler):
+            raise TypeError(f"`scheduler` must be a callable epoch -> learning rate, got {type(scheduler).__name__}")
+
+    def step_scheduler(self, scheduler: Any, epoch: int) -> None:
+        # Keras has no scheduler object that is stepped from outside.
+        raise TypeError(f"`scheduler` must be a callable epoch -> learning rate, got {type(scheduler).__name__}")
+
+    def save_weights(self, path: Path) -> None:
+        self.model.save_weights(str(path), overwrite=True)
+
+    def load_weights(self, path: Path) -> None:
+        self.model.load_weights(str(path))
+
+
+def _constants(pair: Any) -> tuple[tf.Tensor, tf.Tensor] | None:
+    if pair is None:
+        return None
+    one, two = (tf.constant(np.asarray(value, np.float32)) for value in pair)
+    return one, two
+
+
+def _arrays(variables: Mapping[str, Any]) -> dict[str, Array]:
+    return {name: np.array(variable.numpy()) for name, variable in variables.items()}
+
+
+def _assign(variables: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    wish = {name: tuple(variable.shape) for name, variable in variables.items()}
+    got = {name: tuple(array.shape) for name, array in arrays.items()}
+    if wish != got:
+        differing = sorted({name for name, _ in wish.items() ^ got.items()})
+        raise ValueError(f"`state` must fit this network and optimizer, got other names or shapes for {differing}")
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+
+
+def _generators(model: Any) -> list[Any]:
+    """States of everything random that Keras runs for the model: one per random layer, and the one they share."""
+    from keras.src.random.seed_generator import global_seed_generator  # the public API can neither read nor set it
+
+    known = {id(variable) for variable in (*model.weights, *model.metrics_variables)}
+    return [v for v in model.variables if id(v) not in known] + [global_seed_generator().state]
+
+
+@contextlib.contextmanager
+def _global_seed(seed: int) -> Iterator[None]:
+    """TensorFlow's own seed inside; as before after."""
+    from tensorflow.python.eager import context as eager  # the public API can set the global seed, but not read it
+
+    context = eager.context()
+    before, generator = context._seed, vars(context).get("_rng")
+    tf.random.set_seed(seed)
+    try:
+        yield
+    finally:
+        tf.random.set_seed(before)
+        if generator is not None:
+            context._rng = generator
+
+
+def estimator_backend(estimator: Any) -> TensorFlowBackend:
+    """The backend of an ART TensorFlowV2Classifier or KerasClassifier."""
+    return TensorFlowBackend(estimator)
+
+
+# ------------------------------------------------------------------------------------------------- networks from data
+
+
+def build_classifier(
+    architecture: Architecture,
+    *,
+    input_shape: tuple[int, int, int],
+    nb_classes: int,
+    clip_values: tuple[float, float],
+    learning_rate: float,
+    seed: int,
+) -> Any:
+    """An ART TensorFlowV2Classifier (NHWC, Adam, cross-entropy) of a network described as data.
+
+    Args:
+        input_shape: (height, width, channels).
+        seed: of the initial weights, which are the same numbers in every framework.
+    """
+    from art.estimators.classification import TensorFlowV2Classifier
+
+    return TensorFlowV2Classifier(
+        model=_network(architecture, input_shape, initial_weights(architecture, input_shape, seed)),
+        # PyTorch's epsilon; ART turns one-hot labels into the indices that this loss wants.
+        optimizer=keras.optimizers.Adam(learning_rate, epsilon=1e-8),
+        loss_object=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        input_shape=input_shape,
+        nb_classes=nb_classes,
+        clip_values=clip_values,
+        channels_first=False,
+    )
+
+
+def _network(architecture: Architecture, input_shape: tuple[int, int, int], weights: list[tuple[Array, Array]]) -> Any:
+    layers: list[Any] = []
+    height, width, _ = input_shape
+    for index, layer in enumerate(architecture, start=1):
+        match layer:
+            case Conv():
+                same = all(_same_padding(layer, length) for length in (height, width))
+                if layer.padding and not same:
+                    layers.append(keras.layers.ZeroPadding2D(layer.padding, name=f"padding{index}"))
+                layers.append(
+                    keras.layers.Conv2D(
+                        layer.filters,
+                        layer.kernel,
+                        layer.stride,
+                        padding="same" if same else "valid",
+                        activation=layer.activation,
+                        name=f"conv{index}",
+                    )
+                )
+                height = (height + 2 * layer.padding - layer.kernel) // layer.stride + 1
+                width = (width + 2 * layer.padding - layer.kernel) // layer.stride + 1
+            case MaxPool():
+                layers.append(keras.layers.MaxPooling2D(layer.size, name=f"pool{index}"))
+                height, width = height // layer.size, width // layer.size
+            case Flatten():
+                layers.append(keras.layers.Flatten(name=f"flatten{index}"))
+            case Dense():
+                name = "logits" if index == len(architecture) else f"dense{index}"
+                layers.append(keras.layers.Dense(layer.units, activation=layer.activation, name=name))
+    model = keras.Sequential([keras.Input(input_shape), *layers], name="network")
+    for layer, arrays in zip((layer for layer in model.layers if layer.weights), weights, strict=True):
+        layer.set_weights(list(arrays))
+    return model
+
+
+def _same_padding(layer: Conv, length: int) -> bool:
+    """Whether TensorFlow's "same" pads this length as described: by the same amount on both sides."""
+    covered = (-(-length // layer.stride) - 1) * layer.stride + layer.kernel
+    return layer.padding > 0 and covered - length == 2 * layer.padding
+
+
+__all__ = [
+    "TensorFlowBackend", "TensorFlowView", "build_classifier", "estimator_backend", "for_art_trainers", "untouched",
+    "with_loss",
+]  # fmt: skip
