@@ -6,12 +6,12 @@ finite resolution: inspired by Sperl & Böttinger (arXiv 2008.03072), whose own 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from art_entropic.backends import Batch, Interval, LayerInterval, Ops, Tensor, View
-from art_entropic.intervals import width
 
 
 def transmitted_information(ops: Ops, width: Tensor, *, resolution: float) -> Tensor:
@@ -42,11 +42,10 @@ def mean_transmitted_information(ops: Ops, layers: Sequence[LayerInterval], *, r
     """
     total: Tensor = 0.0
     for layer in layers:
-        spread = width(layer.box)
-        units = 1
-        for length in spread.shape[1:]:
-            units *= int(length)
-        total = total + transmitted_information(ops, spread, resolution=resolution) / units
+        half = layer.half_width
+        units = math.prod(int(length) for length in half.shape[1:])
+        # w / tau = (w / 2) / (tau / 2)
+        total = total + transmitted_information(ops, half, resolution=resolution / 2) / units
     return total
 
 
@@ -122,5 +121,5 @@ class Measure:
 
 MEASURES: dict[str, Measure] = {
     "interval": Measure("worst case, by interval propagation", interval, certifies=True, beta=0.1, k=0.5, resolution=1.0),
-    "channel": Measure("first-order channel into the decision", channel, certifies=False, beta=1.0, k=0.0, resolution=1.0),
+    "channel": Measure("first-order channel into the decision", channel, certifies=False, beta=1.5, k=0.0, resolution=1.0),
 }

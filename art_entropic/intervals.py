@@ -32,11 +32,6 @@ def ball(ops: Ops, x: Tensor, eps: Tensor, clip_values: tuple[Tensor, Tensor] | 
     )
 
 
-def width(box: Interval) -> Tensor:
-    """Range of each unit, upper - lower, >= 0."""
-    return box.upper - box.lower
-
-
 def monotone(f: Map, box: Interval) -> Interval:
     """A map that never decreases in any of its inputs: ReLU, sigmoid, max and average pooling, reshape, padding."""
     return Interval(f(box.lower), f(box.upper))

@@ -56,6 +56,12 @@ class LayerInterval(NamedTuple):
 
     name: str
     box: Interval
+    radius: Tensor | None = None  # half the width, where it is at hand: cheaper to differentiate than upper - lower
+
+    @property
+    def half_width(self) -> Tensor:
+        """Half the range of each unit, >= 0."""
+        return (self.box.upper - self.box.lower) * 0.5 if self.radius is None else self.radius
 
 
 class Propagation(NamedTuple):

@@ -14,8 +14,9 @@ from torch import nn
 
 from art_entropic import intervals
 from art_entropic.backends import Array, Batch, Controls, Interval, LayerInterval, Objective, Propagation, Step
+from art_entropic.backends._losses_torch import for_art_trainers, untouched, with_loss
 from art_entropic.backends._preprocessing import standardisation
-from art_entropic.backends._torch_bounds import BoundTensor, Recorder, Trace
+from art_entropic.backends._torch_bounds import BoundTensor, Recorder, Trace, TwiceDifferentiated
 from art_entropic.backends._torch_ops import ops
 from art_entropic.backends.architecture import Architecture, Conv, Dense, Flatten, MaxPool, initial_weights
 
@@ -42,7 +43,8 @@ class TorchView:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         with _inference(self._backend.model), torch.enable_grad():
             point = x.detach().requires_grad_(True)
-            logits = self._backend.forward(point)
+            with TwiceDifferentiated():
+                logits = self._backend.forward(point)
             weights = direction(logits.detach())
             (gradient,) = torch.autograd.grad((weights * logits).sum(), point, create_graph=self._differentiable)
         return logits, gradient
@@ -125,7 +127,7 @@ class TorchBackend:
         if not isinstance(logits, BoundTensor):
             raise TypeError(f"the network must return one tensor of logits, got {type(logits).__name__}")
         trace.record(logits.source, logits)
-        layers = tuple(LayerInterval(name, bound.box) for name, bound in trace.named())
+        layers = tuple(LayerInterval(name, bound.box, bound.radius) for name, bound in trace.named())
         return Propagation(logits.value, logits.box, layers)
 
     def _tensor(self, x: Any) -> torch.Tensor:
@@ -163,8 +165,9 @@ class TorchBackend:
         parts: dict[str, list[Interval]] = {}
         with _inference(self.model), torch.no_grad():
             for chunk in self._chunks(x, batch_size):
-                for name, box in self.propagate(chunk, eps).layers:
-                    parts.setdefault(name, []).append(Interval(box.lower.cpu().numpy(), box.upper.cpu().numpy()))
+                for layer in self.propagate(chunk, eps).layers:
+                    part = Interval(layer.box.lower.cpu().numpy(), layer.box.upper.cpu().numpy())
+                    parts.setdefault(layer.name, []).append(part)
         return {
             name: Interval(np.concatenate([b.lower for b in boxes]), np.concatenate([b.upper for b in boxes]))
             for name, boxes in parts.items()
@@ -378,3 +381,6 @@ def _fill(module: nn.Module, kernel: Array, bias: Array) -> None:
     with torch.no_grad():
         module.weight.copy_(torch.from_numpy(np.ascontiguousarray(kernel)))  # type: ignore[operator]
         module.bias.copy_(torch.from_numpy(bias))  # type: ignore[operator]
+
+
+__all__ = ["TorchBackend", "TorchView", "build_classifier", "estimator_backend", "for_art_trainers", "untouched", "with_loss"]
