@@ -137,7 +137,18 @@ class EvaluationRecord(Cell, frozen=True, kw_only=True, tag="evaluation", tag_fi
     provenance: Provenance
 
 
-AnyRecord = TrainingRecord | EvaluationRecord
+class MeasurementRecord(Record, frozen=True, kw_only=True, tag="measurement", tag_field="kind"):
+    """A cost measured by a script under ``benchmarks/``: seconds, bytes, ratios; the unit is part of each value's name."""
+
+    schema: int = SCHEMA
+    key: str
+    name: str
+    values: dict[str, float]
+    settings: dict[str, str | float | int | bool | None] = {}
+    provenance: Provenance
+
+
+AnyRecord = TrainingRecord | EvaluationRecord | MeasurementRecord
 
 _decoder = msgspec.json.Decoder(AnyRecord)
 

@@ -1,0 +1,180 @@
+"""TensorFlow: ART estimators around a user's own Keras model, for ART's attacks and adversarial trainers.
+
+An attack needs a loss that the user's estimator does not have, and must leave that estimator as it found it. So each attack
+works on a second estimator that shares the model. Its gradient and its training step are compiled once: ART's own run eagerly
+or are traced anew with every batch. A KerasClassifier gets a TensorFlowV2Classifier, which more of ART's attacks accept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from art.estimators.classification import TensorFlowV2Classifier
+
+_TINY = 1e-12
+
+PerExample = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+def _logit(z: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    return tf.gather(z, index, batch_dims=1)
+
+
+def _true_logit(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    return _logit(z, tf.argmax(y, axis=1))
+
+
+def _best_wrong_logit(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    true = tf.one_hot(tf.argmax(y, axis=1), tf.shape(z)[1], on_value=True, off_value=False)
+    return tf.reduce_max(tf.where(true, tf.constant(-np.inf, z.dtype), z), axis=1)
+
+
+def _rival_logit(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    return _logit(z, tf.argmax(tf.cast((y > 0) & (y < 1), tf.int32), axis=1))
+
+
+def cross_entropy(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """-log softmax(z)_y."""
+    return tf.reduce_logsumexp(z, axis=1) - _true_logit(z, y)
+
+
+def margin(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """max_{i != y} z_i - z_y: positive exactly where the prediction is wrong."""
+    return _best_wrong_logit(z, y) - _true_logit(z, y)
+
+
+def margin_to_rival(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """z_t - z_y."""
+    return _rival_logit(z, y) - _true_logit(z, y)
+
+
+def dlr_to_rival(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2), the targeted difference of logits ratio of Croce & Hein 2020, eq. (7)."""
+    top = tf.math.top_k(z, 4).values
+    return margin_to_rival(z, y) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY)
+
+
+_LOSSES: dict[str, PerExample] = {
+    "cross_entropy": cross_entropy,
+    "margin": margin,
+    "margin_to_rival": margin_to_rival,
+    "dlr_to_rival": dlr_to_rival,
+}
+
+
+class _Attacked(TensorFlowV2Classifier):  # type: ignore[misc]
+    """A TensorFlowV2Classifier with one named loss, whose three uses by an attack are compiled for any batch size."""
+
+    remarks = ("gradient and training step are compiled once: ART's own trace the step anew with every batch",)
+
+    def __init__(self, per_example: PerExample, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        inputs = tf.TensorSpec((None, *self.input_shape), tf.float32)
+        labels = tf.TensorSpec((None, self.nb_classes), tf.float32)
+
+        def logits(x: tf.Tensor) -> tf.Tensor:
+            prepared, _ = self._apply_preprocessing(x, y=None, fit=False)
+            return self.model(prepared, training=False)
+
+        @tf.function(input_signature=[inputs])
+        def forward(x: tf.Tensor) -> tf.Tensor:
+            return logits(x)
+
+        @tf.function(input_signature=[inputs, labels])
+        def losses(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+            return per_example(logits(x), y)
+
+        @tf.function(input_signature=[inputs, labels])
+        def gradient(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(x)
+                # The sum and not the mean: the gradient at one example must not shrink with the size of the batch.
+                loss = tf.reduce_sum(per_example(logits(x), y))
+            return tape.gradient(loss, x)
+
+        self._forward, self._losses, self._gradient = forward, losses, gradient
+
+    def predict(self, x: Any, batch_size: int = 128, training_mode: bool = False, **_: Any) -> np.ndarray:
+        chunks = (x[start : start + batch_size] for start in range(0, len(x), batch_size))
+        return np.concatenate([self._forward(_tensor(chunk)).numpy() for chunk in chunks])
+
+    def compute_loss(self, x: Any, y: Any, reduction: str = "none", training_mode: bool = False, **_: Any) -> np.ndarray:
+        values: np.ndarray = self._losses(_tensor(x), _tensor(y)).numpy()
+        if reduction == "none":
+            return values
+        return np.asarray(values.sum() if reduction == "sum" else values.mean())
+
+    def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **_: Any) -> Any:
+        gradient = self._gradient(_tensor(x), _tensor(y))
+        return gradient.numpy() if isinstance(x, np.ndarray) else gradient
+
+
+def _tensor(value: Any) -> tf.Tensor:
+    return tf.cast(value, tf.float32)
+
+
+def _around(estimator: Any, kind: str, **training: Any) -> Any:
+    """An ART estimator with the named loss and the input side (shape, clip range, preprocessing) of `estimator`."""
+    standardisation = estimator.preprocessing
+    if standardisation is not None:
+        # As numbers, so that ART builds the differentiable form also for a KerasClassifier.
+        standardisation = (standardisation.mean, standardisation.std)
+    twin = _Attacked(
+        _LOSSES[kind],
+        model=estimator.model,
+        nb_classes=estimator.nb_classes,
+        input_shape=estimator.input_shape,
+        channels_first=estimator.channels_first,
+        clip_values=estimator.clip_values,
+        preprocessing_defences=estimator.preprocessing_defences,
+        preprocessing=standardisation,
+        **training,
+    )
+    if not twin.all_framework_preprocessing:
+        names = ", ".join(type(operation).__name__ for operation in twin.preprocessing_operations)
+        raise ValueError(f"`classifier` must have preprocessing that TensorFlow can differentiate, got {names}")
+    return twin
+
+
+def with_loss(estimator: Any, kind: str) -> Any:
+    """A second ART estimator around the same model whose loss is the one named.
+
+    Postprocessing is left out: an attack sees the logits.
+
+    Args:
+        kind: "cross_entropy", "margin", "margin_to_rival" or "dlr_to_rival". Labels are one-hot rows; for the last two, the
+            rival class of each row is marked by a value between 0 and 1.
+    Raises:
+        ValueError: the estimator has a preprocessing defence that is not differentiable.
+    """
+    return _around(estimator, kind)
+
+
+@contextlib.contextmanager
+def untouched(estimator: Any) -> Iterator[None]:
+    """The model leaves as it came. Here nothing needs care: a call in inference mode changes no state of a Keras model."""
+    yield
+
+
+def for_art_trainers(estimator: Any) -> Any:
+    """A second ART estimator that shares model and optimizer, with cross-entropy on logits and a training step traced once.
+
+    Its `remarks` say what differs from ART's own way in a manner that a comparison should mention.
+    """
+    model = estimator.model
+    optimizer = getattr(estimator, "optimizer", None) or model.optimizer
+    if not optimizer.built:
+        optimizer.build(model.trainable_variables)
+
+    @tf.function(reduce_retracing=True)
+    def train_step(model: Any, images: tf.Tensor, labels: tf.Tensor) -> None:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(cross_entropy(model(images, training=True), tf.cast(labels, tf.float32)))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+
+    return _around(estimator, "cross_entropy", optimizer=optimizer, train_step=train_step)

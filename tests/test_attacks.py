@@ -1,0 +1,205 @@
+import random
+
+import numpy as np
+import pytest
+
+from art_entropic.attacks import ATTACKS, BATTERIES, Attack, Ball, Target, attack_points, check_norm, within_ball
+from art_entropic.backends import FRAMEWORKS, backend_for, framework_module
+from art_entropic.backends.architecture import Dense, Flatten
+
+LINEAR = (Flatten(), Dense(5, None))
+
+
+def linear(framework):
+    """A linear classifier with five classes on inputs (6, 6, 2), and its kernel (72, 5) on inputs flattened as (h, w, c)."""
+    classifier = framework_module(framework).build_classifier(
+        LINEAR, input_shape=(6, 6, 2), nb_classes=5, clip_values=(-9.0, 9.0), learning_rate=0.1, seed=3
+    )
+    return classifier
+
+
+def images(framework, n):
+    x = np.random.default_rng(1).uniform(-1, 1, (n, 6, 6, 2)).astype(np.float32)
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if FRAMEWORKS[framework].channels_first else x
+
+
+def lowest_margins(classifier, x, y, ball):
+    """min over the ball of z_y - max z_i of a linear model: the margin to i less eps times the dual norm of w_y - w_i."""
+    zero = np.zeros_like(x[:1])
+    unit = np.eye(x[0].size, dtype=np.float32).reshape(-1, *x.shape[1:])
+    backend = backend_for(classifier)
+    kernel = backend.logits(unit) - backend.logits(zero)
+    z = backend.logits(x)
+    dual = 1 if np.isinf(ball.norm) else 2
+    reach = ball.eps * np.linalg.norm(kernel[:, y].T[:, None] - kernel.T[None], ord=dual, axis=2)
+    margins = z[np.arange(len(y)), y][:, None] - z - reach
+    margins[np.arange(len(y)), y] = np.inf
+    return margins.min(axis=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"), [(name, norm) for name in ATTACKS for norm in (np.inf, 2.0) if (name, norm) != ("square", 2.0)]
+)
+def test_attack_breaks_what_can_be_broken_and_nothing_else(framework, name, norm):
+    classifier = linear(framework)
+    target = Target.of(classifier)
+    x = images(framework, 60)
+    y = target.predict(x)
+    ball = Ball(0.05 if np.isinf(norm) else 0.4, norm)
+    lowest = lowest_margins(classifier, x, y, ball)
+    assert 10 < (lowest < 0).sum() < 50
+    broken, x_adv = attack_points(name, target, x, y, ball, seed=0)
+    assert not broken[lowest > 1e-4].any()
+    np.testing.assert_array_equal(target.predict(x_adv) != y, broken)
+    np.testing.assert_array_equal(x_adv[~broken], x[~broken])
+    assert within_ball(x, x_adv, ball, classifier.clip_values).all()
+    # Aimed at every rival in turn, the attack finds all there is; the others may climb towards a rival that stays out of reach.
+    share = 1.0 if name == "apgd_t" else 0.5 if name == "square" else 0.85
+    assert broken[lowest < -0.02].mean() >= share
+
+
+def test_both_frameworks_see_the_same_losses_and_gradients(rng):
+    y = np.eye(5, dtype=np.float32)[[0, 1, 2, 3]]
+    y[np.arange(4), [4, 3, 0, 1]] = 0.5
+    x = rng.uniform(-1, 1, (4, 6, 6, 2)).astype(np.float32)
+    z = backend_for(linear("tensorflow")).logits(x).astype(np.float64)
+    true, rival = z[np.arange(4), [0, 1, 2, 3]], z[np.arange(4), [4, 3, 0, 1]]
+    wrong = np.where(y == 1, -np.inf, z).max(axis=1)
+    top = np.sort(z, axis=1)[:, ::-1]
+    expected = {
+        "cross_entropy": np.log(np.exp(z).sum(axis=1)) - true,
+        "margin": wrong - true,
+        "margin_to_rival": rival - true,
+        "dlr_to_rival": (rival - true) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2),
+    }
+    for kind, values in expected.items():
+        gradients = []
+        for framework in FRAMEWORKS:
+            twin = framework_module(framework).with_loss(linear(framework), kind)
+            first = FRAMEWORKS[framework].channels_first
+            inputs = np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if first else x
+            np.testing.assert_allclose(twin.compute_loss(inputs, y, reduction="none"), values, rtol=1e-4, atol=1e-5)
+            gradient = twin.loss_gradient(inputs, y)
+            gradients.append(np.moveaxis(gradient, 1, -1) if first else gradient)
+            np.testing.assert_allclose(twin.predict(inputs, batch_size=3).shape, (4, 5))
+        np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_a_keras_classifier_with_preprocessing_is_attacked_in_raw_units(make_classifier, points):
+    pytest.importorskip("tensorflow")
+    from art.estimators.classification import KerasClassifier
+
+    model = make_classifier("tensorflow").model
+    model.compile(optimizer="sgd", loss="mse")
+    classifier = KerasClassifier(model, use_logits=True, clip_values=(0.0, 1.0), preprocessing=(0.5, 0.25))
+    target = Target.of(classifier)
+    x, _ = points("tensorflow", n=20)
+    y = target.predict(x)
+    np.testing.assert_array_equal(y, np.argmax(model((x - 0.5) / 0.25, training=False), axis=1))
+    twin, labels = target.twin("cross_entropy"), np.eye(3, dtype=np.float32)[y]
+    gradient = twin.loss_gradient(x, labels)
+    step = np.float32(1e-3) * np.sign(gradient)
+    change = twin.compute_loss(x + step, labels).sum() - twin.compute_loss(x - step, labels).sum()
+    np.testing.assert_allclose(np.sum(2 * step * gradient), change, rtol=0.02)
+    broken, x_adv = attack_points("apgd_ce", target, x, y, Ball(0.9, np.inf), seed=0)
+    assert broken.any() and np.abs(x_adv - x).max() > 0.25
+
+
+def test_dlr_falls_back_to_the_margin_below_four_classes(framework, make_classifier, points):
+    assert ATTACKS["apgd_t"].loss_for(3)[0] == "margin_to_rival"
+    assert "needs 4 classes" in ATTACKS["apgd_t"].loss_for(3)[1]
+    assert ATTACKS["apgd_t"].loss_for(4) == ("dlr_to_rival", "")
+    target = Target.of(make_classifier(framework))
+    x, _ = points(framework, n=6)
+    broken, _ = attack_points("apgd_t", target, x, target.predict(x), Ball(0.9, np.inf), seed=0)
+    assert broken.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "norm", "counts"),
+    [
+        (0.1, np.inf, True),
+        (0.1001, np.inf, False),
+        (0.1 / np.sqrt(8), 2.0, True),
+        (0.1, 2.0, False),
+        (np.nan, np.inf, False),
+        (np.inf, np.inf, False),
+    ],
+)
+def test_only_what_is_in_the_ball_counts(change, norm, counts):
+    x = np.full((1, 2, 2, 2), 0.5, np.float32)
+    assert within_ball(x, x + np.float32(change), Ball(0.1, norm), (0.0, 1.0)) == [counts]
+
+
+def test_what_leaves_the_clip_range_does_not_count():
+    x = np.array([[0.95], [0.05]], np.float32)
+    np.testing.assert_array_equal(within_ball(x, x + np.float32(0.06), Ball(0.1, np.inf), (0.0, 1.0)), [False, True])
+    np.testing.assert_array_equal(within_ball(x, x + np.float32(0.06), Ball(0.1, np.inf), None), [True, True])
+
+
+@pytest.mark.parametrize("offset", [0.5, np.nan])
+def test_an_attack_that_cheats_breaks_nothing(framework, make_classifier, points, monkeypatch, offset):
+    class Cheat:
+        def generate(self, x, y):
+            return 1 - x + offset
+
+    monkeypatch.setitem(ATTACKS, "cheat", Attack("Cheat", None, lambda *_: Cheat()))
+    target = Target.of(make_classifier(framework))
+    x, _ = points(framework, n=9)
+    broken, x_adv = attack_points("cheat", target, x, target.predict(x), Ball(0.1, np.inf), seed=0)
+    assert not broken.any()
+    np.testing.assert_array_equal(x_adv, x)
+
+
+def test_attacks_are_repeatable_and_leave_the_generators_alone(framework, make_classifier, points):
+    target = Target.of(make_classifier(framework))
+    x, _ = points(framework, n=12)
+    y = target.predict(x)
+    before = np.random.get_state()[1].tolist(), random.getstate()
+    runs = [attack_points("pgd_ce", target, x, y, Ball(0.2, np.inf), seed=seed)[1] for seed in (0, 0, 1)]
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert not np.array_equal(runs[0], runs[2])
+
+
+def test_attacks_leave_a_pytorch_module_as_it_was(make_classifier, points):
+    torch = pytest.importorskip("torch")
+    classifier = make_classifier("pytorch")
+    modules = list(classifier.model.modules())
+    parameters = list(classifier.model.parameters())
+    for number, module in enumerate(modules):
+        module.training = number % 2 == 0
+    parameters[0].requires_grad_(False)
+    parameters[1].grad = torch.ones_like(parameters[1])
+    state = torch.get_rng_state()
+    x, _ = points("pytorch", n=6)
+    target = Target.of(classifier)
+    for name in BATTERIES["quick"]:
+        attack_points(name, target, x, target.predict(x), Ball(0.1, np.inf), seed=0)
+    assert [module.training for module in modules] == [number % 2 == 0 for number in range(len(modules))]
+    assert [parameter.requires_grad for parameter in parameters] == [False] + [True] * (len(parameters) - 1)
+    assert [parameter.grad is None for parameter in parameters] == [True, False] + [True] * (len(parameters) - 2)
+    assert not any(module._forward_hooks or module._backward_hooks for module in modules)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_square_says_that_small_images_have_no_tiles_in_l2(framework):
+    target = Target.of(linear(framework))
+    x = images(framework, 2)
+    with pytest.raises(ValueError, match="10 pixels a side for Square in L2, got \\(6, 6\\)"):
+        attack_points("square", target, x, target.predict(x), Ball(0.4, 2.0), seed=0)
+
+
+@pytest.mark.parametrize(("norm", "expected"), [("inf", np.inf), (np.inf, np.inf), (2, 2.0), ("2", 2.0)])
+def test_norms_have_names_and_numbers(norm, expected):
+    assert check_norm(norm) == expected
+
+
+@pytest.mark.parametrize("norm", [1, "l2", None, np.nan])
+def test_other_norms_are_refused(norm):
+    with pytest.raises(ValueError, match=r"`norm` must be 'inf', np\.inf or 2, got"):
+        check_norm(norm)
+
+
+def test_batteries_name_attacks():
+    assert {name for names in BATTERIES.values() for name in names} <= set(ATTACKS)

@@ -1,0 +1,144 @@
+import numpy as np
+import pytest
+
+import art_entropic.evaluation as evaluation
+from art_entropic.attacks import ATTACKS, BATTERIES, Attack
+from art_entropic.backends import FRAMEWORKS, NoIntervalRuleError
+from art_entropic.evaluation import evaluate
+
+
+class Shift:
+    """Adds `step` to every pixel of the first `reach` points it is given."""
+
+    def __init__(self, step, reach):
+        self.step, self.reach = step, reach
+
+    def generate(self, x, y):
+        result = x.copy()
+        result[: self.reach] += self.step
+        return result
+
+
+class Failing:
+    def generate(self, x, y):
+        raise ArithmeticError("no gradient today")
+
+
+@pytest.fixture
+def battery(monkeypatch):
+    """Makes a battery called "planted" of the attacks given."""
+
+    def make(*attacks):
+        for number, attack in enumerate(attacks):
+            monkeypatch.setitem(ATTACKS, f"planted{number}", Attack(f"P{number}", None, lambda *_, attack=attack: attack))
+        monkeypatch.setitem(BATTERIES, "planted", tuple(f"planted{number}" for number in range(len(attacks))))
+
+    return make
+
+
+@pytest.fixture
+def bright(monkeypatch):
+    """A target that calls a point 1 where its first pixel is above one half, else 0."""
+
+    def predict(self, x):
+        return (x.reshape(len(x), -1)[:, 0] > 0.5).astype(np.int64)
+
+    monkeypatch.setattr(evaluation.Target, "predict", predict)
+    monkeypatch.setattr(evaluation, "certify", lambda classifier, x, y, eps: np.zeros(len(x), bool))
+
+
+def flat(framework, values):
+    shape = (2, 6, 6) if FRAMEWORKS[framework].channels_first else (6, 6, 2)
+    return np.broadcast_to(np.float32(values)[:, None, None, None], (len(values), *shape)).copy()
+
+
+def test_robust_means_survived_every_attack(framework, make_classifier, bright, battery):
+    battery(Shift(0.1, 1), Failing(), Shift(0.1, 2))
+    x = flat(framework, [0.45, 0.1, 0.45, 0.45, 0.45, 0.9])
+    y = np.array([0, 0, 0, 0, 0, 0])  # the last one is wrong from the start
+    result = evaluate(make_classifier(framework), x, y, eps=0.2, battery="planted", n_gallery=3, verbose=False)
+    np.testing.assert_array_equal(result.clean_correct, [1, 1, 1, 1, 1, 0])
+    np.testing.assert_array_equal(result.broken_by["planted0"], [1, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(result.broken_by["planted2"], [0, 0, 1, 0, 0, 0])  # of the two it was given one fell
+    np.testing.assert_array_equal(result.survived, [0, 1, 0, 1, 1, 0])
+    assert (result.clean.correct, result.robust.correct, result.robust.n) == (5, 3, 6)
+    told = [(outcome.attack, outcome.attacked, outcome.broken, outcome.error) for outcome in result.attacks]
+    assert told == [("P0", 5, 1, None), ("P1", 4, 0, "ArithmeticError: no gradient today"), ("P2", 4, 1, None)]
+    (example,) = result.examples
+    assert (example.index, example.label, example.clean_prediction, example.attacked_prediction) == (0, 0, 0, 1)
+    assert example.shape == (6, 6, 2)
+    np.testing.assert_allclose(example.attacked, 0.55, rtol=1e-6)
+
+
+def test_a_battery_that_cannot_run_has_no_result(framework, make_classifier, bright, battery):
+    battery(Failing(), Failing())
+    with pytest.raises(RuntimeError, match=r"no attack of the battery 'planted' could run.*no gradient today"):
+        evaluate(make_classifier(framework), flat(framework, [0.1]), [0], eps=0.2, battery="planted", verbose=False)
+
+
+def test_a_broken_certificate_is_a_contradiction(framework, make_classifier, bright, battery, monkeypatch):
+    battery(Shift(0.1, 1))
+    monkeypatch.setattr(evaluation, "certify", lambda classifier, x, y, eps: np.ones(len(x), bool))
+    with pytest.raises(RuntimeError, match=r"1 points are certified and yet broken by the battery 'planted'.*index 1"):
+        evaluate(make_classifier(framework), flat(framework, [0.9, 0.45]), [0, 0], eps=0.2, battery="planted", verbose=False)
+
+
+def test_no_interval_rule_means_no_certificate(framework, make_classifier, bright, battery, monkeypatch):
+    def certify(*_):
+        raise NoIntervalRuleError("top", "Wavelet")
+
+    battery(Shift(0.1, 1))
+    monkeypatch.setattr(evaluation, "certify", certify)
+    result = evaluate(make_classifier(framework), flat(framework, [0.1]), [0], eps=0.2, battery="planted", verbose=False)
+    assert result.certified is None and result.certified_points is None
+    assert "Wavelet in layer 'top'" in result.certified_reason
+
+
+def test_real_evaluation_is_coherent_and_repeatable(framework, make_classifier, points):
+    classifier = make_classifier(framework)
+    x, _ = points(framework, n=40)
+    y = np.argmax(classifier.predict(x), axis=1)
+    y[:4] = (y[:4] + 1) % 3
+    arguments = dict(eps=0.2, battery="quick", curve_eps=(0.4, 0.0, 0.1, 0.2), n_gallery=3, verbose=False)
+    result, again = (evaluate(classifier, x, np.eye(3)[y], **arguments) for _ in range(2))
+    np.testing.assert_array_equal(result.survived, again.survived)
+    assert result.clean.correct == 36
+    assert result.certified.correct <= result.robust.correct < 36
+    assert [point.eps for point in result.curve] == [0.0, 0.1, 0.2, 0.4]
+    shares = [point.robust.correct for point in result.curve]
+    assert shares[0] == 36 and shares == sorted(shares, reverse=True)
+    np.testing.assert_array_equal(result.survived, ~np.any(list(result.broken_by.values()), axis=0) & result.clean_correct)
+    for example in result.examples:
+        image = np.array(example.attacked).reshape(example.shape)
+        clean = np.moveaxis(x, 1, -1) if FRAMEWORKS[framework].channels_first else x
+        assert np.abs(image - clean[example.index]).max() <= 0.2 + 1e-6
+    assert "upper bound" in str(result)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(eps=0), "`eps` must be positive"),
+        (dict(eps=8), "did you mean 8/255"),
+        (dict(norm=1), "`norm` must be"),
+        (dict(battery="huge"), "`battery` must be one of 'quick', 'standard'"),
+        (dict(seed=-1), "`seed` must be a whole number"),
+        (dict(n_gallery=2.5), "`n_gallery` must be a whole number"),
+        (dict(curve_eps=(-0.1,)), "`curve_eps` must not be negative"),
+        (dict(x=np.zeros((2, 3))), "`x` must have shape"),
+        (dict(y=[0, 7]), "`y` must hold classes 0 to 2"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_bad_input_is_refused_by_name(framework, make_classifier, change, message):
+    arguments = dict(x=flat(framework, [0.1, 0.2]), y=[0, 1], eps=0.1, verbose=False) | change
+    with pytest.raises(ValueError, match=message):
+        evaluate(make_classifier(framework), **arguments)
+
+
+def test_probabilities_are_refused(framework, make_classifier, monkeypatch):
+    classifier = make_classifier(framework)
+    backend = type(evaluation.Target.of(classifier).backend)
+    monkeypatch.setattr(backend, "logits", lambda self, x, batch_size=256: np.full((len(x), 3), 1 / 3, np.float32))
+    with pytest.raises(ValueError, match="must return logits, got probabilities"):
+        evaluate(classifier, flat(framework, [0.1, 0.2]), [0, 1], eps=0.1, verbose=False)

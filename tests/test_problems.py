@@ -1,0 +1,131 @@
+import hashlib
+import io
+import tarfile
+
+import numpy as np
+import pytest
+
+from art_entropic.backends import FRAMEWORKS
+from art_entropic.backends.architecture import initial_weights
+from art_entropic.problems import DATA_FOLDER, PROBLEMS, DataNotFoundError, for_framework, load_data
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv(DATA_FOLDER, str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    import pooch
+
+    def refuse(*args, **kwargs):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(pooch, "retrieve", refuse)
+    monkeypatch.delenv(DATA_FOLDER, raising=False)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_row_agrees_with_itself(name):
+    problem = PROBLEMS[name]
+    assert problem.name == name
+    *_, (kernel, _) = initial_weights(problem.architecture, problem.input_shape, seed=0)
+    assert kernel.shape[-1] == problem.nb_classes
+    assert problem.eps in problem.curve_eps
+    assert list(problem.curve_eps) == sorted(problem.curve_eps)
+
+
+def test_digits_are_split_once_and_for_all():
+    data = load_data("digits")
+    assert data.x_train.shape == (1297, 8, 8, 1) and data.x_test.shape == (500, 8, 8, 1)
+    assert data.x_train.dtype == np.float32 and data.y_train.dtype == np.int64
+    assert data.x_train.min() == 0 and data.x_train.max() == 1
+    counts = np.bincount(data.y_test)
+    assert counts.min() >= 48 and counts.max() <= 51  # stratified
+    again = load_data("digits")
+    np.testing.assert_array_equal(data.x_test, again.x_test)
+    assert data.sha256 == again.sha256
+    # The first ten test points: a change of split or order would change every number ever measured.
+    np.testing.assert_array_equal(data.y_test[:10], [4, 8, 8, 3, 9, 0, 6, 3, 9, 8])
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_images_come_in_the_order_of_the_framework(framework):
+    x = np.arange(24, dtype=np.float32).reshape(1, 2, 4, 3)
+    result = for_framework(x, framework)
+    if FRAMEWORKS[framework].channels_first:
+        assert result.shape == (1, 3, 2, 4) and result.flags.c_contiguous
+        result = np.moveaxis(result, 1, -1)
+    np.testing.assert_array_equal(result, x)
+
+
+def test_mnist_is_read_from_the_local_folder(folder, rng):
+    pixels = rng.integers(0, 256, (5, 28, 28), dtype=np.uint8)
+    labels = np.array([3, 1, 4, 1, 9], np.uint8)
+    path = folder / "mnist.npz"
+    np.savez(path, x_train=pixels, y_train=labels, x_test=pixels[:2], y_test=labels[:2])
+    data = load_data("mnist")
+    np.testing.assert_allclose(data.x_train[..., 0], pixels / 255, rtol=1e-6)
+    np.testing.assert_array_equal(data.y_test, [3, 1])
+    assert data.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert data.source == str(path)
+
+
+def test_a_local_file_of_something_else_is_refused(folder):
+    np.savez(folder / "mnist.npz", x=np.zeros(3))
+    with pytest.raises(ValueError, match=r"must hold the arrays x_train, .* got x"):
+        load_data("mnist")
+    flat = np.zeros((5, 784), np.uint8)
+    np.savez(folder / "mnist.npz", x_train=flat, y_train=np.zeros(5), x_test=flat, y_test=np.zeros(5))
+    with pytest.raises(ValueError, match=r"shape \(n, 28, 28\), got uint8 of shape \(5, 784\)"):
+        load_data("mnist")
+
+
+def test_cifar10_reads_the_jpeg_copy_and_says_so(folder):
+    from PIL import Image
+
+    def encoded(grey):
+        file = io.BytesIO()
+        Image.new("RGB", (32, 32), (grey, grey, grey)).save(file, "JPEG", quality=75)
+        return np.frombuffer(file.getvalue(), np.uint8)
+
+    streams = [encoded(grey) for grey in (0, 128, 255)]
+    offsets = np.cumsum([0, *map(len, streams)])
+    arrays = {"jpeg": np.concatenate(streams), "offset": offsets, "y": np.array([0, 5, 9], np.uint8)}
+    np.savez(folder / "cifar10_jpeg.npz", **{f"{k}_{p}": v for p in ("train", "test") for k, v in arrays.items()})
+    data = load_data("cifar10")
+    assert data.x_train.shape == (3, 32, 32, 3)
+    np.testing.assert_allclose(data.x_test.mean((1, 2, 3)), [0, 128 / 255, 1], atol=2 / 255)
+    np.testing.assert_array_equal(data.y_train, [0, 5, 9])
+    assert "JPEG copy" in data.title
+
+
+def test_cifar10_reads_the_published_binary_archive(folder, rng):
+    red = np.zeros((2, 3073), np.uint8)
+    red[:, 0] = (7, 2)
+    red[:, 1:1025] = 255
+    with tarfile.open(folder / "cifar-10-binary.tar.gz", "w:gz") as archive:
+        for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = red.nbytes
+            archive.addfile(member, io.BytesIO(red.tobytes()))
+    data = load_data("cifar10")
+    assert data.x_train.shape == (10, 32, 32, 3) and data.title == "CIFAR-10"
+    np.testing.assert_array_equal(data.x_test[0, 5, 6], [1, 0, 0])
+    np.testing.assert_array_equal(data.y_test, [7, 2])
+
+
+@pytest.mark.parametrize(("name", "file"), [("mnist", "mnist.npz"), ("cifar10", "cifar10_jpeg.npz or cifar-10-binary.tar.gz")])
+def test_missing_data_is_one_line_that_says_what_to_set(offline, name, file):
+    with pytest.raises(DataNotFoundError) as caught:
+        load_data(name)
+    message = str(caught.value)
+    assert file in message and f"set {DATA_FOLDER}" in message and "no route to host" in message
+    assert "\n" not in message
+
+
+def test_an_unknown_problem_is_refused():
+    with pytest.raises(ValueError, match=r"`problem` must be one of 'digits', .* got 'imagenet'"):
+        load_data("imagenet")
