@@ -1,0 +1,60 @@
+"""Entropic retraining for ART: robust neural networks without adversarial training.
+
+Names are loaded when they are first used: importing this package loads neither ART nor a framework.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from art_entropic.attacks import ATTACKS, BATTERIES
+    from art_entropic.backends import MissingFrameworkError, NoIntervalRuleError
+    from art_entropic.benchmark import BenchmarkPlan, run_benchmark
+    from art_entropic.certificates import certify
+    from art_entropic.defences import DEFENCES
+    from art_entropic.evaluation import Evaluation, evaluate
+    from art_entropic.information import MEASURES
+    from art_entropic.problems import PROBLEMS
+    from art_entropic.report import write_report
+    from art_entropic.trainer import EntropicTrainer, History, TrainingDivergedError
+
+__version__ = "0.1.0.dev0"
+
+_HOMES = {
+    "ATTACKS": "attacks",
+    "BATTERIES": "attacks",
+    "BenchmarkPlan": "benchmark",
+    "MissingFrameworkError": "backends",
+    "NoIntervalRuleError": "backends",
+    "certify": "certificates",
+    "DEFENCES": "defences",
+    "EntropicTrainer": "trainer",
+    "Evaluation": "evaluation",
+    "History": "trainer",
+    "MEASURES": "information",
+    "PROBLEMS": "problems",
+    "TrainingDivergedError": "trainer",
+    "evaluate": "evaluation",
+    "run_benchmark": "benchmark",
+    "write_report": "report",
+}
+
+__all__ = [
+    "ATTACKS", "BATTERIES", "DEFENCES", "MEASURES", "PROBLEMS", "BenchmarkPlan", "EntropicTrainer", "Evaluation",
+    "History", "MissingFrameworkError", "NoIntervalRuleError", "TrainingDivergedError", "__version__", "certify", "evaluate",
+    "run_benchmark", "write_report",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

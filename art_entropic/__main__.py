@@ -1,0 +1,10 @@
+"""``python -m art_entropic`` is ``art-entropic``."""
+
+from __future__ import annotations
+
+import sys
+
+from art_entropic.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

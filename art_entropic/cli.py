@@ -1,0 +1,462 @@
+"""The command line: results go to stdout, progress and errors to stderr; exit code 2 is bad input, 130 is Ctrl-C.
+
+Nothing heavy is imported before the arguments are known, so that help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from art_entropic import __version__
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from art_entropic.evaluation import Evaluation
+    from art_entropic.trainer import History
+
+PROGRAM = "art-entropic"
+# Those of BenchmarkPlan, whose module help has no time to import.
+DEFAULT_PROBLEM, DEFAULT_BATTERY = "digits", "standard"
+WEIGHTS = "weights"
+CHECKPOINT = "checkpoint.npz"
+HISTORY = "history.jsonl"
+README = "README.txt"
+TEST_SHARE = 0.2  # held out of `x`, `y` where a file has no test data of its own
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{PROGRAM}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    options = _parser(words).parse_args(words)
+    try:
+        _COMMANDS[options.command].run(options)
+    except KeyboardInterrupt:
+        again = _COMMANDS[options.command].again
+        print(f"\n{PROGRAM}: interrupted; what is finished is kept. {again}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not _is_for_user(error):
+            raise
+        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _is_for_user(error: Exception) -> bool:
+    """Errors whose message is all that the user needs. Any other is a defect and shows its traceback."""
+    from art_entropic.backends import MissingFrameworkError, NoIntervalRuleError
+
+    if isinstance(error, (ValueError, TypeError, OSError, MissingFrameworkError, NoIntervalRuleError)):
+        return True
+    trainer = sys.modules.get("art_entropic.trainer")  # raised only by what is loaded
+    return trainer is not None and isinstance(error, trainer.TrainingDivergedError)
+
+
+# ------------------------------------------------------------------------------------------------------------- parsing
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Entropic retraining for ART: robust neural networks without adversarial training.",
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in _COMMANDS.items():
+        sub = commands.add_parser(name, help=command.summary, description=command.description)
+        if name in words:  # only the command in use reads the tables
+            command.add_arguments(sub)
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _whole_numbers(text: str) -> list[int]:
+    try:
+        return [int(name) for name in _names(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be whole numbers such as 0,1,2, got {text!r}") from None
+
+
+def _flat(lists: list[list[Any]] | None) -> tuple[Any, ...] | None:
+    return None if lists is None else tuple(item for items in lists for item in items)
+
+
+def _add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
+    from art_entropic.attacks import BATTERIES
+    from art_entropic.backends import FRAMEWORKS
+    from art_entropic.defences import DEFENCES
+    from art_entropic.problems import PROBLEMS
+
+    parser.add_argument(
+        "--problem", default=DEFAULT_PROBLEM, choices=list(PROBLEMS),
+        help=f"data set and network (default: {DEFAULT_PROBLEM}, which needs no download)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--framework", action="append", type=_names, metavar="NAMES",
+        help=f"some of {', '.join(FRAMEWORKS)}; repeat it or use commas (default: every installed one)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--defence", action="append", type=_names, metavar="NAMES",
+        help=f"some of {', '.join(DEFENCES)}; natural always comes along (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--battery", default=DEFAULT_BATTERY, choices=list(BATTERIES), help=f"attacks (default: {DEFAULT_BATTERY})"
+    )
+    parser.add_argument("--eps", type=float, help="Linf radius, the data lie in [0, 1] (default: the problem's own)")
+    parser.add_argument(
+        "--seeds", action="append", type=_whole_numbers, metavar="SEEDS",
+        help="seeds such as 0,1,2: every defence is trained once for each (default: 0)",
+    )  # fmt: skip
+    parser.add_argument("--n-examples", type=int, help="how many test points are attacked (default: the problem's own)")
+    parser.add_argument("--epochs", type=int, help="epochs of each retraining (default: the problem's own)")
+    parser.add_argument("--epochs-natural", type=int, help="epochs of natural training (default: the problem's own)")
+    parser.add_argument("--out", type=Path, help="folder for records, weights and report (default: runs/PROBLEM)")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    from art_entropic.information import MEASURES
+
+    parser.add_argument(
+        "--estimator", required=True, metavar="MODULE:FACTORY",
+        help="a function without arguments that returns a trained ART estimator. Its module is looked for in the "
+        "current folder first; this is the only place where code of yours runs",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", required=True, type=Path, metavar="FILE.npz",
+        help="arrays x_train, y_train, x_test, y_test, or x, y (then a seeded fifth is held out for the test)",
+    )  # fmt: skip
+    parser.add_argument("--eps", required=True, type=float, help="Linf radius, in the units of the data")
+    parser.add_argument("--out", type=Path, help="folder for weights and history (default: runs/FACTORY)")
+    parser.add_argument("--measure", default="interval", choices=list(MEASURES), help="default: interval")
+    parser.add_argument("--beta", type=float, help="weight of the information (default: the measure's own)")
+    parser.add_argument("--k", type=float, help="weight of the worst-case cross-entropy (default: the measure's own)")
+    parser.add_argument("--epochs", type=int, default=20, help="default: 20")
+    parser.add_argument("--batch-size", type=int, default=128, help="default: 128")
+    parser.add_argument("--seed", type=int, default=0, help="of splits, shuffling, noise and attacks (default: 0)")
+    parser.add_argument(
+        "--validation-split", type=float, default=0.1, metavar="SHARE",
+        help="share of the training data on which the best epoch is chosen; 0 keeps the last epoch (default: 0.1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--n-examples", type=int, default=500, help="test points of the before/after line (default: the first 500)"
+    )
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with an interrupted retraining in the same folder")
+    again.add_argument("--force", action="store_true", help="start over in a folder that holds weights")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, metavar="FOLDER", help="folder of a benchmark")
+
+
+# ------------------------------------------------------------------------------------------------------------ commands
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    from art_entropic.benchmark import BenchmarkPlan, run_benchmark
+    from art_entropic.report import print_table, write_report
+
+    options.out = options.out or Path("runs") / options.problem
+    plan = BenchmarkPlan(
+        problem=options.problem,
+        frameworks=_flat(options.framework),
+        defences=_flat(options.defence),
+        battery=options.battery,
+        eps=options.eps,
+        seeds=_flat(options.seeds) or (0,),
+        n_examples=options.n_examples,
+        nb_epochs=options.epochs,
+        nb_epochs_natural=options.epochs_natural,
+    )
+    records = run_benchmark(plan, options.out, verbose=not options.quiet)
+    _, page = write_report(options.out)
+    print_table(records, sys.stdout)
+    if not options.quiet:
+        print(f"report: {page}", file=sys.stderr)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from art_entropic.report import write_report
+
+    for path in write_report(options.out):
+        print(path)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from art_entropic._validate import positive_int
+    from art_entropic.backends import backend_for
+    from art_entropic.trainer import EntropicTrainer
+
+    module, factory = _factory_names(options.estimator)
+    positive_int("n-examples", options.n_examples)
+    if not 0 <= options.seed < 2**31:
+        raise ValueError(f"`seed` must be a whole number in [0, 2**31), got {options.seed}")
+    out = options.out = options.out or Path("runs") / factory
+    _check_folder(out, resume=options.resume, force=options.force)
+    arrays = load_arrays(options.data, options.seed)
+    estimator = _made(module, factory)
+    backend = backend_for(estimator)
+    arrays = _checked(arrays, estimator)
+    kept, held = _validation_split(len(arrays.x_train), options.validation_split, options.seed)
+    trainer = EntropicTrainer(
+        estimator, options.eps, measure=options.measure, beta=options.beta, k=options.k, verbose=not options.quiet
+    )
+    checkpoint = out / CHECKPOINT
+    if options.resume:
+        trainer.resume(checkpoint)
+    before = backend.state()
+    with _folder(out):
+        history = trainer.fit(
+            arrays.x_train[kept],
+            arrays.y_train[kept],
+            batch_size=options.batch_size,
+            nb_epochs=options.epochs,
+            validation_data=(arrays.x_train[held], arrays.y_train[held]) if len(held) else None,
+            seed=options.seed,
+            checkpoint=checkpoint,
+        )
+    weights = _save(out, backend, history, options.estimator)
+    checkpoint.unlink(missing_ok=True)
+    after = backend.state()
+    for title, state in (("before", before), ("after", after)):
+        backend.load_state(state)
+        print(f"{title + ':':8}{_described(_attacked(estimator, arrays, options))}")
+    print(f"weights: {weights}\n{_how_to_load(options.estimator, weights)}")
+
+
+class _Command(NamedTuple):
+    summary: str
+    description: str
+    again: str  # how to go on after Ctrl-C
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+_COMMANDS: dict[str, _Command] = {
+    "benchmark": _Command(
+        "train and attack entropic retraining beside ART's trainers",
+        "Trains every defence from the same natural weights, attacks each and writes records, table and report into "
+        "one folder. Interrupted, the same command goes on where it was.",
+        "The same command goes on where it was.",
+        _add_benchmark_arguments,
+        _benchmark,
+    ),
+    "train": _Command(
+        "retrain your own ART estimator on your own data",
+        "Retrains the estimator that a function of yours returns, saves its weights in the framework's own safe "
+        "format and prints clean, robust (quick attack) and certified accuracy before and after.",
+        "The same command with --resume goes on after the last finished epoch.",
+        _add_train_arguments,
+        _train,
+    ),
+    "report": _Command(
+        "rebuild the report of a folder from its records",
+        "Writes report.md and report.html from records.jsonl alone, without a model or a framework.",
+        "The same command does it again.",
+        _add_report_arguments,
+        _report,
+    ),
+}
+
+
+# --------------------------------------------------------------------------------------------------------------- train
+
+
+class Arrays(NamedTuple):
+    """A user's data: inputs in the estimator's own layout and units, labels."""
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+
+def load_arrays(path: Path, seed: int) -> Arrays:
+    """Arrays of an .npz file: x_train, y_train, x_test, y_test, or x, y with a seeded fifth as test data.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not an .npz of plain arrays, or an array is missing.
+    """
+    import numpy as np
+
+    from art_entropic.benchmark import hold_out
+
+    if not path.is_file():
+        raise FileNotFoundError(f"`data` must be an .npz file, got {path}, which does not exist")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"`data` must be an .npz file with named arrays, got {path}, which is none")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files if name in {*Arrays._fields, "x", "y"}}
+            names = list(file.files)
+    except (zipfile.BadZipFile, EOFError, ValueError) as error:  # NumPy's ValueError asks to trust pickles: refused
+        reason = str(error).partition(".")[0]
+        raise ValueError(f"`data` must hold plain arrays of numbers, got {path}: {reason}") from error
+    if set(Arrays._fields) <= set(found):
+        return Arrays(**{name: found[name] for name in Arrays._fields})
+    if not {"x", "y"} <= set(found):
+        raise ValueError(
+            f"`data` must hold x_train, y_train, x_test, y_test, or x and y; {path} has {', '.join(names) or 'nothing'}"
+        )
+    x, y = found["x"], found["y"]
+    if len(x) != len(y):
+        raise ValueError(f"`data` must hold one label for each example, got x {x.shape} and y {y.shape}")
+    train, test = hold_out(len(x), TEST_SHARE, seed)
+    return Arrays(x[train], y[train], x[test], y[test])
+
+
+def _checked(arrays: Arrays, estimator: Any) -> Arrays:
+    from art_entropic._validate import check_inputs, check_labels
+
+    def inputs(name: str) -> np.ndarray:
+        return check_inputs(
+            getattr(arrays, name), input_shape=estimator.input_shape, clip_values=estimator.clip_values, name=name
+        )
+
+    def labels(name: str, n: int) -> np.ndarray:
+        return check_labels(getattr(arrays, name), n=n, nb_classes=estimator.nb_classes, name=name)
+
+    x_train, x_test = inputs("x_train"), inputs("x_test")
+    return Arrays(x_train, labels("y_train", len(x_train)), x_test, labels("y_test", len(x_test)))
+
+
+def _validation_split(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    import numpy as np
+
+    from art_entropic.benchmark import hold_out
+
+    if not 0 <= share < 1:
+        raise ValueError(f"`validation-split` must be a share from 0 to below 1, got {share!r}")
+    return (np.arange(n), np.arange(0)) if share == 0 else hold_out(n, share, seed)
+
+
+def _factory_names(text: str) -> tuple[str, str]:
+    module, separator, factory = text.partition(":")
+    if not (module and separator and factory):
+        raise ValueError(f"`estimator` must be module:factory, such as mypkg.models:make_classifier, got {text!r}")
+    return module, factory
+
+
+def _made(module: str, factory: str) -> Any:
+    """The user's estimator. The current folder is searched first, as it is by ``python -m``."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module), factory, None)
+    except ImportError as error:
+        raise ValueError(f"`estimator` {module}:{factory} could not be imported: {error}") from error
+    if not callable(function):
+        raise ValueError(f"`estimator` must name a function of {module}, got {factory!r}, which it has not")
+    try:
+        return function()
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise ValueError(f"`estimator` {module}:{factory}() failed with {type(error).__name__}: {error}") from error
+
+
+def _check_folder(out: Path, *, resume: bool, force: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"`out` must be a folder, got the file {out}")
+    checkpoint = out / CHECKPOINT
+    if resume:
+        if not checkpoint.exists():
+            raise ValueError(f"`--resume` needs an interrupted retraining, {out} has no {CHECKPOINT}")
+        return
+    if force:
+        return
+    if checkpoint.exists():
+        raise ValueError(f"`out` {out} holds an interrupted retraining: --resume goes on with it, --force starts over")
+    if any(out.glob(f"{WEIGHTS}.*")):
+        raise ValueError(f"`out` {out} holds weights already: choose another folder, or --force to replace them")
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """Make a folder, and take it away again where an error leaves it empty."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for folder in made:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _save(out: Path, backend: Any, history: History, estimator: str) -> Path:
+    import msgspec
+
+    from art_entropic.benchmark import replacing
+
+    out.mkdir(parents=True, exist_ok=True)
+    weights = out / f"{WEIGHTS}{backend.weights_suffix}"
+    with replacing(weights, backend.weights_suffix) as temporary:
+        backend.save_weights(temporary)
+    lines = b"".join(msgspec.json.encode(epoch) + b"\n" for epoch in history.epochs)
+    (out / HISTORY).write_bytes(lines)
+    (out / README).write_text(_how_to_load(estimator, weights) + "\n", encoding="utf-8")
+    return weights
+
+
+def _how_to_load(estimator: str, weights: Path) -> str:
+    module, factory = _factory_names(estimator)
+    return (
+        f"load:    from {module} import {factory}; from pathlib import Path; "
+        f"from art_entropic.backends import backend_for; classifier = {factory}(); "
+        f"backend_for(classifier).load_weights(Path({str(weights)!r}))"
+    )
+
+
+def _attacked(estimator: Any, arrays: Arrays, options: argparse.Namespace) -> Evaluation:
+    from art_entropic.evaluation import evaluate
+
+    n = options.n_examples
+    return evaluate(
+        estimator,
+        arrays.x_test[:n],
+        arrays.y_test[:n],
+        options.eps,
+        battery="quick",
+        seed=options.seed,
+        verbose=not options.quiet,
+    )
+
+
+def _described(result: Evaluation) -> str:
+    def shown(accuracy: Any) -> str:
+        return f"{100 * accuracy.value:.1f} % [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+
+    certified = f"none ({result.certified_reason})" if result.certified is None else shown(result.certified)
+    return (
+        f"clean {shown(result.clean)}, robust {shown(result.robust)} (quick battery, an upper bound), "
+        f"certified {certified}, n = {result.clean.n}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,372 @@
+"""The command line: what it says, what it loads, what it leaves behind."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import art_entropic
+from art_entropic import cli
+from art_entropic.backends import backend_for, installed_frameworks
+
+HEAVY = (
+    "art", "torch", "tensorflow", "keras", "sklearn", "scipy", "statsmodels", "matplotlib", "rich", "jinja2", "pooch",
+    "tqdm",
+)  # fmt: skip
+
+PYTORCH_MODELS = """
+import torch
+from art.estimators.classification import PyTorchClassifier
+
+def make():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    return PyTorchClassifier(model, torch.nn.CrossEntropyLoss(), (6,), 3, torch.optim.Adam(model.parameters(), 1e-2),
+                             clip_values=(0.0, 1.0))
+
+def fails():
+    raise TypeError("no such layer")
+
+def not_an_estimator():
+    return object()
+
+constant = 3
+"""
+
+TENSORFLOW_MODELS = """
+import keras
+import tensorflow as tf
+from art.estimators.classification import TensorFlowV2Classifier
+
+def make():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(16, activation="relu"), keras.layers.Dense(3)])
+    return TensorFlowV2Classifier(model, 3, (6,), keras.losses.CategoricalCrossentropy(from_logits=True),
+                                  keras.optimizers.Adam(1e-2), clip_values=(0.0, 1.0))
+"""
+
+MODELS = {"pytorch": PYTORCH_MODELS, "tensorflow": TENSORFLOW_MODELS}
+
+
+def said(capsys: pytest.CaptureFixture[str], words: list[str]) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command line."""
+    capsys.readouterr()
+    try:
+        code = cli.main(words)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def points(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Three classes, each with two raised inputs, in [0, 1]."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, n)
+    x = rng.uniform(0.0, 0.3, (n, 6)).astype(np.float32)
+    x[np.arange(n), 2 * y] += 0.6
+    x[np.arange(n), 2 * y + 1] += 0.6
+    return x, y
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of a user's own: models for each framework and a data file, without a package around them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for framework, text in MODELS.items():
+        (tmp_path / f"my_{framework}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, f"my_{framework}", raising=False)
+    (x_train, y_train), (x_test, y_test) = points(120), points(40, seed=1)
+    np.savez(tmp_path / "data.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    return tmp_path
+
+
+def train_words(*more: str, framework: str = "pytorch", eps: str = "0.1") -> list[str]:
+    words = ["train", "--estimator", f"my_{framework}:make", "--data", "data.npz", "--eps", eps, "--out", "out"]
+    return [*words, "--epochs", "4", "--batch-size", "32", "--quiet", *more]
+
+
+# ------------------------------------------------------------------------------------------------------- what it loads
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["benchmark", "--help"], ["train", "--help"], ["report", "--help"]]
+)
+def test_help_loads_neither_art_nor_a_framework(words: list[str]) -> None:
+    code = (
+        "import sys\nfrom art_entropic.cli import main\n"
+        f"try:\n    main({words!r})\nexcept SystemExit as stop:\n    assert stop.code == 0, stop.code\n"
+        f"loaded = sorted(set({HEAVY!r}) & set(sys.modules))\nassert not loaded, loaded\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_import_loads_neither_art_nor_a_framework() -> None:
+    heavy = sorted(set(HEAVY) - {"scipy"})
+    code = f"import sys, art_entropic, art_entropic.benchmark\nprint(sorted(set({heavy!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_resolve() -> None:
+    assert set(art_entropic.__all__) <= set(dir(art_entropic))
+    for name in art_entropic.__all__:
+        assert getattr(art_entropic, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = art_entropic.nothing
+
+
+def test_help_lists_what_the_tables_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = said(capsys, ["benchmark", "--help"])
+    assert code == 0
+    shown = " ".join(out.split())
+    for name in (*art_entropic.PROBLEMS, *art_entropic.DEFENCES, *art_entropic.BATTERIES, "pytorch", "tensorflow"):
+        assert name in shown
+
+
+def test_defaults_are_those_of_the_plan() -> None:
+    options = cli._parser(["benchmark"]).parse_args(["benchmark"])
+    plan = art_entropic.BenchmarkPlan()
+    assert (options.problem, options.battery) == (plan.problem, plan.battery)
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, ["--version"]) == (0, f"art-entropic {art_entropic.__version__}\n", "")
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+def assert_one_line(outcome: tuple[int, str, str], *wanted: str) -> None:
+    code, out, err = outcome
+    assert (code, out) == (2, "")
+    assert err.startswith("art-entropic: error: ")
+    assert err.count("\n") == 1
+    for text in wanted:
+        assert text in err
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ([], "COMMAND"),
+        (["bogus"], "bogus"),
+        (["benchmark", "--eps", "much"], "much"),
+        (["benchmark", "--eps", "-1"], "`eps` must be positive"),
+        (["benchmark", "--eps", "nan"], "`eps` must be finite"),
+        (["benchmark", "--problem", "imagenet"], "imagenet"),
+        (["benchmark", "--framework", "jax"], "'jax'"),
+        (["benchmark", "--defence", "natural,magic"], "'magic'"),
+        (["benchmark", "--seeds", "a,b"], "whole numbers such as 0,1,2"),
+        (["benchmark", "--n-examples", "0"], "`n_examples`"),
+        (["benchmark", "--epochs", "0"], "`nb_epochs`"),
+        (["benchmark", "--n-ex", "5"], "--n-ex"),
+        (["report", "nowhere"], "records.jsonl"),
+        (["train", "--eps", "0.1"], "--estimator"),
+    ],
+)
+def test_bad_command_lines_get_one_line(
+    workplace: Path, capsys: pytest.CaptureFixture[str], words: list[str], wanted: str
+) -> None:
+    before = sorted(workplace.iterdir())
+    assert_one_line(said(capsys, words), wanted)
+    assert sorted(workplace.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"--estimator": "my_pytorch"}, "module:factory"),
+        ({"--estimator": "no_such_module:make"}, "no_such_module"),
+        ({"--estimator": "my_pytorch:constant"}, "must name a function of my_pytorch"),
+        ({"--estimator": "my_pytorch:missing"}, "must name a function of my_pytorch"),
+        ({"--estimator": "my_pytorch:fails"}, "failed with TypeError: no such layer"),
+        ({"--estimator": "my_pytorch:not_an_estimator"}, "`classifier` must be an ART estimator"),
+        ({"--data": "missing.npz"}, "missing.npz"),
+        ({"--data": "text.npz"}, "text.npz"),
+        ({"--data": "single.npy"}, "single.npy"),
+        ({"--data": "pickled.npz"}, "pickle"),
+        ({"--data": "names.npz"}, "images, labels"),
+        ({"--data": "wide.npz"}, "`x_train` must have shape (n, 6), got (20, 7)"),
+        ({"--data": "bright.npz"}, "`x_train` must lie within `clip_values` (0, 1)"),
+        ({"--data": "classes.npz"}, "`y_train` must hold classes 0 to 2, got 3"),
+        ({"--eps": "0"}, "`eps` must be positive"),
+        ({"--eps": "8"}, "`eps` must not exceed the range"),
+        ({"--epochs": "0"}, "`nb_epochs` must be at least 1"),
+        ({"--batch-size": "0"}, "`batch_size` must be at least 1"),
+        ({"--validation-split": "1"}, "`validation-split`"),
+        ({"--n-examples": "0"}, "`n-examples`"),
+        ({"--k": "2"}, "`k` must be in [0, 1]"),
+        ({"--seed": "-1"}, "seed"),
+        ({"--resume": None}, "`--resume` needs an interrupted retraining"),
+    ],
+)
+def test_bad_training_input_gets_one_line_and_leaves_nothing(
+    workplace: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, str | None], wanted: str
+) -> None:
+    x, y = points(20)
+    (workplace / "text.npz").write_text("not a zip file")
+    np.save(workplace / "single.npy", x)
+    np.savez(workplace / "pickled.npz", x=np.array([{}, {}]), y=y[:2])
+    np.savez(workplace / "names.npz", images=x, labels=y)
+    np.savez(workplace / "wide.npz", x=np.pad(x, ((0, 5), (0, 1))), y=np.pad(y, (0, 5)))
+    np.savez(workplace / "bright.npz", x=255 * x, y=y)
+    np.savez(workplace / "classes.npz", x=x, y=np.full_like(y, 3))
+    options: dict[str, str | None] = {
+        "--estimator": "my_pytorch:make", "--data": "data.npz", "--eps": "0.1", "--out": "deep/out", **changes,
+    }  # fmt: skip
+    words = ["train", "--quiet", *(word for pair in options.items() for word in pair if word is not None)]
+    assert_one_line(said(capsys, words), wanted)
+    assert not (workplace / "deep").exists()
+
+
+def test_without_a_framework_one_line_says_what_to_install(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("art_entropic.benchmark.installed_frameworks", tuple)
+    assert_one_line(said(capsys, ["benchmark"]), "pip install 'art-entropic[torch]'")
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(folder: Path) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("art_entropic.report.write_report", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["report", "folder"])
+
+
+# ------------------------------------------------------------------------------------------------------------ commands
+
+
+def test_benchmark_passes_its_options_on(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+
+    def run_benchmark(plan: Any, out: Path, *, verbose: bool) -> list[Any]:
+        asked.extend((plan, out, verbose))
+        return []
+
+    monkeypatch.setattr("art_entropic.benchmark.run_benchmark", run_benchmark)
+    monkeypatch.setattr("art_entropic.report.write_report", lambda folder: (folder / "a.md", folder / "a.html"))
+    words = "benchmark --problem mnist --framework pytorch,tensorflow --defence entropic --defence fbf --battery quick"
+    words += " --eps 0.2 --seeds 0,2 --n-examples 50 --epochs 3 --epochs-natural 1 --quiet"
+    assert said(capsys, words.split()) == (0, "", "")
+    assert asked == [
+        art_entropic.BenchmarkPlan(
+            problem="mnist", frameworks=("pytorch", "tensorflow"), defences=("entropic", "fbf"), battery="quick",
+            eps=0.2, seeds=(0, 2), n_examples=50, nb_epochs=3, nb_epochs_natural=1,
+        ),
+        Path("runs/mnist"),
+        False,
+    ]  # fmt: skip
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def run_benchmark(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("art_entropic.benchmark.run_benchmark", run_benchmark)
+    code, out, err = said(capsys, ["benchmark"])
+    assert (code, out) == (130, "")
+    assert err.strip().count("\n") == 0
+    assert "The same command goes on where it was." in err
+
+
+def test_report_prints_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from test_report import comparison
+
+    from art_entropic.records import append_record
+
+    for record in comparison():
+        append_record(tmp_path / "records.jsonl", record)
+    code, out, err = said(capsys, ["report", str(tmp_path)])
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [str(tmp_path / "report.md"), str(tmp_path / "report.html")]
+    assert (tmp_path / "report.html").exists()
+
+
+def test_data_without_a_test_part_is_split_by_the_seed(tmp_path: Path) -> None:
+    x, y = points(50)
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    arrays = cli.load_arrays(tmp_path / "data.npz", seed=1)
+    assert (len(arrays.x_train), len(arrays.x_test)) == (40, 10)
+    together = np.concatenate([arrays.x_train, arrays.x_test])
+    np.testing.assert_array_equal(np.sort(together, axis=0), np.sort(x, axis=0))
+    np.testing.assert_array_equal(cli.load_arrays(tmp_path / "data.npz", seed=1).x_test, arrays.x_test)
+    assert not np.array_equal(cli.load_arrays(tmp_path / "data.npz", seed=2).x_test, arrays.x_test)
+
+
+@pytest.mark.parametrize("framework", installed_frameworks())
+def test_train_retrains_saves_and_loads_back(workplace: Path, capsys: pytest.CaptureFixture[str], framework: str) -> None:
+    code, out, err = said(capsys, train_words(framework=framework))
+    assert (code, err) == (0, "")
+    before, after, weights, load = out.splitlines()
+    assert before.startswith("before: clean ") and after.startswith("after:  clean ")
+    assert "certified" in after and "n = 40" in after
+    suffix = backend_for(cli._made(f"my_{framework}", "make")).weights_suffix
+    assert weights == f"weights: {Path('out') / f'weights{suffix}'}"
+    history = [json.loads(line) for line in (workplace / "out" / "history.jsonl").read_text().splitlines()]
+    assert [epoch["epoch"] for epoch in history] == [1, 2, 3, 4]
+    assert (workplace / "out" / "README.txt").read_text().strip() == load
+    assert sorted(path.name for path in (workplace / "out").iterdir()) == sorted(
+        ["README.txt", "history.jsonl", f"weights{suffix}"]
+    )
+    scope: dict[str, Any] = {}
+    exec(load.removeprefix("load:").strip(), scope)
+    x, y = points(40, seed=1)
+    accuracy = np.mean(backend_for(scope["classifier"]).logits(x).argmax(axis=1) == y)
+    np.testing.assert_allclose(100 * accuracy, float(after.split()[2]), atol=0.06)
+
+
+def test_train_does_not_overwrite_weights_unasked(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, train_words())[0] == 0
+    weights = (workplace / "out" / "weights.pt").read_bytes()
+    assert_one_line(said(capsys, train_words("--seed", "1")), "holds weights already", "--force")
+    assert (workplace / "out" / "weights.pt").read_bytes() == weights
+    assert said(capsys, train_words("--seed", "1", "--force"))[0] == 0
+    assert (workplace / "out" / "weights.pt").read_bytes() != weights
+
+
+def test_interrupted_training_resumes_to_the_same_weights(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = said(capsys, train_words())[1]
+    (workplace / "out").rename(workplace / "whole")
+    save = art_entropic.EntropicTrainer.save
+
+    def save_then_interrupt(trainer: Any, path: Path) -> None:
+        save(trainer, path)
+        if trainer.history and len(trainer.history.epochs) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(art_entropic.EntropicTrainer, "save", save_then_interrupt)
+        code, _, err = said(capsys, train_words())
+    assert code == 130
+    assert "--resume" in err
+    assert_one_line(said(capsys, train_words()), "interrupted retraining", "--resume", "--force")
+    code, resumed, _ = said(capsys, train_words("--resume"))
+    assert (code, resumed) == (0, whole)
+    lines = ((workplace / run / "history.jsonl").read_text().splitlines() for run in ("whole", "out"))
+    for one, other in zip(*(map(json.loads, epochs) for epochs in lines), strict=True):
+        np.testing.assert_allclose(one["terms"]["loss"], other["terms"]["loss"], rtol=1e-6)
+    assert not (workplace / "out" / "checkpoint.npz").exists()
+
+
+def test_every_command_has_help_for_every_option() -> None:
+    for name in cli._COMMANDS:
+        parser = cli._parser([name])
+        (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        assert all(action.help for action in commands.choices[name]._actions)

@@ -1,0 +1,378 @@
+"""The report says what the records say, in Markdown, in one self-contained HTML file and on a terminal."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from art_entropic import report
+from art_entropic.defences import DEFENCES
+from art_entropic.records import (
+    Accuracy,
+    AnyRecord,
+    AttackedExample,
+    AttackOutcome,
+    CurvePoint,
+    EvaluationRecord,
+    MeasurementRecord,
+    Provenance,
+    TrainingRecord,
+    append_record,
+)
+
+N = 200
+PROVENANCE = Provenance(
+    created="2026-01-02T03:04:05+00:00",
+    command="art-entropic benchmark --problem digits",
+    python="3.11.2",
+    platform="Linux",
+    processor="A Processor & Co",
+    cores=2,
+    versions={"numpy": "2.4.6", "torch": "2.13.0"},
+    data_sha256="ab" * 32,
+)
+
+
+def accuracy(share: float, n: int = N) -> Accuracy:
+    """An accuracy with an interval of plus and minus five points, easy to recognise in a report."""
+    return Accuracy(correct=round(share * n), n=n, low=max(share - 0.05, 0.0), high=min(share + 0.05, 1.0))
+
+
+def training(defence: str, framework: str = "pytorch", seed: int = 0, **changes: Any) -> TrainingRecord:
+    facts: dict[str, Any] = {
+        "key": f"t-{framework}-{defence}-{seed}", "problem": "digits", "framework": framework, "defence": defence,
+        "seed": seed, "eps": 0.15, "status": "done", "nb_epochs": 20, "batch_size": 64, "n_train": 90, "seconds": 10.0,
+        "notes": (), "settings": {"learning_rate": 0.001}, "provenance": PROVENANCE,
+    }  # fmt: skip
+    return TrainingRecord(**{**facts, **changes})
+
+
+def evaluation(
+    defence: str, robust: float, framework: str = "pytorch", seed: int = 0, clean: float = 0.95, **changes: Any
+) -> EvaluationRecord:
+    facts: dict[str, Any] = {
+        "key": f"e-{framework}-{defence}-{seed}", "training_key": f"t-{framework}-{defence}-{seed}",
+        "problem": "digits", "framework": framework, "defence": defence, "seed": seed, "eps": 0.15,
+        "battery": "standard", "clean": accuracy(clean), "robust": accuracy(robust), "attacks": [], "seconds": 3.0,
+        "provenance": PROVENANCE,
+    }  # fmt: skip
+    return EvaluationRecord(**{**facts, **changes})
+
+
+def curve(robust: float) -> list[CurvePoint]:
+    return [
+        CurvePoint(eps=eps, robust=accuracy(float(np.clip(0.97 - (0.97 - robust) * (eps / 0.15) ** 1.5, 0, 1))))
+        for eps in (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
+    ]
+
+
+def example(index: int, label: int, says: int, size: int = 8) -> AttackedExample:
+    rng = np.random.default_rng(index)
+    clean = rng.random(size * size)
+    return AttackedExample(
+        index=index, label=label, clean_prediction=label, attacked_prediction=says, shape=(size, size, 1),
+        clean=clean.tolist(), attacked=np.clip(clean + rng.uniform(-0.15, 0.15, clean.shape), 0, 1).tolist(),
+    )  # fmt: skip
+
+
+def comparison(entropic: float = 0.80, madry: float = 0.70) -> list[AnyRecord]:
+    """Both frameworks, natural, entropic and MadryPGD; TRADES is missing on TensorFlow."""
+    records: list[AnyRecord] = []
+    for framework in ("pytorch", "tensorflow"):
+        cells = (("natural", 0.10, 5.0), ("entropic", entropic, 12.0), ("madry_pgd", madry, 40.0))
+        for defence, robust, seconds in cells:
+            says = 3 if defence == "natural" else None
+            notes = ("ART's MadryPGD takes no validation data",) if defence == "madry_pgd" else ()
+            records.append(training(defence, framework, seconds=seconds, notes=notes))
+            records.append(
+                evaluation(
+                    defence,
+                    robust,
+                    framework,
+                    certified=accuracy(0.6) if defence == "entropic" else None,
+                    curve=curve(robust),
+                    examples=[example(index, index, index if says is None else says) for index in range(6)],
+                    attacks=[AttackOutcome(attack="apgd_ce", attacked=190, broken=20, seconds=1.0)],
+                )
+            )
+    reason = "ART 1.20.1 has no TRADES for TensorFlow"
+    return [*records, training("trades", "tensorflow", status="unavailable", reason=reason, seconds=0.0, n_train=0)]
+
+
+def written(folder: Path, records: list[AnyRecord]) -> tuple[str, str]:
+    for record in records:
+        append_record(folder / "records.jsonl", record)
+    markdown, page = report.write_report(folder)
+    return markdown.read_text(encoding="utf-8"), page.read_text(encoding="utf-8")
+
+
+class _Page(HTMLParser):
+    """Collects what a page loads and whether its elements are closed in order."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "hr", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.references: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")]
+        if tag == "img":
+            self.images.append(dict(attrs))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_page_is_self_contained_and_well_formed(tmp_path: Path) -> None:
+    _, html = written(tmp_path, comparison())
+    page = _Page(html)
+    assert page.open == []
+    assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
+    assert all(reference.startswith(("data:image/png;base64,", "#")) for reference in page.references)
+    assert not re.search(r"https?:|@import|@font-face|url\((?!#)", html)
+    assert 'name="viewport"' in html
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_every_image_says_what_it_shows(tmp_path: Path) -> None:
+    _, html = written(tmp_path, comparison())
+    page = _Page(html)
+    # 6 points, clean and attacked, for each of the 3 defences of the gallery, on 2 frameworks
+    assert len(page.images) == 6 * 2 * 3 * 2
+    assert all(image.get("alt") for image in page.images)
+    assert "test point 2, label 2, attacked: " in html
+    # a curve for each framework and the cost figure
+    figures = re.findall(r'<svg role="img"[^>]*><title>(.*?)</title>', html)
+    assert len(figures) == 3
+    assert "80.0 % at 0.15" in figures[0]
+
+
+def test_svg_identifiers_are_unique_on_the_page(tmp_path: Path) -> None:
+    _, html = written(tmp_path, comparison())
+    identifiers = re.findall(r'\bid="([^"]+)"', html)
+    assert len(identifiers) == len(set(identifiers))
+    references = set(re.findall(r'(?:href="#|url\(#)([^")]+)', html))
+    assert references <= set(identifiers)
+
+
+@pytest.mark.parametrize(
+    ("entropic", "madry", "said"),
+    [
+        (0.80, 0.70, "Entropic, interval is ahead in robust accuracy by 10.0 points, 80.0 % against 70.0 % for"),
+        (0.60, 0.75, "Entropic, interval is behind in robust accuracy by 15.0 points, 60.0 % against 75.0 % for"),
+        (0.70, 0.70, "are level in robust accuracy, 70.0 % against 70.0 %"),
+    ],
+)
+def test_summary_tells_who_is_ahead_by_how_much_and_at_what_cost(entropic: float, madry: float, said: str) -> None:
+    (section,) = report.sections(comparison(entropic, madry))
+    sentences = report.summary(section)
+    assert len(sentences) == 2
+    for sentence in sentences:
+        assert said in sentence
+        assert DEFENCES["madry_pgd"].title in sentence
+        assert "it took 0.30 times the training time (12.0 s against 40.0 s)" in sentence
+
+
+def test_a_defeat_comes_first() -> None:
+    records = [record for record in comparison() if record.framework == "pytorch"]
+    records += [training(name, "tensorflow") for name in ("entropic", "madry_pgd")]
+    records += [evaluation("entropic", 0.5, "tensorflow"), evaluation("madry_pgd", 0.9, "tensorflow")]
+    (section,) = report.sections(records)
+    first, second = report.summary(section)
+    assert first.startswith("TensorFlow: Entropic, interval is behind")
+    assert second.startswith("PyTorch: Entropic, interval is ahead")
+
+
+def test_a_retraining_that_gains_nothing_is_told() -> None:
+    (section,) = report.sections(comparison(entropic=0.08))
+    assert all("not above natural training either, which has 10.0 %" in said for said in report.summary(section))
+    (section,) = report.sections(comparison())
+    assert all("natural training" not in said for said in report.summary(section))
+
+
+def test_overlapping_intervals_are_called_chance() -> None:
+    (section,) = report.sections(comparison(0.72, 0.70))
+    assert "(their 95 % intervals overlap, so this may be chance)" in report.summary(section)[0]
+    (section,) = report.sections(comparison(0.90, 0.70))
+    assert "chance" not in report.summary(section)[0]
+
+
+def test_seconds_of_a_busy_machine_are_called_unsure(tmp_path: Path) -> None:
+    quiet, loud = {"other_load": 0.05}, {"other_load": 0.4}
+    records: list[AnyRecord] = []
+    for defence, robust, settings in (("entropic", 0.8, quiet), ("madry_pgd", 0.7, loud)):
+        records += [training(defence, settings=settings), evaluation(defence, robust)]
+    (section,) = report.sections(records)
+    assert "(10.0 s against 10.0 s, unsure: the machine was busy)" in report.summary(section)[0]
+    for text in written(tmp_path, records):
+        assert f"during the training of {DEFENCES['madry_pgd'].title} on PyTorch. Run it again" in text
+    (section,) = report.sections(comparison())
+    assert report.busy_note(section) is None
+
+
+def test_table_shows_numbers_intervals_and_ratio(tmp_path: Path) -> None:
+    markdown, html = written(tmp_path, comparison())
+    row = next(line for line in markdown.splitlines() if line.startswith(f"| PyTorch | {DEFENCES['entropic'].title} |"))
+    assert row.endswith("| 95.0 [90.0, 100.0] | 80.0 [75.0, 85.0] | 60.0 [55.0, 65.0] | 12.0 | 2.40 |")
+    assert f"n = {N} test points, seed 0" in markdown
+    assert report.UPPER_BOUND in markdown
+    assert "80.0<small>[75.0, 85.0]</small>" in html
+    assert report.UPPER_BOUND in html
+
+
+def test_unavailable_and_diverged_defences_keep_their_row(tmp_path: Path) -> None:
+    records = [*comparison(), training("fbf", status="diverged", reason="training diverged in epoch 1 <step> 3")]
+    markdown, html = written(tmp_path, records)
+    assert "ART 1.20.1 has no TRADES for TensorFlow" in markdown
+    assert "ART 1.20.1 has no TRADES for TensorFlow" in html
+    assert "training diverged in epoch 1 &lt;step&gt; 3" in html
+    assert "<step>" not in html
+
+
+def test_notes_failures_and_provenance_are_told(tmp_path: Path) -> None:
+    broken = AttackOutcome(attack="square", attacked=10, broken=0, seconds=0.1, error="it crashed")
+    records = [*comparison(), evaluation("entropic", 0.80, attacks=[broken])]
+    for text in written(tmp_path, records):
+        assert "takes no validation data" in text
+        assert "it crashed" in text
+        assert "art-entropic benchmark --problem digits" in text
+        assert "ab" * 32 in text
+        assert "torch 2.13.0" in text
+        assert "2 cores" in text
+
+
+def test_seeds_are_pooled_as_mean_and_spread() -> None:
+    records: list[AnyRecord] = []
+    for seed, robust in enumerate((0.70, 0.80, 0.75)):
+        records += [training("natural", seed=seed, seconds=4.0), evaluation("natural", 0.1, seed=seed)]
+        records += [training("entropic", seed=seed, seconds=8.0 + seed), evaluation("entropic", robust, seed=seed)]
+    (section,) = report.sections(records)
+    row = next(row for row in section.rows if row.defence == "entropic")
+    assert row.robust is not None
+    np.testing.assert_allclose([row.robust.value, row.robust.low, row.robust.high], [0.75, 0.70, 0.80])
+    assert row.robust.n_seeds == 3
+    assert row.seconds is not None and row.ratio is not None
+    np.testing.assert_allclose([row.seconds, row.ratio], [9.0, 2.25])
+    assert "Mean over 3 seeds; brackets: lowest and highest seed." in section.caption
+
+
+def test_a_row_says_which_of_its_seeds_are_missing() -> None:
+    records: list[AnyRecord] = [
+        training("entropic", seed=0), evaluation("entropic", 0.8, seed=0),
+        training("entropic", seed=1, status="diverged", reason="NaN"),
+        training("entropic", seed=2),
+    ]  # fmt: skip
+    (section,) = report.sections(records)
+    assert section.rows[0].remark == "NaN (1 of 3 seeds); trained, not attacked yet (1 of 3 seeds)"
+
+
+def test_the_latest_settings_of_a_cell_win() -> None:
+    def run(name: str, robust: float, nb_epochs: int) -> list[AnyRecord]:
+        trained = training("entropic", key=f"t-{name}", nb_epochs=nb_epochs)
+        return [trained, evaluation("entropic", robust, key=f"e-{name}", training_key=f"t-{name}")]
+
+    old, new = run("old", 0.2, 1), run("new", 0.8, 20)
+    for records, robust, epochs in ((old + new, 0.8, 20), (new + old, 0.2, 1)):
+        (section,) = report.sections(records)
+        (row,) = section.rows
+        assert row.robust is not None and row.training is not None
+        np.testing.assert_allclose(row.robust.value, robust)
+        assert row.training.nb_epochs == epochs
+
+
+def test_radii_and_batteries_are_not_mixed() -> None:
+    records = [
+        training("entropic"), evaluation("entropic", 0.8),
+        evaluation("entropic", 0.85, key="quick", battery="quick"),
+        training("entropic", key="wide", eps=0.3), evaluation("entropic", 0.5, key="far", training_key="wide", eps=0.3),
+    ]  # fmt: skip
+    found = [(section.eps, section.battery) for section in report.sections(records)]
+    assert found == [(0.15, "standard"), (0.15, "quick"), (0.3, "standard")]
+
+
+def test_measured_costs_are_no_part_of_a_comparison(tmp_path: Path) -> None:
+    cost = MeasurementRecord(key="m", name="step", values={"ratio": 2.5}, provenance=PROVENANCE)
+    assert report.sections([cost, *comparison()]) == report.sections(comparison())
+    with pytest.raises(ValueError, match="no record of a training"):
+        written(tmp_path, [cost])
+
+
+def test_an_interrupted_run_has_a_report(tmp_path: Path) -> None:
+    markdown, html = written(tmp_path, [training("natural")])
+    for text in (markdown, html):
+        assert "trained, not attacked yet" in text
+        assert "no network has been attacked yet" in text
+
+
+def test_without_matplotlib_the_report_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    missing = {"matplotlib"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in missing else find(name, *rest))
+    markdown, html = written(tmp_path, comparison())
+    assert "pip install 'art-entropic[plot]'" in markdown
+    assert "pip install &#39;art-entropic[plot]&#39;" in html
+    assert '<svg role="img"' not in html
+    assert len(_Page(html).images) == 72  # the gallery needs no matplotlib
+
+
+def test_a_defence_has_one_colour_and_none_shares_it() -> None:
+    colours = [report.colour(name) for name in DEFENCES]
+    assert len(set(colours)) == len(colours)
+    assert report.colour("natural") == report.INK
+
+
+def test_png_decodes_to_its_pixels() -> None:
+    data = base64.b64decode(report.png([0.0, 1.0, 0.5, 0.2, 2.0, -1.0], (2, 3, 1)).partition(",")[2])
+    # 0.5 * 255 = 127.5 rounds to even, out of range is cut
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), [[0, 255, 128], [51, 255, 0]])
+
+
+def test_png_agrees_with_matplotlib_on_colour() -> None:
+    image = pytest.importorskip("matplotlib.image")
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 3)) / 255
+    data = base64.b64decode(report.png(pixels.ravel().tolist(), pixels.shape).partition(",")[2])
+    np.testing.assert_allclose(image.imread(io.BytesIO(data), format="png"), pixels, atol=1e-6)
+
+
+def test_png_refuses_other_channels() -> None:
+    with pytest.raises(ValueError, match="1 or 3 channels"):
+        report.png([0.0] * 8, (2, 2, 2))
+
+
+def test_terminal_table_has_every_number_and_the_missing_rows() -> None:
+    stream = io.StringIO()
+    report.print_table(comparison(), stream)
+    text = stream.getvalue()
+    for wanted in ("80.0 [75.0, 85.0]", "60.0 [55.0, 65.0]", "2.40", "has no TRADES for TensorFlow", "n = 200"):
+        assert wanted in text
+    assert report.UPPER_BOUND in text
+
+
+def test_folder_without_records_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path))):
+        report.write_report(tmp_path)
+    (tmp_path / "records.jsonl").touch()
+    with pytest.raises(ValueError, match="no record"):
+        report.write_report(tmp_path)
