@@ -1,0 +1,66 @@
+"""Peak memory of one epoch of entropic retraining on MNIST, measured from outside in a fresh process per framework and measure.
+
+    ART_ENTROPIC_DATA=folder-with-mnist.npz python benchmarks/memory.py
+
+The peak includes the framework, ART and the data. One record per process is appended to results/memory.jsonl.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from art_entropic.backends import framework_module, installed_frameworks
+from art_entropic.benchmark import digest, machine_provenance
+from art_entropic.information import MEASURES
+from art_entropic.problems import PROBLEMS, for_framework, load_data
+from art_entropic.records import MeasurementRecord, append_record
+
+RESULTS = Path(__file__).parent.parent / "results" / "memory.jsonl"
+
+
+def train(framework: str, measure: str) -> None:
+    """One epoch in this process; appends the record of its own peak."""
+    from art_entropic.trainer import EntropicTrainer
+
+    problem, data = PROBLEMS["mnist"], load_data("mnist")
+    classifier = framework_module(framework).build_classifier(
+        problem.architecture,
+        input_shape=problem.input_shape,
+        nb_classes=10,
+        clip_values=(0.0, 1.0),
+        learning_rate=problem.learning_rate,
+        seed=0,
+    )
+    began = time.perf_counter()
+    EntropicTrainer(classifier, 0.1, measure=measure, verbose=False).fit(
+        for_framework(data.x_train, framework), data.y_train, batch_size=problem.batch_size, nb_epochs=1, seed=0
+    )
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kilobytes on Linux
+    settings = {"framework": framework, "measure": measure, "n_train": len(data.x_train), "batch_size": problem.batch_size}
+    record = MeasurementRecord(
+        key=digest(name="memory", **settings),
+        name="memory",
+        values={"peak_gib": round(peak, 3), "epoch_seconds": round(seconds, 1)},
+        settings=settings,
+        provenance=machine_provenance("python benchmarks/memory.py", (framework,), data.sha256),
+    )
+    append_record(RESULTS, record)
+    print(framework, measure, record.values)
+
+
+def main() -> None:
+    if len(sys.argv) == 3:
+        train(*sys.argv[1:])
+        return
+    for framework in installed_frameworks():
+        for measure in MEASURES:
+            subprocess.run([sys.executable, __file__, framework, measure], check=True)
+
+
+if __name__ == "__main__":
+    main()

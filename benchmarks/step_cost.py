@@ -1,0 +1,87 @@
+"""Cost of one training step of each measure against one natural step: same backend, same batch, same process.
+
+    python benchmarks/step_cost.py
+
+The network is the MNIST CNN of PROBLEMS, the batch 128 random images. The kinds take turns in short blocks: steps follow each
+other as in training, and a change in the machine's speed meets all kinds alike. The ratio is the median over turns of the ratio
+of the blocks' medians. One record per framework is appended to results/step_cost.jsonl.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from art_entropic.backends import Batch, Controls, Step, backend_for, framework_module, installed_frameworks
+from art_entropic.benchmark import digest, machine_provenance
+from art_entropic.information import MEASURES
+from art_entropic.objective import EntropicObjective, natural_objective
+from art_entropic.problems import PROBLEMS, for_framework
+from art_entropic.records import MeasurementRecord, append_record
+
+RESULTS = Path(__file__).parent.parent / "results" / "step_cost.jsonl"
+BATCH, TURNS, BLOCK, WARM_UP = 128, 7, 10, 3
+
+
+def random_batch(framework: str) -> Batch:
+    rng = np.random.default_rng(0)
+    shape = (BATCH, *PROBLEMS["mnist"].input_shape)
+    x = for_framework(rng.random(shape, np.float32), framework)
+    noise = for_framework(rng.random(shape, np.float32) * 2 - 1, framework)
+    return Batch(x, np.eye(10, dtype=np.float32)[rng.integers(0, 10, BATCH)], noise, rng.random(BATCH, np.float32))
+
+
+def measure(framework: str) -> dict[str, float]:
+    """Milliseconds of a step of each kind, and its ratio to the natural one."""
+    problem = PROBLEMS["mnist"]
+    classifier = framework_module(framework).build_classifier(
+        problem.architecture,
+        input_shape=problem.input_shape,
+        nb_classes=10,
+        clip_values=(0.0, 1.0),
+        learning_rate=problem.learning_rate,
+        seed=0,
+    )
+    backend = backend_for(classifier)
+    batch = random_batch(framework)
+    kinds = {"natural": (natural_objective, Controls(0.0, 0.0, 0.0))}
+    for name, row in MEASURES.items():
+        kinds[name] = (EntropicObjective(name, row.resolution), Controls(0.1, row.k, row.beta))
+    medians: dict[str, list[float]] = {name: [] for name in kinds}
+    with backend.training(0):
+        steps = {name: (backend.training_step(objective), controls) for name, (objective, controls) in kinds.items()}
+        for turn in range(TURNS + 1):
+            for name, (step, controls) in steps.items():
+                seconds = [timed(step, batch, controls) for _ in range(WARM_UP + BLOCK)]
+                if turn:  # the first turn traces and fills caches
+                    medians[name].append(float(np.median(seconds[WARM_UP:])))
+    natural = np.array(medians["natural"])
+    values = {f"{name}_ms": float(np.median(spent) * 1e3) for name, spent in medians.items()}
+    return values | {f"{name}_ratio": float(np.median(np.array(medians[name]) / natural)) for name in MEASURES}
+
+
+def timed(step: Step, batch: Batch, controls: Controls) -> float:
+    began = time.perf_counter()
+    step(batch, controls)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    for framework in installed_frameworks():
+        values = measure(framework)
+        settings = {"framework": framework, "batch_size": BATCH, "steps": TURNS * BLOCK, "network": "mnist"}
+        record = MeasurementRecord(
+            key=digest(name="step_cost", **settings),
+            name="step_cost",
+            values={name: round(value, 3) for name, value in values.items()},
+            settings=settings,
+            provenance=machine_provenance("python benchmarks/step_cost.py", (framework,), "random images, seed 0"),
+        )
+        append_record(RESULTS, record)
+        print(framework, record.values)
+
+
+if __name__ == "__main__":
+    main()
