@@ -83,7 +83,7 @@ def _pgd(steps: int) -> Callable[[Any, Ball, int], Any]:
 def _apgd(estimator: Any, ball: Ball, batch_size: int) -> Any:
     from art.attacks.evasion import AutoProjectedGradientDescent
 
-    # loss_type None: the estimator's own loss. ART's own ones need Keras 2 on TensorFlow and build n x n logits.
+    # loss_type None: the estimator's own loss. ART's own ones refuse a KerasClassifier, and its DLR builds n x n logits.
     return AutoProjectedGradientDescent(
         estimator,
         norm=ball.norm,

@@ -101,9 +101,9 @@ def channel(view: View, batch: Batch, eps: Tensor, resolution: float) -> Reading
     """Equation (1) linearised at a random point of the ball, for the margin against one likely rival."""
     ops = view.ops
     logits = view.logits(batch.x)
-    _, gradient = view.input_gradient(
-        batch.x + eps * batch.ball_noise, lambda z: rival_direction(ops, z, batch.y, batch.class_noise)
-    )
+    box = view.ball(batch.x, eps)
+    point = ops.minimum(ops.maximum(batch.x + eps * batch.ball_noise, box.lower), box.upper)
+    _, gradient = view.input_gradient(point, lambda z: rival_direction(ops, z, batch.y, batch.class_noise))
     return Reading(logits, None, channel_information(ops, gradient / resolution, eps=eps))
 
 
@@ -117,9 +117,14 @@ class Measure:
     beta: float
     k: float
     resolution: float
+    ramp: float
 
 
 MEASURES: dict[str, Measure] = {
-    "interval": Measure("worst case, by interval propagation", interval, certifies=True, beta=0.1, k=0.5, resolution=1.0),
-    "channel": Measure("first-order channel into the decision", channel, certifies=False, beta=1.5, k=0.0, resolution=1.0),
+    "interval": Measure(
+        "worst case, by interval propagation", interval, certifies=True, beta=0.1, k=0.5, resolution=1.0, ramp=0.8
+    ),
+    "channel": Measure(
+        "first-order channel into the decision", channel, certifies=False, beta=1.5, k=0.0, resolution=1.0, ramp=0.2
+    ),
 }

@@ -107,6 +107,10 @@ class Row:
         return _title(DEFENCES, self.defence)
 
     @property
+    def ours(self) -> bool:
+        return self.defence in DEFENCES and DEFENCES[self.defence].ours
+
+    @property
     def css_colour(self) -> str:
         return colour(self.defence).replace(INK, "currentColor")
 
@@ -357,16 +361,12 @@ def summary(section: Section) -> list[str]:
 
 def _verdicts(rows: Sequence[Row]) -> list[tuple[bool, str]]:
     """For each of our own defences: whether it lost, and the sentence."""
-    ours = [row for row in rows if _is_ours(row.defence)]
-    rivals = [row for row in rows if not _is_ours(row.defence)]
+    ours = [row for row in rows if row.ours]
+    rivals = [row for row in rows if not row.ours]
     if not ours or not rivals:
         best = max(rows, key=_robustness)
         return [(False, f"{best.defence_title} has the highest robust accuracy, {percent(_robustness(best))} %.")]
     return [_verdict(row, rivals) for row in ours]
-
-
-def _is_ours(defence: str) -> bool:
-    return defence in DEFENCES and DEFENCES[defence].ours
 
 
 def _verdict(entropic: Row, rivals: Sequence[Row]) -> tuple[bool, str]:
@@ -379,8 +379,19 @@ def _verdict(entropic: Row, rivals: Sequence[Row]) -> tuple[bool, str]:
     place = "ahead" if points > 0 else "behind"
     return points < 0, (
         f"{entropic.defence_title} is {place} in robust accuracy by {abs(points):.1f} points, {figures}"
-        f"{_chance(entropic, rival)}{_cost(entropic, rival)}.{_without_gain(entropic, rivals)}"
+        f"{_chance(entropic, rival)}{_cost(entropic, rival)}.{_cheaper(entropic, rivals)}{_without_gain(entropic, rivals)}"
     )
+
+
+def _cheaper(entropic: Row, rivals: Sequence[Row]) -> str:
+    """Rivals that took less time and are not clearly less robust: a reader would choose them."""
+    found = [
+        f"{rival.defence_title} ({percent(_robustness(rival))} % in {duration(rival.seconds)} s)"
+        for rival in rivals
+        if rival.seconds and entropic.seconds and rival.seconds < entropic.seconds
+        if rival.robust and entropic.robust and rival.robust.high >= entropic.robust.low
+    ]
+    return f" Cheaper and not clearly less robust: {', '.join(found)}." if found else ""
 
 
 def _without_gain(entropic: Row, rivals: Sequence[Row]) -> str:

@@ -154,7 +154,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             measure's own.
         resolution: tau, the width of the read-out noise; None takes the measure's own.
         warmup: share of the retraining before the ramp, with natural cross-entropy alone.
-        ramp: share of the retraining over which eps, k and beta grow to their full value.
+        ramp: share of the retraining over which eps, k and beta grow to their full value; None takes the measure's own.
         verbose: progress bar on stderr.
     Raises:
         TypeError: not an estimator of a supported kind, or an argument of the wrong type.
@@ -171,7 +171,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         k: float | None = None,
         resolution: float | None = None,
         warmup: float = 0.0,
-        ramp: float = 0.5,
+        ramp: float | None = None,
         verbose: bool = True,
     ) -> None:
         self._backend: Backend = backend_for(classifier)
@@ -189,7 +189,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             k=k,
             beta=row.beta if beta is None else non_negative("beta", beta),
             warmup=warmup,
-            ramp=ramp,
+            ramp=row.ramp if ramp is None else ramp,
         )
         self._objective = EntropicObjective(measure, row.resolution if resolution is None else resolution)
         self._verbose = verbose

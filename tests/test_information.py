@@ -97,6 +97,9 @@ class Reference:
     def logits(self, x):
         return np.maximum(x.reshape(len(x), -1) @ self.w1 + self.b1, 0) @ self.w2 + self.b2
 
+    def ball(self, x, eps):
+        return Interval(np.clip(x - eps, 0, 1), np.clip(x + eps, 0, 1))
+
     def propagate(self, x, eps):
         def through(box, w, b):
             centre, radius = (box.lower + box.upper) / 2 @ w + b, (box.upper - box.lower) / 2 @ np.abs(w)

@@ -315,3 +315,87 @@ def test_weights_are_saved_in_the_frameworks_own_safe_format_and_load_back(frame
 def test_both_frameworks_start_from_the_same_weights(make_classifier, points):
     logits = [backend_for(make_classifier(name)).logits(points(name)[0]) for name in FRAMEWORKS]
     np.testing.assert_allclose(*logits, atol=1e-5)
+
+
+# --------------------------------------------------------------------------------- networks that change while they train
+
+
+def with_batch_norm_and_dropout(framework):
+    if framework == "pytorch":
+        import torch
+        from art.estimators.classification import PyTorchClassifier
+        from torch import nn
+
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(64, 3))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        return PyTorchClassifier(model, nn.CrossEntropyLoss(), (2, 6, 6), 3, optimizer, clip_values=(0.0, 1.0))
+    return keras_classifier()
+
+
+def keras_classifier():
+    import keras
+    from art.estimators.classification import KerasClassifier
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            keras.layers.Conv2D(4, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.Flatten(),
+            keras.layers.Dropout(0.3),
+            keras.layers.Dense(3),
+        ]
+    )
+    model.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return KerasClassifier(model, use_logits=True, clip_values=(0.0, 1.0))
+
+
+@pytest.mark.parametrize("measure", ["interval", "channel"])
+def test_batch_norm_and_dropout_train_and_resume_bit_for_bit(framework, data, tmp_path, measure):
+    def run(epochs_before_stop=None, resume=False):
+        classifier = with_batch_norm_and_dropout(framework)
+        trainer = trainer_of(classifier, measure=measure)
+        if resume:
+            trainer.resume(tmp_path / "half.npz")
+        stop = [lambda epoch: epoch.epoch == epochs_before_stop]
+        trainer.fit(*data, batch_size=20, nb_epochs=4, seed=1, callbacks=stop, checkpoint=tmp_path / "half.npz")
+        return weights(classifier)
+
+    before = weights(with_batch_norm_and_dropout(framework))
+    whole = run()
+    assert all(np.any(a != b) for a, b in zip(whole, before, strict=True)), "a weight or a running statistic did not move"
+    run(epochs_before_stop=2)
+    assert_same(run(resume=True), whole)
+
+
+def test_a_subclassed_keras_model_trains_with_channel_and_is_refused_by_interval(points):
+    import keras
+    from art.estimators.classification import TensorFlowV2Classifier
+
+    from art_entropic.backends import NoIntervalRuleError
+
+    class Mine(keras.Model):
+        def __init__(self):
+            super().__init__(name="mine")
+            self.hidden, self.out = keras.layers.Dense(16, activation="silu"), keras.layers.Dense(3)
+
+        def call(self, x):
+            return self.out(self.hidden(keras.ops.reshape(x, (-1, 72))))
+
+    keras.utils.set_random_seed(0)
+    model = Mine()
+    x, y = points("tensorflow")
+    model(x[:1])
+    classifier = TensorFlowV2Classifier(
+        model, 3, (6, 6, 2), keras.losses.SparseCategoricalCrossentropy(from_logits=True), keras.optimizers.Adam(0.01),
+        clip_values=(0.0, 1.0),
+    )  # fmt: skip
+    before = weights(classifier)
+    with pytest.raises(NoIntervalRuleError, match=r"Mine in layer 'mine'.*measure=\"channel\""):
+        trainer_of(classifier).fit(x, y, nb_epochs=1)
+    assert_same(weights(classifier), before)
+    history = trainer_of(classifier, measure="channel").fit(x, y, batch_size=16, nb_epochs=10, seed=0)
+    assert history.terms("accuracy")[-1] > 0.9

@@ -98,6 +98,9 @@ class View(Protocol):
     def logits(self, x: Tensor) -> Tensor:
         """Logits at x, (n, nb_classes), in the step's own mode (dropout and batch statistics active in training)."""
 
+    def ball(self, x: Tensor, eps: Tensor) -> Interval:
+        """The ball |d|_inf <= eps around raw x, cut at clip_values."""
+
     def propagate(self, x: Tensor, eps: Tensor) -> Propagation:
         """The data and the ball |d|_inf <= eps, cut at clip_values, through the network in one pass and one mode.
 

@@ -23,8 +23,8 @@ from art_entropic.backends import (
     Objective,
     Propagation,
 )
-from art_entropic.backends._losses_tensorflow import for_art_trainers, untouched, with_loss
 from art_entropic.backends._preprocessing import standardisation
+from art_entropic.backends._tensorflow_art import for_art_trainers, untouched, with_loss
 from art_entropic.backends._tensorflow_bounds import NO_GRAPH, Joint, Walk, box_of, has_graph, straight_relu
 from art_entropic.backends._tensorflow_ops import ops
 from art_entropic.backends.architecture import Architecture, Conv, Dense, Flatten, MaxPool, initial_weights
@@ -55,8 +55,11 @@ class TensorFlowView:
     def logits(self, x: tf.Tensor) -> tf.Tensor:
         return tf.cast(self._model(self._standardise(x), training=self._training), tf.float32)
 
+    def ball(self, x: tf.Tensor, eps: tf.Tensor) -> Interval:
+        return intervals.ball(ops, x, eps, self._clip_values)
+
     def propagate(self, x: tf.Tensor, eps: tf.Tensor) -> Propagation:
-        box = Interval(*map(self._standardise, intervals.ball(ops, x, eps, self._clip_values)))
+        box = Interval(*map(self._standardise, self.ball(x, eps)))
         walk = Walk(training=self._training)
         logits = walk.logits(self._model, Joint(self._standardise(x), box, "input"))
         layers = tuple(LayerInterval(name, _single(box_of(layer))) for name, layer in walk.layers())

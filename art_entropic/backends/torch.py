@@ -14,8 +14,8 @@ from torch import nn
 
 from art_entropic import intervals
 from art_entropic.backends import Array, Batch, Controls, Interval, LayerInterval, Objective, Propagation, Step
-from art_entropic.backends._losses_torch import for_art_trainers, untouched, with_loss
 from art_entropic.backends._preprocessing import standardisation
+from art_entropic.backends._torch_art import for_art_trainers, untouched, with_loss
 from art_entropic.backends._torch_bounds import BoundTensor, Recorder, Trace, TwiceDifferentiated
 from art_entropic.backends._torch_ops import ops
 from art_entropic.backends.architecture import Architecture, Conv, Dense, Flatten, MaxPool, initial_weights
@@ -35,7 +35,10 @@ class TorchView:
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         return self._backend.forward(x)
 
-    def propagate(self, x: torch.Tensor, eps: torch.Tensor) -> Propagation:
+    def ball(self, x: torch.Tensor, eps: torch.Tensor | float) -> Interval:
+        return self._backend.ball(x, eps)
+
+    def propagate(self, x: torch.Tensor, eps: torch.Tensor | float) -> Propagation:
         return self._backend.propagate(x, eps)
 
     def input_gradient(
@@ -115,10 +118,13 @@ class TorchBackend:
         logits: torch.Tensor = self.model(x)
         return logits
 
+    def ball(self, x: torch.Tensor, eps: torch.Tensor | float) -> Interval:
+        return intervals.ball(ops, x, eps, self._clip_values)
+
     def propagate(self, x: torch.Tensor, eps: torch.Tensor | float) -> Propagation:
         """The joint pass of `View.propagate`, in the modules' present mode."""
         trace = Trace(self.model)
-        box = intervals.ball(ops, x, eps, self._clip_values)
+        box = self.ball(x, eps)
         if self._standardisation is not None:
             mean, std = self._standardisation
             x, box = (x - mean) / std, Interval((box.lower - mean) / std, (box.upper - mean) / std)

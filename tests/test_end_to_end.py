@@ -1,0 +1,27 @@
+"""The main job on real data: a naturally trained network is retrained and then withstands attacks that broke it."""
+
+import pytest
+
+from art_entropic.benchmark import BenchmarkPlan, run_benchmark
+from art_entropic.records import EvaluationRecord, TrainingRecord
+from art_entropic.report import write_report
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_entropic_retraining_raises_robust_accuracy_far_above_natural_on_digits(tmp_path):
+    plan = BenchmarkPlan(
+        problem="digits", defences=("natural", "entropic", "entropic_channel"), battery="quick", n_examples=150, nb_epochs=25
+    )
+    records = run_benchmark(plan, tmp_path, verbose=False)
+    assert {r.status for r in records if isinstance(r, TrainingRecord)} == {"done"}
+    found = {(r.framework, r.defence): r for r in records if isinstance(r, EvaluationRecord)}
+    for framework in ("pytorch", "tensorflow"):
+        natural, interval, channel = (found[framework, name] for name in ("natural", "entropic", "entropic_channel"))
+        assert natural.clean.value > 0.93 and natural.robust.value < 0.25
+        assert channel.clean.value > 0.93 and channel.robust.value > natural.robust.value + 0.3
+        assert interval.robust.low > 0 and interval.certified.value <= interval.robust.value
+        assert natural.certified.value == 0
+    assert all(path.stat().st_size > 1000 for path in write_report(tmp_path))
+    again = run_benchmark(plan, tmp_path, verbose=False)
+    assert [record.key for record in again] == [record.key for record in records]
+    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == len(records)
