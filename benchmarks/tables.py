@@ -11,9 +11,8 @@ from pathlib import Path
 
 from art_entropic.backends import FRAMEWORKS
 from art_entropic.information import MEASURES
-from art_entropic.problems import PROBLEMS
 from art_entropic.records import MeasurementRecord, read_records
-from art_entropic.report import INK, Row, Section, colour, percent, sections, summary
+from art_entropic.report import INK, NATURAL, Row, Section, colour, percent, sections, summary
 
 ROOT = Path(__file__).parent.parent
 RESULTS, README, FIGURE = ROOT / "results", ROOT / "README.md", ROOT / "docs" / "digits.png"
@@ -35,9 +34,18 @@ def digits(section: Section) -> str:
     sentences = "\n".join(f"- {sentence}" for sentence in summary(section))
     return (
         f"![{section.title}: robust accuracy against eps, and against training seconds]({FIGURE.relative_to(ROOT)})\n\n"
-        f"{section.title}, {section.radius}, retrained for {PROBLEMS[section.problem].nb_epochs} epochs, in the words of the "
-        f"generated report:\n\n{sentences}\n\n{table}\n\n{section.caption} {missing}\n"
+        f"{section.title}, {section.radius}, {epochs(section)}, in the words of the generated report:\n\n{sentences}\n\n{table}\n\n{section.caption} {missing}\n"
     )
+
+
+def epochs(section: Section) -> str:
+    """How long natural training and the defences trained, from their records."""
+    trained = [row.training for row in section.rows if row.training is not None and row.training.status == "done"]
+    natural = {training.nb_epochs for training in trained if training.defence == NATURAL}
+    others = {training.nb_epochs for training in trained if training.defence != NATURAL}
+    if len(natural) != 1 or len(others) != 1:
+        raise ValueError(f"the rows must share their epochs, got {sorted(natural)} and {sorted(others)}")
+    return f"{natural.pop()} epochs of natural training, then {others.pop()} of each defence"
 
 
 def result(row: Row) -> list[str]:
