@@ -32,10 +32,9 @@ def digits(section: Section) -> str:
     )
     missing = " ".join(f"{row.remark}." for row in section.rows if row.robust is None and row.remark)
     sentences = "\n".join(f"- {sentence}" for sentence in summary(section))
-    return (
-        f"![{section.title}: robust accuracy against eps, and against training seconds]({FIGURE.relative_to(ROOT)})\n\n"
-        f"{section.title}, {section.radius}, {epochs(section)}, in the words of the generated report:\n\n{sentences}\n\n{table}\n\n{section.caption} {missing}\n"
-    )
+    picture = f"![{section.title}: robust accuracy against eps, and against training seconds]({FIGURE.relative_to(ROOT)})"
+    told = f"{section.title}, {section.radius}, {epochs(section)}, in the words of the generated report:"
+    return f"{picture}\n\n{told}\n\n{sentences}\n\n{table}\n\n{section.caption} {missing}\n"
 
 
 def epochs(section: Section) -> str:
