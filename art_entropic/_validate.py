@@ -136,6 +136,25 @@ def check_labels(y: Any, *, n: int, nb_classes: int, name: str = "y") -> np.ndar
     return index
 
 
+def check_logits(logits: np.ndarray, nb_classes: int) -> None:
+    """Refuse outputs of `classifier` that are not one finite logit per class, (n, nb_classes).
+
+    Raises:
+        ValueError: another shape, fewer than 2 classes, NaN or infinite, or probabilities (rows in [0, 1] that sum to 1).
+    """
+    if logits.ndim != 2 or logits.shape[1] != nb_classes or nb_classes < 2:
+        raise ValueError(
+            f"`classifier` must return one logit per class, shape (n, {nb_classes}) with at least 2 classes, got {logits.shape}"
+        )
+    if not np.all(np.isfinite(logits)):
+        raise ValueError("`classifier` must return finite logits, got NaN or infinite values on `x`: is it trained?")
+    if np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1.0, atol=1e-4):
+        raise ValueError(
+            "`classifier` must return logits, got probabilities (rows in [0, 1] that sum to 1): remove the final softmax "
+            "from the model and use a loss that takes logits; the bound and the attacks need logits"
+        )
+
+
 def _from_one_hot(array: np.ndarray, name: str) -> np.ndarray:
     if not (np.isin(array, (0, 1)).all() and (array.sum(axis=1) == 1).all()):
         row = int(np.argmax(~(np.isin(array, (0, 1)).all(axis=1) & (array.sum(axis=1) == 1))))

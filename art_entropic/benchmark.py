@@ -28,7 +28,7 @@ from art_entropic.attacks import BATTERIES
 from art_entropic.backends import FRAMEWORKS, MissingFrameworkError, backend_for, framework_module, installed_frameworks
 from art_entropic.defences import DEFENCES
 from art_entropic.evaluation import evaluate
-from art_entropic.problems import PROBLEMS, Data, Problem, for_framework, load_data
+from art_entropic.problems import CLIP_VALUES, PROBLEMS, Data, Problem, build_classifier, for_framework, load_data
 from art_entropic.records import (
     SCHEMA,
     AnyRecord,
@@ -41,7 +41,6 @@ from art_entropic.records import (
 from art_entropic.report import OTHER_LOAD, RECORDS
 
 NATURAL = "natural"
-CLIP_VALUES = (0.0, 1.0)
 VALIDATION_SHARE = 0.1
 N_GALLERY = 6
 SHARED_PACKAGES = ("adversarial-robustness-toolbox", "numpy", "scipy", "scikit-learn")
@@ -445,15 +444,7 @@ class _Runner:
         self.warm.add(job.framework)
 
     def _build(self, job: Job) -> Any:
-        problem = self.settings.problem
-        return framework_module(job.framework).build_classifier(
-            problem.architecture,
-            input_shape=problem.input_shape,
-            nb_classes=problem.nb_classes,
-            clip_values=CLIP_VALUES,
-            learning_rate=problem.learning_rate,
-            seed=job.seed,
-        )
+        return build_classifier(self.settings.problem, job.framework, job.seed)
 
     def _save(self, job: Job, estimator: Any) -> str:
         backend = backend_for(estimator)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from art_entropic._validate import check_eps, check_inputs, check_labels, choice, non_negative
+from art_entropic._validate import check_eps, check_inputs, check_labels, check_logits, choice, non_negative
 from art_entropic.attacks import ATTACKS, BATTERIES, Ball, Target, attack_points, check_norm
 from art_entropic.backends import Array, NoIntervalRuleError
 from art_entropic.certificates import certify
@@ -92,7 +92,7 @@ def evaluate(
         Points that the classifier gets wrong without an attack count as broken.
     Raises:
         TypeError: not a supported estimator.
-        ValueError: an argument is out of its range, or the classifier returns probabilities.
+        ValueError: an argument is out of its range, or the classifier returns probabilities or values that are not finite.
         RuntimeError: no attack of the battery could run, or an attack broke a point that was certified.
     """
     started = time.perf_counter()
@@ -103,7 +103,7 @@ def evaluate(
     radii = _check_radii(curve_eps, classifier.clip_values)
     x = check_inputs(x, input_shape=tuple(classifier.input_shape), clip_values=classifier.clip_values)
     y = check_labels(y, n=len(x), nb_classes=int(classifier.nb_classes))
-    _check_logits(target.logits(x))
+    check_logits(target.logits(x), int(classifier.nb_classes))
 
     clean_predictions = target.predict(x)
     clean_correct = clean_predictions == y
@@ -249,14 +249,6 @@ def _images(target: Target, points: Array) -> Array:
     low, high = (points.min(), points.max()) if clip_values is None else map(np.asarray, clip_values)
     scaled = np.clip((points - low) / np.maximum(high - low, 1e-12), 0.0, 1.0)
     return np.moveaxis(scaled, 1, -1) if target.classifier.channels_first else scaled
-
-
-def _check_logits(logits: Array) -> None:
-    if logits.shape[1] > 1 and np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1.0, atol=1e-3):
-        raise ValueError(
-            "`classifier` must return logits, got probabilities (every output row sums to 1): "
-            "attacks and bounds need the values before the softmax, so remove the model's last activation"
-        )
 
 
 def _check_radii(curve_eps: Sequence[float], clip_values: Any) -> list[float]:

@@ -9,14 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
-from art_entropic.backends import FRAMEWORKS
+from art_entropic.backends import FRAMEWORKS, framework_module
 from art_entropic.backends.architecture import Architecture, Conv, Dense, Flatten
 
 DATA_FOLDER = "ART_ENTROPIC_DATA"
+CLIP_VALUES = (0.0, 1.0)
 DIGITS_TEST = 500
 
 MNIST_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
@@ -91,6 +92,18 @@ def load_data(name: str) -> Data:
     if name not in PROBLEMS:
         raise ValueError(f"`problem` must be one of {', '.join(map(repr, PROBLEMS))}, got {name!r}")
     return PROBLEMS[name].load()
+
+
+def build_classifier(problem: Problem, framework: str, seed: int) -> Any:
+    """The problem's network as an ART estimator: initial weights of that seed, the same numbers in every framework."""
+    return framework_module(framework).build_classifier(
+        problem.architecture,
+        input_shape=problem.input_shape,
+        nb_classes=problem.nb_classes,
+        clip_values=CLIP_VALUES,
+        learning_rate=problem.learning_rate,
+        seed=seed,
+    )
 
 
 def for_framework(x: np.ndarray, framework: str) -> np.ndarray:

@@ -17,8 +17,8 @@ import numpy as np
 from art.defences.trainer import Trainer
 from tqdm.auto import tqdm
 
-from art_entropic._validate import check_eps, check_inputs, check_labels, choice, non_negative, positive_int
-from art_entropic.backends import Array, Backend, Batch, Controls, backend_for
+from art_entropic._validate import check_eps, check_inputs, check_labels, check_logits, choice, non_negative, positive_int
+from art_entropic.backends import Array, Backend, Batch, Controls, Step, backend_for
 from art_entropic.information import MEASURES
 from art_entropic.objective import EntropicObjective, Schedule
 from art_entropic.records import Epoch
@@ -120,6 +120,19 @@ class _Snapshot(NamedTuple):
     epoch: int  # epochs finished
     weights: dict[str, Array]
     optimizer: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What `fit` and `fit_generator` were asked for, checked."""
+
+    nb_epochs: int
+    validation: tuple[Array, Array] | None
+    seed: int
+    scheduler: Any
+    callbacks: tuple[Callback, ...]
+    early_stopping: int | None
+    checkpoint: str | Path | None
 
 
 @dataclass
@@ -236,13 +249,10 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             TrainingDivergedError: a loss or gradient was not finite; the weights are those of the last finished epoch.
         """
         batch_size = positive_int("batch_size", batch_size)
+        options = self._options(nb_epochs, validation_data, seed, scheduler, callbacks, early_stopping, checkpoint)
         x, labels = self._check(x, y)
-        seed = self._seed(seed)
-        source = _Arrays(x, labels, batch_size, seed)
-        return self._run(
-            source, x[:32], labels[:32], nb_epochs, validation_data, seed, scheduler, callbacks, early_stopping, checkpoint,
-            {"batch_size": batch_size, "n": len(x)},
-        )  # fmt: skip
+        source = _Arrays(x, labels, batch_size, options.seed)
+        return self._run(source, x[:32], labels[:32], options, {"batch_size": batch_size, "n": len(x)})
 
     def fit_generator(
         self,
@@ -262,13 +272,11 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             generator: ART DataGenerator with a size.
             nb_epochs, validation_data, seed, scheduler, callbacks, early_stopping, checkpoint: as for `fit`.
         """
+        options = self._options(nb_epochs, validation_data, seed, scheduler, callbacks, early_stopping, checkpoint)
         source = _Generated(generator, self._check)
         x, labels = self._check(*generator.get_batch())
-        plan = {"batch_size": generator.batch_size, "n": generator.size}
-        return self._run(
-            source, x[:32], labels[:32], nb_epochs, validation_data, self._seed(seed), scheduler, callbacks,
-            early_stopping, checkpoint, plan,
-        )  # fmt: skip
+        about_data = {"batch_size": generator.batch_size, "n": generator.size}
+        return self._run(source, x[:32], labels[:32], options, about_data)
 
     def predict(self, x: Array, batch_size: int = 128, **kwargs: Any) -> Array:
         """Predictions of the classifier at x, (n, nb_classes), in chunks whatever the framework."""
@@ -345,6 +353,31 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
 
     # -- checks
 
+    def _options(
+        self,
+        nb_epochs: int,
+        validation_data: Any,
+        seed: int | None,
+        scheduler: Any,
+        callbacks: Sequence[Callback],
+        early_stopping: int | None,
+        checkpoint: str | Path | None,
+    ) -> _Options:
+        self._backend.check_scheduler(scheduler)
+        if early_stopping is not None:
+            positive_int("early_stopping", early_stopping)
+            if validation_data is None:
+                raise ValueError("`early_stopping` needs `validation_data`, got None")
+        return _Options(
+            nb_epochs=positive_int("nb_epochs", nb_epochs),
+            validation=None if validation_data is None else self._check_validation(validation_data),
+            seed=self._seed(seed),
+            scheduler=scheduler,
+            callbacks=tuple(callbacks),
+            early_stopping=early_stopping,
+            checkpoint=checkpoint,
+        )
+
     def _check_validation(self, validation_data: Any) -> tuple[Array, Array]:
         if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
             raise ValueError(f"`validation_data` must be a pair (x, y), got {type(validation_data).__name__}")
@@ -368,22 +401,6 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**31:
             raise ValueError(f"`seed` must be a whole number in [0, 2**31), got {seed!r}")
         return int(seed)
-
-    def _check_logits(self, x: Array) -> None:
-        logits = self._backend.logits(x)
-        nb_classes = self._classifier.nb_classes
-        if logits.ndim != 2 or logits.shape[1] != nb_classes or nb_classes < 2:
-            raise ValueError(
-                f"`classifier` must return one logit per class, shape (n, {nb_classes}) with at least 2 classes, "
-                f"got {logits.shape}"
-            )
-        if not np.all(np.isfinite(logits)):
-            raise ValueError("`classifier` must return finite logits, got NaN or infinite values on `x`: is it trained?")
-        if np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1.0, atol=1e-4):
-            raise ValueError(
-                "`classifier` must return logits, got probabilities (rows in [0, 1] that sum to 1): remove the final softmax "
-                "from the model and use a loss that takes logits; the bound and the attacks need logits"
-            )
 
     def _check_rules(self, x: Array, labels: Array) -> None:
         """One measured step, so that what cannot work fails before any weight changes."""
@@ -411,35 +428,16 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         noise = rng.random(x.shape, np.float32) * 2.0 - 1.0
         return Batch(x, one_hot, noise, rng.random(len(x), np.float32))
 
-    def _run(
-        self,
-        source: _Source,
-        x: Array,
-        labels: Array,
-        nb_epochs: int,
-        validation_data: Any,
-        seed: int,
-        scheduler: Any,
-        callbacks: Sequence[Callback],
-        early_stopping: int | None,
-        checkpoint: str | Path | None,
-        about_data: dict[str, Any],
-    ) -> History:
-        nb_epochs = positive_int("nb_epochs", nb_epochs)
-        if early_stopping is not None:
-            positive_int("early_stopping", early_stopping)
-            if validation_data is None:
-                raise ValueError("`early_stopping` needs `validation_data`, got None")
-        validation = None if validation_data is None else self._check_validation(validation_data)
-        self._backend.check_scheduler(scheduler)
-        self._check_logits(x)
+    def _run(self, source: _Source, x: Array, labels: Array, options: _Options, about_data: dict[str, Any]) -> History:
+        """Check the network on a few points, train, and load the chosen weights."""
+        check_logits(self._backend.logits(x), int(self._classifier.nb_classes))
         self._check_rules(x, labels)
-        plan = {**self._settings(), "nb_epochs": nb_epochs, "seed": seed, **about_data}
-        progress = self._begin(plan, seed)
-        with self._backend.training(seed):
+        plan = {**self._settings(), "nb_epochs": options.nb_epochs, "seed": options.seed, **about_data}
+        progress = self._begin(plan, options.seed)
+        with self._backend.training(options.seed):
             if progress.last.epoch:
                 self._backend.load_optimizer_state(progress.last.optimizer)
-            self._loop(progress, source, nb_epochs, validation, seed, scheduler, callbacks, early_stopping, checkpoint)
+            self._loop(progress, source, options)
         if progress.best_weights is not None:
             self._backend.load_state(progress.best_weights)
         return progress.history
@@ -454,39 +452,28 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         self._progress = _Progress(History(seed=seed, settings=plan), plan, start)
         return self._progress
 
-    def _loop(
-        self,
-        progress: _Progress,
-        source: _Source,
-        nb_epochs: int,
-        validation: tuple[Array, Array] | None,
-        seed: int,
-        scheduler: Any,
-        callbacks: Sequence[Callback],
-        early_stopping: int | None,
-        checkpoint: str | Path | None,
-    ) -> None:
+    def _loop(self, progress: _Progress, source: _Source, options: _Options) -> None:
         backend, history = self._backend, progress.history
         step = backend.training_step(self._objective)
         measure = backend.measuring_step(self._objective)
         bar = tqdm(
-            total=nb_epochs * source.steps,
+            total=options.nb_epochs * source.steps,
             initial=progress.last.epoch * source.steps,
             desc="entropic retraining",
             unit="step",
             disable=not self._verbose,
         )
         with bar:
-            for epoch in range(progress.last.epoch, nb_epochs):
+            for epoch in range(progress.last.epoch, options.nb_epochs):
                 began = time.perf_counter()
-                if callable(scheduler):
-                    self._set_learning_rate(scheduler(epoch))
+                if callable(options.scheduler):
+                    self._set_learning_rate(options.scheduler(epoch))
                 learning_rate = backend.learning_rate
-                terms = self._epoch(progress, source, step, epoch, nb_epochs, seed, bar)
-                controls = self._schedule.at((epoch + 1) / nb_epochs)
-                shown = self._validate(measure, validation, seed) if validation is not None else None
-                if scheduler is not None and not callable(scheduler):
-                    backend.step_scheduler(scheduler, epoch)
+                terms = self._epoch(progress, source, step, epoch, options, bar)
+                controls = self._schedule.at((epoch + 1) / options.nb_epochs)
+                shown = self._validate(measure, options)
+                if options.scheduler is not None and not callable(options.scheduler):
+                    backend.step_scheduler(options.scheduler, epoch)
                 seconds = time.perf_counter() - began
                 record = Epoch(
                     epoch=epoch + 1, eps=controls.eps, k=controls.k, beta=controls.beta, learning_rate=learning_rate,
@@ -496,22 +483,22 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
                 history.seconds += seconds
                 self._choose(progress, record)
                 progress.last = _Snapshot(epoch + 1, backend.state(), backend.optimizer_state())
-                if checkpoint is not None:
-                    self.save(checkpoint)
-                stop = [callback(record) is True for callback in callbacks]
-                if any(stop) or (early_stopping is not None and progress.stale >= early_stopping):
-                    history.stopped_early = epoch + 1 < nb_epochs
+                if options.checkpoint is not None:
+                    self.save(options.checkpoint)
+                stop = [callback(record) is True for callback in options.callbacks]
+                if any(stop) or (options.early_stopping is not None and progress.stale >= options.early_stopping):
+                    history.stopped_early = epoch + 1 < options.nb_epochs
                     break
 
     def _epoch(
-        self, progress: _Progress, source: _Source, step: Any, epoch: int, nb_epochs: int, seed: int, bar: Any
+        self, progress: _Progress, source: _Source, step: Step, epoch: int, options: _Options, bar: Any
     ) -> dict[str, float]:
         """One pass over the data; the mean of each term, weighted by the size of its batch."""
-        rng = np.random.default_rng([seed, epoch, 1])
+        rng = np.random.default_rng([options.seed, epoch, 1])
         sums: dict[str, float] = {}
         seen = 0
         for number, (x, labels) in enumerate(source.batches(epoch)):
-            controls = self._schedule.at((epoch + number / source.steps) / nb_epochs)
+            controls = self._schedule.at((epoch + number / source.steps) / options.nb_epochs)
             values = step(self._batch(x, labels, rng), controls)
             if not all(map(math.isfinite, values.values())):
                 self._backend.load_state(progress.last.weights)
@@ -522,7 +509,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
                 sums[name] = sums.get(name, 0.0) + value * len(x)
             bar.update()
             if number % 10 == 0:
-                bar.set_postfix(_postfix(epoch, nb_epochs, controls, sums, seen), refresh=False)
+                bar.set_postfix(_postfix(epoch, options.nb_epochs, controls, sums, seen), refresh=False)
         return {name: value / seen for name, value in sums.items()}
 
     def _set_learning_rate(self, value: Any) -> None:
@@ -531,10 +518,12 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             rate = non_negative("scheduler(epoch)", value)
             self._backend.learning_rate = rate
 
-    def _validate(self, measure: Any, validation: tuple[Array, Array], seed: int) -> dict[str, float]:
+    def _validate(self, measure: Step, options: _Options) -> dict[str, float] | None:
         """Terms at full strength on validation data, always with the same noise, so that epochs compare."""
-        x, labels = validation
-        rng = np.random.default_rng([seed, 2])
+        if options.validation is None:
+            return None
+        x, labels = options.validation
+        rng = np.random.default_rng([options.seed, 2])
         sums: dict[str, float] = {}
         for start in range(0, len(x), 256):
             part = slice(start, start + 256)

@@ -13,10 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-from art_entropic.backends import framework_module, installed_frameworks
+from art_entropic.backends import installed_frameworks
 from art_entropic.benchmark import digest, machine_provenance
 from art_entropic.information import MEASURES
-from art_entropic.problems import PROBLEMS, for_framework, load_data
+from art_entropic.problems import PROBLEMS, build_classifier, for_framework, load_data
 from art_entropic.records import MeasurementRecord, append_record
 
 RESULTS = Path(__file__).parent.parent / "results" / "memory.jsonl"
@@ -27,14 +27,7 @@ def train(framework: str, measure: str) -> None:
     from art_entropic.trainer import EntropicTrainer
 
     problem, data = PROBLEMS["mnist"], load_data("mnist")
-    classifier = framework_module(framework).build_classifier(
-        problem.architecture,
-        input_shape=problem.input_shape,
-        nb_classes=10,
-        clip_values=(0.0, 1.0),
-        learning_rate=problem.learning_rate,
-        seed=0,
-    )
+    classifier = build_classifier(problem, framework, seed=0)
     began = time.perf_counter()
     EntropicTrainer(classifier, 0.1, measure=measure, verbose=False).fit(
         for_framework(data.x_train, framework), data.y_train, batch_size=problem.batch_size, nb_epochs=1, seed=0

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from art_entropic.backends import Batch, Controls, Step, backend_for, framework_module, installed_frameworks
+from art_entropic.backends import Batch, Controls, Step, backend_for, installed_frameworks
 from art_entropic.benchmark import digest, machine_provenance
 from art_entropic.information import MEASURES
 from art_entropic.objective import EntropicObjective, natural_objective
-from art_entropic.problems import PROBLEMS, for_framework
+from art_entropic.problems import PROBLEMS, build_classifier, for_framework
 from art_entropic.records import MeasurementRecord, append_record
 
 RESULTS = Path(__file__).parent.parent / "results" / "step_cost.jsonl"
@@ -36,14 +36,7 @@ def random_batch(framework: str) -> Batch:
 def measure(framework: str) -> dict[str, float]:
     """Milliseconds of a step of each kind, and its ratio to the natural one."""
     problem = PROBLEMS["mnist"]
-    classifier = framework_module(framework).build_classifier(
-        problem.architecture,
-        input_shape=problem.input_shape,
-        nb_classes=10,
-        clip_values=(0.0, 1.0),
-        learning_rate=problem.learning_rate,
-        seed=0,
-    )
+    classifier = build_classifier(problem, framework, seed=0)
     backend = backend_for(classifier)
     batch = random_batch(framework)
     kinds = {"natural": (natural_objective, Controls(0.0, 0.0, 0.0))}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from art_entropic import benchmark
+from art_entropic import benchmark, problems
 from art_entropic.backends import FRAMEWORKS, MissingFrameworkError
 from art_entropic.benchmark import BenchmarkPlan, run_benchmark
 from art_entropic.problems import Data
@@ -55,7 +55,7 @@ class World:
         self.failure: dict[str, BaseException] = {}
         monkeypatch.setattr(benchmark, "load_data", lambda name: self.data)
         monkeypatch.setattr(benchmark, "installed_frameworks", lambda: tuple(FRAMEWORKS))
-        monkeypatch.setattr(benchmark, "framework_module", self.module)
+        monkeypatch.setattr(problems, "framework_module", self.module)
         monkeypatch.setattr(benchmark, "backend_for", FakeBackend)
         monkeypatch.setattr(benchmark, "evaluate", self.evaluate)
         for name in benchmark.DEFENCES:
