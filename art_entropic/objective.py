@@ -94,9 +94,10 @@ class Schedule:
         """Share of the full values, in [0, 1], at `progress` in [0, 1] of the retraining."""
         if progress <= self.warmup:
             return 0.0 if self.warmup or self.ramp else 1.0
-        if not self.ramp:
+        # The end of the ramp is reached up to rounding, so that an epoch that ends there counts as one at full strength.
+        if progress >= self.warmup + self.ramp - 1e-9:
             return 1.0
-        return min(1.0, (progress - self.warmup) / self.ramp)
+        return (progress - self.warmup) / self.ramp
 
     def at(self, progress: float) -> Controls:
         """Controls at `progress` in [0, 1] of the retraining."""

@@ -14,17 +14,17 @@ from pathlib import Path
 from art_entropic.benchmark import BenchmarkPlan, run_benchmark
 from art_entropic.report import RECORDS, print_table, write_report
 
-RESULTS = Path(__file__).parent.parent / "results" / "digits.jsonl"
 PLAN = BenchmarkPlan(problem="digits", battery="standard", seeds=(0, 1, 2), n_examples=500)
 
 
-def main() -> None:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/digits-readme")
-    print_table(run_benchmark(PLAN, folder), sys.stdout)
+def run(plan: BenchmarkPlan, results: Path) -> None:
+    """Run a plan in the folder that the command line names, and keep its records."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs") / results.stem
+    print_table(run_benchmark(plan, folder), sys.stdout)
     write_report(folder)
-    RESULTS.parent.mkdir(exist_ok=True)
-    shutil.copyfile(folder / RECORDS, RESULTS)
+    results.parent.mkdir(exist_ok=True)
+    shutil.copyfile(folder / RECORDS, results)
 
 
 if __name__ == "__main__":
-    main()
+    run(PLAN, Path(__file__).parent.parent / "results" / "digits.jsonl")

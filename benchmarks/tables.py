@@ -12,7 +12,7 @@ from pathlib import Path
 from art_entropic.backends import FRAMEWORKS
 from art_entropic.information import MEASURES
 from art_entropic.records import MeasurementRecord, read_records
-from art_entropic.report import INK, NATURAL, Row, Section, colour, percent, sections, summary
+from art_entropic.report import INK, NATURAL, Row, Section, colour, sections, summary
 
 ROOT = Path(__file__).parent.parent
 RESULTS, README, FIGURE = ROOT / "results", ROOT / "README.md", ROOT / "docs" / "digits.png"
@@ -25,16 +25,19 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def digits(section: Section) -> str:
+def comparison(section: Section) -> str:
     table = markdown(
         ["framework", "defence", "clean %", "robust %", "certified %", "training seconds"],
         [result(row) for row in section.rows if row.robust is not None],
     )
     missing = " ".join(f"{row.remark}." for row in section.rows if row.robust is None and row.remark)
     sentences = "\n".join(f"- {sentence}" for sentence in summary(section))
-    picture = f"![{section.title}: robust accuracy against eps, and against training seconds]({FIGURE.relative_to(ROOT)})"
     told = f"{section.title}, {section.radius}, {epochs(section)}, in the words of the generated report:"
-    return f"{picture}\n\n{told}\n\n{sentences}\n\n{table}\n\n{section.caption} {missing}\n"
+    return f"{told}\n\n{sentences}\n\n{table}\n\n{section.caption} {missing}".rstrip() + "\n"
+
+
+def picture(section: Section) -> str:
+    return f"![{section.title}: robust accuracy against eps, and against training seconds]({FIGURE.relative_to(ROOT)})\n\n"
 
 
 def epochs(section: Section) -> str:
@@ -118,13 +121,20 @@ def fill(text: str, block: str, content: str) -> str:
     return filled
 
 
+def compared(name: str) -> Section:
+    (section,) = sections(read_records(RESULTS / f"{name}.jsonl"))
+    return section
+
+
 def main() -> None:
-    (section,) = sections(read_records(RESULTS / "digits.jsonl"))
-    figure(section)
-    text = fill(README.read_text(), "digits", digits(section))
-    README.write_text(fill(text, "costs", costs()))
-    best = max((row for row in section.rows if row.robust), key=lambda row: row.robust.value if row.robust else 0)
-    print(f"README.md and {FIGURE.relative_to(ROOT)} written; best robust accuracy {percent(best.robust.value)} %")  # type: ignore[union-attr]
+    digits = compared("digits")
+    figure(digits)
+    blocks = {"digits": picture(digits) + comparison(digits), "mnist": comparison(compared("mnist")), "costs": costs()}
+    text = README.read_text()
+    for block, content in blocks.items():
+        text = fill(text, block, content)
+    README.write_text(text)
+    print(f"README.md and {FIGURE.relative_to(ROOT)} written")
 
 
 if __name__ == "__main__":
