@@ -22,7 +22,7 @@ from art_entropic.problems import PROBLEMS, build_classifier, for_framework
 from art_entropic.records import MeasurementRecord, append_record
 
 RESULTS = Path(__file__).parent.parent / "results" / "step_cost.jsonl"
-BATCH, TURNS, BLOCK, WARM_UP = 128, 7, 10, 3
+BATCH, TURNS, BLOCK, WARM_UP = 128, 7, 30, 5
 
 
 def random_batch(framework: str) -> Batch:
