@@ -55,10 +55,6 @@ def affine(signed: Map, magnitude: Map, box: Interval) -> Interval:
     return Interval(centre - radius, centre + radius)
 
 
-def add(box: Interval, other: Interval) -> Interval:
-    return Interval(box.lower + other.lower, box.upper + other.upper)
-
-
 def subtract(box: Interval, other: Interval) -> Interval:
     return Interval(box.lower - other.upper, box.upper - other.lower)
 

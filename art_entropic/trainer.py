@@ -73,6 +73,22 @@ class History:
         return [epoch.terms[name] for epoch in self.epochs]
 
 
+class _Means:
+    """Mean of each term over batches, weighted by their size."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._seen = 0
+
+    def add(self, terms: Mapping[str, float], n: int) -> None:
+        self._seen += n
+        for name, value in terms.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value * n
+
+    def values(self) -> dict[str, float]:
+        return {name: total / self._seen for name, total in self._sums.items()}
+
+
 class _Source(Protocol):
     """Where batches come from."""
 
@@ -495,8 +511,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
     ) -> dict[str, float]:
         """One pass over the data; the mean of each term, weighted by the size of its batch."""
         rng = np.random.default_rng([options.seed, epoch, 1])
-        sums: dict[str, float] = {}
-        seen = 0
+        means = _Means()
         for number, (x, labels) in enumerate(source.batches(epoch)):
             controls = self._schedule.at((epoch + number / source.steps) / options.nb_epochs)
             values = step(self._batch(x, labels, rng), controls)
@@ -504,13 +519,11 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
                 self._backend.load_state(progress.last.weights)
                 last = progress.last.epoch
                 raise TrainingDivergedError(epoch + 1, number + 1, values, f"epoch {last}" if last else "the start")
-            seen += len(x)
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value * len(x)
+            means.add(values, len(x))
             bar.update()
             if number % 10 == 0:
-                bar.set_postfix(_postfix(epoch, options.nb_epochs, controls, sums, seen), refresh=False)
-        return {name: value / seen for name, value in sums.items()}
+                bar.set_postfix(_postfix(epoch, options.nb_epochs, controls, means.values()), refresh=False)
+        return means.values()
 
     def _set_learning_rate(self, value: Any) -> None:
         # ART's TensorFlow convention is a callable that sets the rate itself and returns nothing.
@@ -524,13 +537,11 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             return None
         x, labels = options.validation
         rng = np.random.default_rng([options.seed, 2])
-        sums: dict[str, float] = {}
+        means = _Means()
         for start in range(0, len(x), 256):
             part = slice(start, start + 256)
-            values = measure(self._batch(x[part], labels[part], rng), self._schedule.full())
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value * len(x[part])
-        return {name: value / len(x) for name, value in sums.items()}
+            means.add(measure(self._batch(x[part], labels[part], rng), self._schedule.full()), len(x[part]))
+        return means.values()
 
     def _choose(self, progress: _Progress, record: Epoch) -> None:
         """Keep the weights of the epoch with the lowest validation loss, once the schedule is at full strength."""
@@ -546,9 +557,9 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             progress.stale += 1
 
 
-def _postfix(epoch: int, nb_epochs: int, controls: Controls, sums: Mapping[str, float], seen: int) -> dict[str, str]:
+def _postfix(epoch: int, nb_epochs: int, controls: Controls, terms: Mapping[str, float]) -> dict[str, str]:
     shown = {"epoch": f"{epoch + 1}/{nb_epochs}", "eps": f"{controls.eps:.3g}"}
     for name, short in (("loss", "loss"), ("information", "nats"), ("accuracy", "acc"), ("certified_accuracy", "cert")):
-        if name in sums:
-            shown[short] = f"{sums[name] / seen:.3f}"
+        if name in terms:
+            shown[short] = f"{terms[name]:.3f}"
     return shown

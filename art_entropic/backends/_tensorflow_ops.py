@@ -12,9 +12,6 @@ class TensorFlowOps:
     def abs(self, x: tf.Tensor) -> tf.Tensor:
         return tf.abs(x)
 
-    def exp(self, x: tf.Tensor) -> tf.Tensor:
-        return tf.exp(x)
-
     def log1p(self, x: tf.Tensor) -> tf.Tensor:
         return tf.math.log1p(x)
 
@@ -56,9 +53,6 @@ class TensorFlowOps:
 
     def cast_like(self, x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
         return tf.cast(x, like.dtype)
-
-    def stop_gradient(self, x: tf.Tensor) -> tf.Tensor:
-        return tf.stop_gradient(x)
 
 
 ops = TensorFlowOps()

@@ -392,15 +392,10 @@ def _dropout(call: _Call) -> BoundTensor:
     return call.bind(bound.value * mask, Interval(bound.box.lower * mask, bound.box.upper * mask))
 
 
-def _add(call: _Call) -> BoundTensor:
-    left, right = call.args[:2]
+def _add(call: _Call) -> Any:
     if call.kwargs.get("alpha", 1) < 0:
         call.refuse("alpha is negative")
-    if isinstance(left, BoundTensor) and isinstance(right, BoundTensor):
-        box = Interval(call.apply(_lower), call.apply(_upper))
-        return call.bind(call.apply(_value), box)
-    result: BoundTensor = _monotone(call)
-    return result
+    return _monotone(call)
 
 
 def _subtract(call: _Call) -> BoundTensor:

@@ -12,9 +12,6 @@ class TorchOps:
     def abs(self, x: torch.Tensor) -> torch.Tensor:
         return x.abs()
 
-    def exp(self, x: torch.Tensor) -> torch.Tensor:
-        return x.exp()
-
     def log1p(self, x: torch.Tensor) -> torch.Tensor:
         return x.log1p()
 
@@ -56,9 +53,6 @@ class TorchOps:
 
     def cast_like(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return x.to(like.dtype)
-
-    def stop_gradient(self, x: torch.Tensor) -> torch.Tensor:
-        return x.detach()
 
 
 ops = TorchOps()
