@@ -2,6 +2,7 @@
 
 All results are in nats. The quantity is the information that an adversary's perturbation sends into the network, read with
 finite resolution: inspired by Sperl & Böttinger (arXiv 2008.03072), whose own loss term is not public and is not claimed here.
+Only `activation` knows of no perturbation: it reads what the data themselves send, as a control.
 """
 
 from __future__ import annotations
@@ -9,9 +10,46 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias, TypeVar
 
-from art_entropic.backends import Batch, Interval, LayerInterval, Ops, Tensor, View
+from art_entropic.backends import Batch, Interval, LayerActivation, LayerInterval, Ops, Tensor, View
+from art_entropic.intervals import worst_case_logits
+
+Layers: TypeAlias = str | tuple[str, ...]  # a word of LAYER_CHOICES, or names of layers
+LAYER_CHOICES = ("all", "dense", "logits")
+
+_Layer = TypeVar("_Layer", LayerInterval, LayerActivation)
+
+
+def choose_layers(layers: Sequence[_Layer], choice: Layers) -> tuple[_Layer, ...]:
+    """The layers that a measure reads, in the order of the network.
+
+    Args:
+        layers: every measured layer, the logits last.
+        choice: "all", "dense" (those with one axis per example), "logits" (the last), or names of `Backend.layer_names`.
+    Raises:
+        ValueError: no layer has this name.
+    """
+    if choice == "all":
+        return tuple(layers)
+    if choice == "dense":
+        return tuple(layer for layer in layers if len(layer.shape) == 2)
+    if choice == "logits":
+        return tuple(layers[-1:])
+    known = [layer.name for layer in layers]
+    unknown = [name for name in choice if name not in known]
+    if unknown:
+        raise ValueError(f"`layers` must be among the layers of the network, {', '.join(map(repr, known))}; got {unknown[0]!r}")
+    return tuple(layer for layer in layers if layer.name in choice)
+
+
+def _units(layer: LayerInterval | LayerActivation) -> int:
+    return math.prod(int(length) for length in layer.shape[1:])
+
+
+def _check_resolution(resolution: float) -> None:
+    if not 0.0 < resolution < float("inf"):
+        raise ValueError(f"`resolution` must be positive and finite, got {resolution!r}")
 
 
 def transmitted_information(ops: Ops, width: Tensor, *, resolution: float) -> Tensor:
@@ -26,42 +64,97 @@ def transmitted_information(ops: Ops, width: Tensor, *, resolution: float) -> Te
         ValueError: `resolution` is not positive and finite.
     Source: uniform maximises differential entropy on an interval; entropy is subadditive (Cover & Thomas, 2nd ed., ch. 8).
     """
-    if not 0.0 < resolution < float("inf"):
-        raise ValueError(f"`resolution` must be positive and finite, got {resolution!r}")
+    _check_resolution(resolution)
     return ops.sum(ops.log1p(ops.flatten(width) / resolution), axis=1)
 
 
-def mean_transmitted_information(ops: Ops, layers: Sequence[LayerInterval], *, resolution: float) -> Tensor:
+def mean_transmitted_information(
+    ops: Ops, layers: Sequence[LayerInterval], *, resolution: float, relative: bool = False
+) -> Tensor:
     """The last term of equation (2): sum over layers of the mean over units of log(1 + w / tau).
 
     Args:
         layers: boxes around the pre-activations of each layer, (n, ...) each.
         resolution: tau, > 0.
+        relative: tau is in shares of each unit's standard deviation between the examples.
     Returns:
         Nats per unit, summed over layers, per example, shape (n,).
     """
     total: Tensor = 0.0
     for layer in layers:
-        half = layer.half_width
-        units = math.prod(int(length) for length in half.shape[1:])
+        half = layer.half_width / _spread(ops, layer) if relative else layer.half_width
         # w / tau = (w / 2) / (tau / 2)
-        total = total + transmitted_information(ops, half, resolution=resolution / 2) / units
+        total = total + transmitted_information(ops, half, resolution=resolution / 2) / _units(layer)
     return total
 
 
-def channel_information(ops: Ops, gradient: Tensor, *, eps: Tensor) -> Tensor:
-    """Capacity of the linearised channel from a perturbation into the decision, 1/2 log(1 + (eps ||grad m||_1)^2).
+def _spread(ops: Ops, layer: LayerInterval) -> Tensor:
+    """Standard deviation of each unit's centre between the examples, shape (...)."""
+    centre = (layer.box.lower + layer.box.upper) * 0.5
+    centred = centre - ops.mean(centre, axis=0)
+    # A unit that never moves must not divide by zero.
+    return ops.sqrt(ops.mean(centred * centred, axis=0) + 1e-6)
+
+
+# TensorFlow compiles one step for batches of any length, and has to choose without it.
+_USUAL_BATCH = 128
+
+
+def coding_rate(ops: Ops, vectors: Tensor, *, resolution: float) -> Tensor:
+    """Information that a noisy read-out takes from vectors, 1/2 log det(I + V V^T / (n tau^2)).
 
     Args:
-        gradient: of the margin m with respect to raw x, shape (n, ...).
-        eps: Linf radius, in the units of x.
+        vectors: V, one vector per row, shape (n, units), about zero.
+        resolution: tau, the standard deviation of the Gaussian read-out noise of each unit, in the scale of the units, > 0.
     Returns:
-        Nats per example, shape (n,): the information through a Gaussian channel whose signal has the amplitude
-        eps ||grad m||_1, the first-order half-width of the margin over the ball, and whose noise has unit variance.
+        Nats, a scalar: what one reading says of a Gaussian vector with the second moments V^T V / n. Zero where V is.
+        Differentiable in `vectors`.
+    Raises:
+        ValueError: `resolution` is not positive and finite.
+    Source: capacity of parallel Gaussian channels (Cover & Thomas, 2nd ed., section 9.5), the rate distortion of a Gaussian
+        vector read backwards (section 10.3); the form with log det is the coding rate of Ma et al. (IEEE TPAMI 29, 2007).
+    """
+    _check_resolution(resolution)
+    n, units = vectors.shape
+    # Both Gram matrices have the same eigenvalues beside zeros. In float32 the large ones of a wide layer would drown the ones
+    # that the identity adds.
+    gram = ops.gram(vectors, axis=0 if (_USUAL_BATCH if n is None else n) < units else 1)
+    return 0.5 * ops.cast_like(ops.logdet1p(gram / resolution**2), vectors)
+
+
+def channel_information(ops: Ops, gradient: Tensor, ball: Interval, *, resolution: float) -> Tensor:
+    """Capacity of the linearised channel from a perturbation into the decision, 1/2 log(1 + (w / 2 tau)^2).
+
+    Args:
+        gradient: g, of the margin m with respect to raw x, shape (n, ...).
+        ball: the points that the adversary may choose from, a box [l, u] of the same shape: |d|_inf <= eps, cut at
+            clip_values.
+        resolution: tau, standard deviation of the Gaussian read-out noise of the margin, > 0.
+    Returns:
+        Nats per example, shape (n,): the information through a Gaussian channel whose signal has the amplitude w / 2, where
+        w = sum_i |g_i| (u_i - l_i) is the width of the margin over the ball to first order; 2 eps ||g||_1 where nothing is cut.
+    Raises:
+        ValueError: `resolution` is not positive and finite.
     Source: capacity of the Gaussian channel (Cover & Thomas, 2nd ed., eq. 9.16).
     """
-    amplitude = eps * ops.sum(ops.abs(ops.flatten(gradient)), axis=1)
+    _check_resolution(resolution)
+    width = ops.sum(ops.flatten(ops.abs(gradient) * (ball.upper - ball.lower)), axis=1)
+    amplitude = width / (2.0 * resolution)
     return 0.5 * ops.log1p(amplitude * amplitude)
+
+
+def first_order_loss_of_margin(ops: Ops, gradient: Tensor, x: Tensor, ball: Interval) -> Tensor:
+    """How far the margin can fall over the ball to first order, s = sum_i max(g_i (x_i - l_i), g_i (x_i - u_i)).
+
+    Args:
+        gradient: g, of the margin with respect to raw x, shape (n, ...).
+        x: the centres, within the ball, of the same shape.
+        ball: the points [l, u] that the adversary may choose from.
+    Returns:
+        >= 0, in the scale of the logits, shape (n,): -min over the ball of g . (x' - x), the support function of a box.
+    """
+    worst = ops.maximum(gradient * (x - ball.lower), gradient * (x - ball.upper))
+    return ops.sum(ops.flatten(worst), axis=1)
 
 
 def rival_direction(ops: Ops, logits: Tensor, y: Tensor, noise: Tensor) -> Tensor:
@@ -82,29 +175,88 @@ def rival_direction(ops: Ops, logits: Tensor, y: Tensor, noise: Tensor) -> Tenso
     return y - ops.cast_like(ops.one_hot(index, int(y.shape[1])), y)
 
 
+class ReadOut(NamedTuple):
+    """How finely a measure reads, and where."""
+
+    resolution: float  # tau
+    layers: Layers = "all"
+    relative: bool = False  # tau is in shares of each unit's spread
+
+
 class Reading(NamedTuple):
     """What a measure says of one batch."""
 
     logits: Tensor  # (n, nb_classes), at the data
-    box: Interval | None  # around the logits over the ball, where the measure bounds them
     information: Tensor  # (n,), nats
+    worst: Tensor | None = None  # worst-case logits over the ball, (n, nb_classes), where the measure knows of any
+    box: Interval | None = None  # around the logits over the ball, where the measure bounds them
 
 
-def interval(view: View, batch: Batch, eps: Tensor, resolution: float) -> Reading:
+def _random_point(ops: Ops, batch: Batch, eps: Tensor, ball: Interval) -> Tensor:
+    return ops.minimum(ops.maximum(batch.x + eps * batch.ball_noise, ball.lower), ball.upper)
+
+
+def interval(view: View, batch: Batch, eps: Tensor, read_out: ReadOut) -> Reading:
     """Equation (1): the worst case over the whole ball, by interval propagation."""
     propagation = view.propagate(batch.x, eps)
-    information = mean_transmitted_information(view.ops, propagation.layers, resolution=resolution)
-    return Reading(propagation.logits, propagation.box, information)
+    chosen = choose_layers(propagation.layers, read_out.layers)
+    information = mean_transmitted_information(view.ops, chosen, resolution=read_out.resolution, relative=read_out.relative)
+    worst = worst_case_logits(propagation.box, batch.y)
+    return Reading(propagation.logits, information, worst, propagation.box)
 
 
-def channel(view: View, batch: Batch, eps: Tensor, resolution: float) -> Reading:
+def channel(view: View, batch: Batch, eps: Tensor, read_out: ReadOut) -> Reading:
     """Equation (1) linearised at a random point of the ball, for the margin against one likely rival."""
     ops = view.ops
     logits = view.logits(batch.x)
-    box = view.ball(batch.x, eps)
-    point = ops.minimum(ops.maximum(batch.x + eps * batch.ball_noise, box.lower), box.upper)
-    _, gradient = view.input_gradient(point, lambda z: rival_direction(ops, z, batch.y, batch.class_noise))
-    return Reading(logits, None, channel_information(ops, gradient / resolution, eps=eps))
+    ball = view.ball(batch.x, eps)
+    point = _random_point(ops, batch, eps, ball)
+    there, gradient = view.input_gradient(point, lambda z: rival_direction(ops, z, batch.y, batch.class_noise))
+    information = channel_information(ops, gradient, ball, resolution=read_out.resolution)
+    loss = first_order_loss_of_margin(ops, gradient, batch.x, ball)
+    return Reading(logits, information, there - batch.y * loss[:, None])
+
+
+def coding(view: View, batch: Batch, eps: Tensor, read_out: ReadOut) -> Reading:
+    """Equation (1) on average over the ball: the coding rate of the shifts that random perturbations cause in each layer.
+
+    The shifts are read against the spread of the layer over the batch, so that scaling a layer up or down gains nothing.
+    Dropout gives the natural and the shifted points masks of their own, and the difference counts as a shift.
+    """
+    ops = view.ops
+    # One pass, since batch statistics must be the same for both, or they would hide a shift that all points share.
+    point = _random_point(ops, batch, eps, view.ball(batch.x, eps))
+    both = view.activations(ops.concatenate(batch.x, point))
+    total: Tensor = 0.0
+    for layer in choose_layers(both.layers, read_out.layers):
+        natural, shifted = ops.halves(ops.flatten(layer.value))
+        shifts = _relative(ops, shifted - natural, natural)
+        total = total + coding_rate(ops, shifts, resolution=read_out.resolution) / _units(layer)
+    return Reading(ops.halves(both.logits)[0], _for_each(total, batch))
+
+
+def activation(view: View, batch: Batch, eps: Tensor, read_out: ReadOut) -> Reading:
+    """What each layer says of which point of the natural batch came in; blind to perturbations, the negative control."""
+    ops = view.ops
+    natural = view.activations(batch.x)
+    total: Tensor = 0.0
+    for layer in choose_layers(natural.layers, read_out.layers):
+        values = ops.flatten(layer.value)
+        centred = values - ops.mean(values, axis=0)
+        total = total + coding_rate(ops, centred, resolution=read_out.resolution) / _units(layer)
+    return Reading(natural.logits, _for_each(total, batch))
+
+
+def _relative(ops: Ops, shifts: Tensor, values: Tensor) -> Tensor:
+    """Shifts (n, units) in standard deviations of the values (n, units) over the batch, one for the whole layer."""
+    centred = values - ops.mean(values, axis=0)
+    # A dead layer has neither shifts nor spread.
+    return shifts / ops.sqrt(ops.mean(centred * centred) + 1e-8)
+
+
+def _for_each(total: Tensor, batch: Batch) -> Tensor:
+    """A number of the whole batch as one number per example, (n,)."""
+    return total + 0.0 * batch.class_noise
 
 
 @dataclass(frozen=True)
@@ -112,19 +264,57 @@ class Measure:
     """One row of MEASURES: how to read the information, and the defaults of equation (2) that suit it."""
 
     title: str
-    read: Callable[[View, Batch, Tensor, float], Reading]
-    certifies: bool  # bounds the logits, so k > 0 and certified accuracy are possible
+    read: Callable[[View, Batch, Tensor, ReadOut], Reading]
+    worst_case: bool  # knows worst-case logits, so that k > 0 is possible
+    reads_layers: bool  # and not the decision alone, so that there are layers to choose from
     beta: float
     k: float
     resolution: float
     ramp: float
+    eps_factor: float = 1.0  # retrains with this times eps
+    signed: bool = False  # beta may be negative too: more information is a wish that makes sense
 
 
 MEASURES: dict[str, Measure] = {
     "interval": Measure(
-        "worst case, by interval propagation", interval, certifies=True, beta=0.1, k=0.5, resolution=1.0, ramp=0.8
+        "worst case, by interval propagation",
+        interval,
+        worst_case=True,
+        reads_layers=True,
+        beta=0.1,
+        k=0.5,
+        resolution=1.0,
+        ramp=0.6,
     ),
     "channel": Measure(
-        "first-order channel into the decision", channel, certifies=False, beta=1.5, k=0.0, resolution=1.0, ramp=0.2
+        "first-order channel into the decision",
+        channel,
+        worst_case=True,
+        reads_layers=False,
+        beta=0.5,
+        k=0.5,
+        resolution=1.0,
+        ramp=0.2,
+    ),
+    "coding": Measure(
+        "average case, by the coding rate of random shifts",
+        coding,
+        worst_case=False,
+        reads_layers=True,
+        beta=1.0,
+        k=0.0,
+        resolution=1.0,
+        ramp=0.5,
+    ),
+    "activation": Measure(
+        "information about the natural input, a control",
+        activation,
+        worst_case=False,
+        reads_layers=True,
+        beta=0.1,
+        k=0.0,
+        resolution=1.0,
+        ramp=0.5,
+        signed=True,
     ),
 }

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from art_entropic._validate import choice, finite
 from art_entropic.backends import Batch, Controls, Ops, Tensor, View
-from art_entropic.information import MEASURES
-from art_entropic.intervals import certified, worst_case_logits
+from art_entropic.information import LAYER_CHOICES, MEASURES, Layers, ReadOut
+from art_entropic.intervals import certified
 
 
 def cross_entropy(ops: Ops, logits: Tensor, y: Tensor) -> Tensor:
@@ -21,6 +21,18 @@ def hits(ops: Ops, logits: Tensor, y: Tensor) -> Tensor:
     return ops.mean(ops.cast_like(label >= ops.max(logits, axis=1), logits))
 
 
+def _check_layers(layers: Layers, measure: str) -> None:
+    wish = f"`layers` must be one of {', '.join(map(repr, LAYER_CHOICES))}, or a tuple of at least one layer's name"
+    names = (layers,) if isinstance(layers, str) else layers
+    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{wish}, got {layers!r}")
+    if not names or (isinstance(layers, str) and layers not in LAYER_CHOICES):
+        raise ValueError(f"{wish}, got {layers!r}")
+    if layers != "all" and not MEASURES[measure].reads_layers:
+        able = ", ".join(repr(name) for name, row in MEASURES.items() if row.reads_layers)
+        raise ValueError(f"`layers` must be 'all' unless the measure reads layers ({able}), got {layers!r} with {measure!r}")
+
+
 @dataclass(frozen=True)
 class EntropicObjective:
     """The loss of entropic retraining as a function of one step.
@@ -29,33 +41,48 @@ class EntropicObjective:
 
     Args:
         measure: key of MEASURES, how the information is read.
-        resolution: tau of the read-out noise, in the scale of the units (`interval`) or of the margin (`channel`).
+        resolution: tau of the read-out noise, in the scale of the units (`interval`, `activation`), of their standard
+            deviation over the batch (`coding`) or of the margin (`channel`).
+        layers: those that the information is read from: "all", "dense" (with one axis per example), "logits" (the last), or
+            a tuple of names of `Backend.layer_names`. An unknown name is an error of the first step.
+        relative: tau is in shares of each unit's standard deviation over the batch, for `interval`.
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of its range, or layers are chosen for a measure that reads the decision alone.
     """
 
     measure: str
     resolution: float
+    layers: Layers = "all"
+    relative: bool = False
 
     def __post_init__(self) -> None:
         choice("measure", self.measure, MEASURES)
         if finite("resolution", self.resolution) <= 0:
             raise ValueError(f"`resolution` must be positive, got {self.resolution!r}")
+        _check_layers(self.layers, self.measure)
+        if not isinstance(self.relative, bool):
+            raise TypeError(f"`relative` must be True or False, got {self.relative!r}")
+        if self.relative and self.measure != "interval":
+            raise ValueError(f"`relative` must be False unless the measure is 'interval', got True with {self.measure!r}")
 
     def __call__(self, view: View, batch: Batch, controls: Controls) -> dict[str, Tensor]:
-        """Scalar terms of the step: loss, cross_entropy, information (nats), accuracy, and where the measure bounds the
-        logits worst_case_cross_entropy and certified_accuracy."""
+        """Scalar terms of the step: loss, cross_entropy, information (nats), accuracy; worst_case_cross_entropy where the
+        measure knows worst-case logits, and certified_accuracy where these are bounds."""
         ops = view.ops
-        reading = MEASURES[self.measure].read(view, batch, controls.eps, self.resolution)
+        read_out = ReadOut(self.resolution, self.layers, self.relative)
+        reading = MEASURES[self.measure].read(view, batch, controls.eps, read_out)
         terms = {
             "cross_entropy": cross_entropy(ops, reading.logits, batch.y),
             "information": ops.mean(reading.information),
             "accuracy": hits(ops, reading.logits, batch.y),
         }
         loss = (1.0 - controls.k) * terms["cross_entropy"] + controls.beta * terms["information"]
-        if reading.box is not None:
-            worst = worst_case_logits(reading.box, batch.y)
-            terms["worst_case_cross_entropy"] = cross_entropy(ops, worst, batch.y)
-            terms["certified_accuracy"] = ops.mean(certified(ops, reading.box, batch.y))
+        if reading.worst is not None:
+            terms["worst_case_cross_entropy"] = cross_entropy(ops, reading.worst, batch.y)
             loss = loss + controls.k * terms["worst_case_cross_entropy"]
+        if reading.box is not None:
+            terms["certified_accuracy"] = ops.mean(certified(ops, reading.box, batch.y))
         return {"loss": loss, **terms}
 
 
@@ -106,3 +133,11 @@ class Schedule:
 
     def full(self) -> Controls:
         return Controls(self.eps, self.k, self.beta)
+
+
+DECAY = 0.5
+
+
+def decayed(progress: float, decay: float) -> float:
+    """Factor of the learning rate at `progress` in [0, 1]: 1, then falling linearly to 0 over the last share `decay`."""
+    return 1.0 if decay <= 0 or progress <= 1.0 - decay else max(0.0, (1.0 - progress) / decay)

@@ -4,13 +4,27 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy.stats import entropy
 
-from art_entropic.backends import Batch, Controls, Interval, LayerInterval, Propagation, backend_for, framework_module
+from art_entropic.backends import (
+    Activations,
+    Batch,
+    Controls,
+    Interval,
+    LayerActivation,
+    LayerInterval,
+    Propagation,
+    backend_for,
+    framework_module,
+)
 from art_entropic.backends.numpy import ops
 from art_entropic.information import (
     MEASURES,
+    ReadOut,
     channel_information,
+    coding_rate,
+    first_order_loss_of_margin,
     mean_transmitted_information,
     rival_direction,
     transmitted_information,
@@ -34,10 +48,11 @@ def test_transmitted_information_bounds_the_entropy_of_any_distribution_on_the_r
         assert information <= bound + 0.01
 
 
+@pytest.mark.parametrize("formula", [transmitted_information, coding_rate])
 @pytest.mark.parametrize("resolution", [0.0, -1.0, float("nan"), float("inf")])
-def test_resolution_must_be_positive_and_finite(resolution):
+def test_resolution_must_be_positive_and_finite(resolution, formula):
     with pytest.raises(ValueError, match="`resolution` must be positive and finite"):
-        transmitted_information(ops, np.ones((1, 1)), resolution=resolution)
+        formula(ops, np.ones((1, 1)), resolution=resolution)
 
 
 @given(width=st.floats(0, 1e6), more=st.floats(0, 10), tau=st.floats(1e-3, 10))
@@ -56,10 +71,54 @@ def test_mean_over_units_and_sum_over_layers():
     np.testing.assert_allclose(mean_transmitted_information(ops, layers, resolution=1.0), [expected])
 
 
+def test_coding_rate_by_hand():
+    # Second moments 9/2 and 16/2 along two axes, against noise of variance 1/4; a third axis that nothing moves.
+    vectors = np.array([[3.0, 0.0, 0.0], [0.0, 4.0, 0.0]])
+    expected = 0.5 * (np.log(1 + 4.5 / 0.25) + np.log(1 + 8.0 / 0.25))
+    np.testing.assert_allclose(coding_rate(ops, vectors, resolution=0.5), expected, rtol=1e-12)
+    # The same three vectors twice: n doubles, and so do the sums. More vectors than units this time.
+    np.testing.assert_allclose(coding_rate(ops, np.tile(vectors, (4, 1)), resolution=0.5), expected, rtol=1e-12)
+    assert coding_rate(ops, np.zeros((4, 3)), resolution=0.5) == 0
+
+
+def test_coding_rate_of_parallel_units_adds_up_and_of_one_unit_is_the_capacity_of_its_channel(rng):
+    orthonormal = np.linalg.qr(rng.normal(size=(50, 4)))[0] * np.sqrt(50)
+    deviations = np.array([0.1, 1.0, 3.0, 10.0])
+    rates = 0.5 * np.log1p((deviations / 0.3) ** 2)
+    np.testing.assert_allclose(coding_rate(ops, orthonormal * deviations, resolution=0.3), rates.sum(), rtol=1e-12)
+    np.testing.assert_allclose(coding_rate(ops, orthonormal[:, 2:3] * 3.0, resolution=0.3), rates[2], rtol=1e-12)
+
+
+def test_width_may_be_read_in_shares_of_the_spread_between_examples():
+    # Centres 1 and 5: a standard deviation of 2. Widths 4 and 8 are then 2 and 4 deviations.
+    box = Interval(np.array([[-1.0], [1.0]]), np.array([[3.0], [9.0]]))
+    information = mean_transmitted_information(ops, [LayerInterval("layer", box)], resolution=0.5, relative=True)
+    np.testing.assert_allclose(information, np.log1p([4.0, 8.0]), rtol=1e-6)
+
+
+BALL = Interval(np.array([[[0.4, 0.0]], [[0.4, 0.0]]]), np.array([[[0.6, 0.1]], [[0.6, 0.1]]]))
+MIDDLE = np.array([[[0.5, 0.0]], [[0.5, 0.0]]])
+
+
 def test_channel_information_by_hand():
-    # ||g||_1 = 7, eps = 0.1: the margin moves by 0.7 to first order.
+    # The second pixel is black and can only brighten: w = 3 * 0.2 + 4 * 0.1 = 1.
     gradient = np.array([[[3.0, -4.0]], [[0.0, 0.0]]])
-    np.testing.assert_allclose(channel_information(ops, gradient, eps=0.1), [0.5 * np.log(1.49), 0.0])
+    np.testing.assert_allclose(channel_information(ops, gradient, BALL, resolution=1.0), [0.5 * np.log(1.25), 0.0])
+    np.testing.assert_allclose(channel_information(ops, gradient, BALL, resolution=0.5), [0.5 * np.log(2.0), 0.0])
+
+
+def test_first_order_loss_of_margin_by_hand():
+    # Down by 3 * 0.1 on the grey pixel; brightening the black one costs 4 * 0.1, or helps and is not done.
+    gradient = np.array([[[3.0, -4.0]], [[-3.0, 4.0]]])
+    np.testing.assert_allclose(first_order_loss_of_margin(ops, gradient, MIDDLE, BALL), [0.7, 0.3])
+
+
+@given(gradient=arrays(float, (1, 3), elements=st.floats(-5, 5)), share=arrays(float, (1, 3), elements=st.floats(0, 1)))
+def test_no_point_of_the_ball_lowers_a_linear_margin_further(gradient, share):
+    x, ball = np.array([[0.0, 0.5, 1.0]]), Interval(np.array([[0.0, 0.2, 0.7]]), np.array([[0.3, 0.8, 1.0]]))
+    point = ball.lower + share * (ball.upper - ball.lower)
+    lost = -np.sum(gradient * (point - x))
+    assert lost <= first_order_loss_of_margin(ops, gradient, x, ball)[0] + 1e-9
 
 
 def test_rival_is_drawn_from_the_posterior_over_the_wrong_classes():
@@ -110,6 +169,10 @@ class Reference:
         box = through(Interval(np.maximum(hidden.lower, 0), np.maximum(hidden.upper, 0)), self.w2, self.b2)
         return Propagation(self.logits(x), box, (LayerInterval("hidden", hidden), LayerInterval("logits", box)))
 
+    def activations(self, x):
+        hidden, logits = x.reshape(len(x), -1) @ self.w1 + self.b1, self.logits(x)
+        return Activations(logits, (LayerActivation("hidden", hidden), LayerActivation("logits", logits)))
+
     def input_gradient(self, x, direction):
         logits = self.logits(x)
         active = x.reshape(len(x), -1) @ self.w1 + self.b1 > 0
@@ -121,32 +184,179 @@ def two_layers(rng):
     return [rng.normal(size=(16, 12)) / 4, rng.normal(size=12) / 4, rng.normal(size=(12, 3)) / 3, rng.normal(size=3) / 4]
 
 
-@pytest.mark.parametrize("measure", MEASURES)
-def test_measure_agrees_with_the_float64_reference(framework, measure, two_layers, rng):
+def backend_of(framework, weights, side=4):
     from art_entropic.backends.architecture import Dense, Flatten
 
     classifier = framework_module(framework).build_classifier(
         (Flatten(), Dense(12), Dense(3, None)),
-        input_shape=(4, 4, 1), nb_classes=3, clip_values=(0.0, 1.0), learning_rate=0.1, seed=0,
+        input_shape=(side, side, 1), nb_classes=3, clip_values=(0.0, 1.0), learning_rate=0.1, seed=0,
     )  # fmt: skip
     backend = backend_for(classifier)
-    names = list(backend.state())
-    w1, b1, w2, b2 = two_layers
-    arrays = [w1.T, b1, w2.T, b2] if framework == "pytorch" else two_layers
-    backend.load_state({name: a.astype(np.float32) for name, a in zip(names, arrays, strict=True)})
-    n = 9
-    x = rng.random((n, *classifier.input_shape))
-    batch = Batch(x, np.eye(3)[rng.integers(0, 3, n)], rng.uniform(-1, 1, x.shape), rng.random(n))
+    w1, b1, w2, b2 = weights
+    arrays = [w1.T, b1, w2.T, b2] if framework == "pytorch" else weights
+    backend.load_state({name: a.astype(np.float32) for name, a in zip(backend.state(), arrays, strict=True)})
+    return backend
+
+
+def batch_for(backend, rng, n=9):
+    x = rng.random((n, *backend.estimator.input_shape))
+    return Batch(x, np.eye(3)[rng.integers(0, 3, n)], rng.uniform(-1, 1, x.shape), rng.random(n))
+
+
+def single(batch):
+    return Batch(*(part.astype(np.float32) for part in batch))
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_measure_agrees_with_the_float64_reference(framework, measure, two_layers, rng):
+    backend = backend_of(framework, two_layers)
+    batch = batch_for(backend, rng)
     read = MEASURES[measure].read
-    expected = read(Reference(*two_layers), batch, 0.1, 0.7)
+    expected = read(Reference(*two_layers), batch, 0.1, ReadOut(0.7))
     seen = {}
 
     def objective(view, batch, controls):
-        reading = read(view, batch, controls.eps, 0.7)
+        reading = read(view, batch, controls.eps, ReadOut(0.7))
         seen.update({"nats": reading.information[0], "logit": reading.logits[0, 0]})
+        if reading.worst is not None:
+            seen["worst"] = view.ops.mean(reading.worst * batch.y)
         return {"loss": view.ops.mean(reading.information), **seen}
 
-    values = backend.measuring_step(objective)(Batch(*(a.astype(np.float32) for a in batch)), Controls(0.1, 0.0, 0.0))
+    values = backend.measuring_step(objective)(single(batch), Controls(0.1, 0.0, 0.0))
     np.testing.assert_allclose(values["loss"], expected.information.mean(), rtol=1e-4)
     np.testing.assert_allclose(values["nats"], expected.information[0], rtol=1e-4)
     np.testing.assert_allclose(values["logit"], expected.logits[0, 0], rtol=1e-4)
+    if expected.worst is not None:
+        np.testing.assert_allclose(values["worst"], (expected.worst * batch.y).mean(), rtol=1e-4)
+
+
+def test_activation_and_coding_of_the_reference_by_their_definitions(two_layers, rng):
+    batch = Batch(rng.random((9, 16)), np.eye(3)[rng.integers(0, 3, 9)], rng.uniform(-1, 1, (9, 16)), rng.random(9))
+    shifted = np.clip(batch.x + 0.1 * batch.ball_noise, 0, 1)
+    view = Reference(*two_layers)
+    activation, coding = 0.0, 0.0
+    for (_, value), (_, moved) in zip(view.activations(batch.x).layers, view.activations(shifted).layers, strict=True):
+        units = value.shape[1]
+        spread = np.cov(value.T, bias=True)
+        activation += 0.5 * np.linalg.slogdet(np.eye(units) + spread / 0.7**2)[1] / units
+        shift = moved - value
+        moment = shift.T @ shift / 9 / (np.trace(spread) / units)
+        coding += 0.5 * np.linalg.slogdet(np.eye(units) + moment / 0.7**2)[1] / units
+    np.testing.assert_allclose(MEASURES["activation"].read(view, batch, 0.1, ReadOut(0.7)).information, np.full(9, activation))
+    np.testing.assert_allclose(
+        MEASURES["coding"].read(view, batch, 0.1, ReadOut(0.7)).information, np.full(9, coding), rtol=1e-6
+    )
+
+
+def test_coding_does_not_fall_when_a_layer_is_only_scaled_down(two_layers, rng):
+    w1, b1, w2, b2 = two_layers
+    batch = Batch(rng.random((9, 16)), np.eye(3)[[0] * 9], rng.uniform(-1, 1, (9, 16)), rng.random(9))
+    read = MEASURES["coding"].read
+    small = read(Reference(w1 / 8, b1 / 8, w2 * 8, b2), batch, 0.1, ReadOut(1.0)).information
+    np.testing.assert_allclose(small, read(Reference(*two_layers), batch, 0.1, ReadOut(1.0)).information, rtol=1e-5)
+
+
+# One side of the Gram matrix is shorter where there are more units than points, the other where there are fewer.
+@pytest.mark.parametrize("side, n", [(12, 5), (2, 9)], ids=["wide", "long"])
+@pytest.mark.parametrize("resolution", [0.7, 1e-5])
+def test_coding_rate_agrees_with_the_float64_reference(framework, side, n, resolution, rng):
+    backend = backend_of(framework, [np.zeros((side * side, 12)), np.zeros(12), np.zeros((12, 3)), np.zeros(3)], side)
+    batch = single(batch_for(backend, rng, n))
+
+    def objective(view, batch, controls):
+        return {"loss": coding_rate(view.ops, view.ops.flatten(batch.x), resolution=resolution)}
+
+    vectors = batch.x.reshape(n, -1).astype(np.float64)
+    expected = 0.5 * np.linalg.slogdet(np.eye(n) + vectors @ vectors.T / (n * resolution**2))[1]
+    loss = backend.measuring_step(objective)(batch, Controls(0.0, 0.0, 0.0))["loss"]
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("measure", ["coding", "activation"])
+def test_steps_are_finite_without_shifts_and_with_dead_layers(framework, measure, two_layers, rng):
+    for weights, eps in ((two_layers, 0.0), ([np.zeros_like(part) for part in two_layers], 0.1)):
+        backend = backend_of(framework, weights)
+        values = backend.training_step(information_of(measure))(single(batch_for(backend, rng)), Controls(eps, 0.0, 1.0))
+        if measure == "coding" or eps:
+            np.testing.assert_allclose(values["loss"], 0.0, atol=1e-12)
+        assert np.isfinite(values["gradient_norm"])
+        assert all(np.isfinite(array).all() for array in backend.state().values())
+
+
+@pytest.mark.parametrize("measure", ["coding", "activation"])
+def test_the_gradient_is_that_of_the_float64_reference(framework, measure, two_layers, rng):
+    """Along one random direction of all weights, by central differences."""
+    backend = backend_of(framework, two_layers)
+    batch = batch_for(backend, rng)
+    direction = [rng.normal(size=part.shape) for part in two_layers]
+    read = MEASURES[measure].read
+
+    def along(t):
+        weights = [part + t * step for part, step in zip(two_layers, direction, strict=True)]
+        return read(Reference(*weights), batch, 0.1, ReadOut(0.7)).information[0]
+
+    expected = (along(1e-5) - along(-1e-5)) / 2e-5
+    before = backend.state()
+    sgd(backend, 1e-2)
+    backend.training_step(information_of(measure, 0.7))(single(batch), Controls(0.1, 0.0, 1.0))
+    steps = [step.T if framework == "pytorch" else step for step in direction]
+    moved = [(before[name] - array) / 1e-2 for name, array in backend.state().items()]
+    got = sum(float(np.sum(gradient * step)) for gradient, step in zip(moved, steps, strict=True))
+    np.testing.assert_allclose(got, expected, rtol=5e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("measure", ["coding", "activation"])
+def test_a_step_on_numbers_that_are_not_finite_leaves_the_weights_alone(framework, measure, two_layers, rng):
+    backend = backend_of(framework, two_layers)
+    before = backend.state()
+    batch = single(batch_for(backend, rng))
+    batch.x[3] = np.nan
+    values = backend.training_step(information_of(measure))(batch, Controls(0.1, 0.0, 1.0))
+    assert np.isnan(values["loss"])
+    for name, array in backend.state().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def information_of(measure, resolution=1.0):
+    def objective(view, batch, controls):
+        reading = MEASURES[measure].read(view, batch, controls.eps, ReadOut(resolution))
+        return {"loss": view.ops.mean(reading.information)}
+
+    return objective
+
+
+def sgd(backend, learning_rate):
+    """Plain descent, whose step is the gradient."""
+    if backend.framework == "pytorch":
+        import torch
+
+        backend.estimator._optimizer = torch.optim.SGD(backend.model.parameters(), lr=learning_rate)
+    else:
+        import keras
+
+        backend.estimator._optimizer = keras.optimizers.SGD(learning_rate)
+
+
+def test_activations_are_those_of_the_backend_and_the_centres_of_an_empty_ball(framework, make_classifier, points):
+    backend = backend_for(make_classifier(framework))
+    x, labels = points(framework, n=6)
+    names = []
+
+    def objective(view, batch, controls):
+        passed, empty = view.activations(batch.x), view.propagate(batch.x, controls.eps)
+        names[:] = [layer.name for layer in passed.layers]
+        assert names == [layer.name for layer in empty.layers]
+        ops = view.ops
+        terms = {"loss": ops.mean(passed.logits), "logits": ops.mean(ops.abs(passed.logits - passed.layers[-1].value))}
+        for one, other in zip(passed.layers, empty.layers, strict=True):
+            terms[f"value {one.name}"] = ops.mean(ops.abs(one.value))
+            terms[f"off {one.name}"] = ops.mean(ops.abs(one.value - (other.box.lower + other.box.upper) * 0.5))
+        return terms
+
+    batch = Batch(x, np.eye(3, dtype=np.float32)[labels], np.zeros_like(x), np.zeros(6, np.float32))
+    terms = backend.measuring_step(objective)(batch, Controls(0.0, 0.0, 0.0))
+    values = backend.activations(x)
+    assert tuple(names) == tuple(values) == backend.layer_names()
+    np.testing.assert_allclose([terms["logits"], *(terms[f"off {name}"] for name in names)], 0.0, atol=1e-6)
+    means = [np.abs(value).mean() for value in values.values()]
+    np.testing.assert_allclose([terms[f"value {name}"] for name in names], means, rtol=1e-5)

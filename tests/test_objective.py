@@ -5,8 +5,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from art_entropic.backends import FRAMEWORKS, Batch, Controls, Interval, LayerInterval, Propagation, backend_for
+from art_entropic.backends import (
+    FRAMEWORKS,
+    Activations,
+    Batch,
+    Controls,
+    Interval,
+    LayerActivation,
+    LayerInterval,
+    Propagation,
+    backend_for,
+)
 from art_entropic.backends.numpy import ops
+from art_entropic.information import MEASURES
 from art_entropic.objective import EntropicObjective, Schedule, natural_objective
 
 LOGITS = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
@@ -48,6 +59,91 @@ def test_no_strength_is_natural_training():
     np.testing.assert_allclose(terms["loss"], natural_objective(Canned(), BATCH, None)["loss"])
 
 
+SHAPES = {"conv": (2, 2, 2, 1), "hidden": (2, 5), "logits": (2, 3)}
+WIDTHS = {"conv": 1.0, "hidden": 2.0, "logits": 3.0}
+
+
+class Layered(Canned):
+    """An image-shaped layer, one with one axis per example, and the logits, whose widths and values differ."""
+
+    def propagate(self, x, eps):
+        boxes = {name: Interval(np.zeros(shape), np.full(shape, WIDTHS[name])) for name, shape in SHAPES.items()}
+        return Propagation(LOGITS, boxes["logits"], tuple(LayerInterval(*item) for item in boxes.items()))
+
+    def activations(self, x):
+        # Every second point all zeros, every other one all w: all units have the variance (w / 2)^2 and move together.
+        values = {name: np.full(shape, WIDTHS[name]) for name, shape in SHAPES.items()}
+        for value in values.values():
+            value[1] = 0.0
+        return Activations(LOGITS, tuple(LayerActivation(*item) for item in values.items()))
+
+
+CHOICES = [
+    ("all", ["conv", "hidden", "logits"]),
+    ("dense", ["hidden", "logits"]),
+    ("logits", ["logits"]),
+    (("conv",), ["conv"]),
+    (("logits", "conv"), ["conv", "logits"]),
+]
+
+
+@pytest.mark.parametrize("layers, names", CHOICES)
+def test_information_is_read_from_the_chosen_layers_alone(layers, names):
+    controls = Controls(0.1, 0.25, 2.0)
+    terms, every = (EntropicObjective("interval", 1.0, some)(Layered(), BATCH, controls) for some in (layers, "all"))
+    np.testing.assert_allclose(terms["information"], sum(np.log1p(WIDTHS[name]) for name in names))
+    np.testing.assert_allclose(terms["worst_case_cross_entropy"], every["worst_case_cross_entropy"])
+    # One direction, (1, ..., 1) over the units, of variance units (w / 2)^2, counted per unit.
+    units = {name: np.prod(shape[1:]) for name, shape in SHAPES.items()}
+    rates = [0.5 * np.log1p(units[name] * WIDTHS[name] ** 2 / 4) / units[name] for name in names]
+    terms = EntropicObjective("activation", 1.0, layers)(Layered(), BATCH, Controls(0.1, 0.0, 2.0))
+    np.testing.assert_allclose(terms["information"], sum(rates))
+
+
+@pytest.mark.parametrize(
+    "measure, layers, error, message",
+    [
+        ("interval", "conv", ValueError, "`layers` must be one of 'all', 'dense', 'logits', or a tuple of .*, got 'conv'"),
+        ("interval", (), ValueError, r"`layers` must be .* at least one layer's name, got \(\)"),
+        ("interval", ["conv"], TypeError, r"`layers` must be .* a tuple of .*, got \['conv'\]"),
+        ("interval", ("conv", 1), TypeError, r"`layers` must be .*, got \('conv', 1\)"),
+        ("interval", None, TypeError, "`layers` must be .*, got None"),
+        ("channel", "dense", ValueError, "'all' unless the measure reads layers .*'interval'.*, got 'dense' with 'channel'"),
+        ("channel", ("conv",), ValueError, r"`layers` must be 'all' .*got \('conv',\) with 'channel'"),
+    ],
+)
+def test_wrong_layers_are_refused_before_the_first_step(measure, layers, error, message):
+    with pytest.raises(error, match=message):
+        EntropicObjective(measure, 1.0, layers)
+
+
+@pytest.mark.parametrize("measure", [name for name, row in MEASURES.items() if row.reads_layers])
+def test_an_unknown_layer_is_refused_by_the_first_step_with_those_that_are_known(framework, make_classifier, points, measure):
+    backend = backend_for(make_classifier(framework))
+    x, labels = points(framework, n=4)
+    batch = Batch(x, np.eye(3, dtype=np.float32)[labels], np.zeros_like(x), np.zeros(4, np.float32))
+    known = backend.layer_names()
+    step = backend.measuring_step(EntropicObjective(measure, 1.0, (known[0], "nowhere")))
+    with pytest.raises(ValueError, match=f"`layers` must be among .*'{known[0]}', .*'{known[-1]}'; got 'nowhere'"):
+        step(batch, Controls(0.1, 0.0, 1.0))
+
+
+def test_words_choose_the_same_layers_in_every_framework(framework, make_classifier, points):
+    backend = backend_for(make_classifier(framework))
+    x, labels = points(framework, n=4)
+    batch = Batch(x, np.eye(3, dtype=np.float32)[labels], np.ones_like(x), np.zeros(4, np.float32))
+    names = backend.layer_names()
+    for measure in ("interval", "coding", "activation"):
+        each = {name: measured(backend, batch, EntropicObjective(measure, 1.0, (name,))) for name in names}
+        for word, chosen in (("all", names), ("dense", names[2:]), ("logits", names[3:])):
+            got = measured(backend, batch, EntropicObjective(measure, 1.0, word))
+            np.testing.assert_allclose(got, sum(each[name] for name in chosen), rtol=1e-5)
+
+
+def measured(backend, batch, objective):
+    return backend.measuring_step(objective)(batch, Controls(0.1, 0.0, 1.0))["information"]
+
+
 def test_schedule_ramps_linearly_after_the_warmup():
     schedule = Schedule(eps=0.2, k=0.5, beta=1.0, warmup=0.25, ramp=0.5)
     strengths = [schedule.strength(p) for p in (0.0, 0.25, 0.5, 0.75, 1.0)]
@@ -77,8 +173,8 @@ def test_schedule_refuses_shares_outside_0_to_1(arguments, message):
         Schedule(1.0, 1.0, 1.0, **arguments)
 
 
-@pytest.mark.parametrize("measure, k", [("interval", 0.5), ("channel", 0.0)])
-def test_three_steps_agree_between_the_frameworks(make_classifier, points, measure, k):
+@pytest.mark.parametrize("measure", MEASURES)
+def test_three_steps_agree_between_the_frameworks(make_classifier, points, measure):
     losses, predictions = {}, {}
     for framework, row in FRAMEWORKS.items():
         backend = backend_for(make_classifier(framework))
@@ -89,7 +185,7 @@ def test_three_steps_agree_between_the_frameworks(make_classifier, points, measu
         batch = Batch(x, np.eye(3, dtype=np.float32)[labels], np.ascontiguousarray(noise), rivals)
         step = backend.training_step(EntropicObjective(measure, 1.0))
         with backend.training(0):
-            values = [step(batch, Controls(0.05, k, 0.7)) for _ in range(3)]
+            values = [step(batch, Controls(0.05, MEASURES[measure].k, 0.7)) for _ in range(3)]
         losses[framework] = [[v[name] for name in sorted(v)] for v in values]
         predictions[framework] = backend.logits(x)
     one, two = FRAMEWORKS

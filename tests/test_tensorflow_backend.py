@@ -22,6 +22,7 @@ from art_entropic.backends import Batch, Controls, Interval, NoIntervalRuleError
 from art_entropic.backends._tensorflow_bounds import _FUNCTIONS, Joint, Walk  # noqa: E402
 from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool  # noqa: E402
 from art_entropic.backends.tensorflow import TensorFlowView, build_classifier, ops  # noqa: E402
+from art_entropic.objective import EntropicObjective  # noqa: E402
 
 L = keras.layers
 VECTOR, SEQUENCE, IMAGE, VOLUME = (6,), (7, 3), (6, 6, 3), (4, 4, 4, 2)
@@ -272,6 +273,56 @@ def test_training_sends_the_ball_through_the_network_that_the_data_sees(case: st
         assert_inside(joint((point, point)).box.lower, ball.box, tolerance=1e-4)
 
 
+@pytest.mark.parametrize("case, training", [*((case, False) for case in LAYERS), *((case, True) for case in RANDOM)])
+def test_one_pass_has_the_layers_of_the_joint_pass(case: str, training: bool) -> None:
+    shape, build = (LAYERS | RANDOM)[case]
+    model = graph(lambda x: keras.ops.relu(build(x)), shape)
+    weights = model.get_weights()
+    x = tf.constant(np.random.default_rng(2).normal(0, 1, (8, *shape)).astype(np.float32))
+    view = view_of(model, training=training)
+    joint = with_generators_reset(model, lambda: view.propagate(x, tf.constant(0.0)))
+    statistics = model.get_weights()
+    model.set_weights(weights)
+    passed = with_generators_reset(model, lambda: view.activations(x))
+    for one, other in zip(model.get_weights(), statistics, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert [layer.name for layer in passed.layers] == [layer.name for layer in joint.layers]
+    for one, other in zip(passed.layers, joint.layers, strict=True):
+        np.testing.assert_allclose(one.value, (other.box.lower + other.box.upper) / 2, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(passed.logits, joint.logits, rtol=1e-4, atol=1e-5)
+
+
+class Inner(L.Layer):
+    """Takes no mode itself, but has a layer that knows one."""
+
+    def __init__(self) -> None:
+        super().__init__(name="inner")
+        self.norm = L.BatchNormalization(momentum=0.5)
+
+    def build(self, shape: Any) -> None:
+        self.norm.build(shape)
+
+    def call(self, x: Any) -> Any:
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_activations_of_layers_without_a_rule_are_in_the_mode_of_the_step(training: bool) -> None:
+    model = keras.Sequential([keras.Input(VECTOR), L.Dense(4, activation="relu"), Inner(), L.Dense(3, name="logits")])
+    weights = model.get_weights()
+    x = tf.random.normal((8, *VECTOR))
+    with tf.GradientTape() as tape:
+        passed = view_of(model, training=training).activations(x)
+        total = tf.reduce_sum(passed.logits**2)
+    assert np.abs(tape.gradient(total, model.layers[0].kernel.value)).max() > 0
+    moved = model.get_weights()
+    model.set_weights(weights)
+    np.testing.assert_allclose(passed.logits, model(x, training=training), rtol=1e-4, atol=1e-5)
+    for ours, keras_own in zip(moved, model.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, keras_own, rtol=1e-5, atol=1e-6)
+    assert [layer.name for layer in passed.layers] == [model.layers[0].name, "logits"]
+
+
 def test_batch_norm_in_training_is_the_affine_map_of_the_batch() -> None:
     layer = L.BatchNormalization(epsilon=0.1)
     model = graph(layer, (2,))
@@ -457,7 +508,8 @@ def gradient_size(view: Any, batch: Batch, controls: Controls) -> dict[str, Any]
 
 
 CONTROLS = Controls(0.05, 0.5, 0.1)
-OBJECTIVES = [natural, worst_case, gradient_size]
+ENTROPIC = [EntropicObjective("coding", 1.0, "dense"), EntropicObjective("activation", 1.0)]
+OBJECTIVES = [natural, worst_case, gradient_size, *ENTROPIC]
 
 
 def test_built_network_is_the_described_one() -> None:
@@ -589,8 +641,9 @@ def test_a_subclassed_model_has_logits_and_gradients_but_no_bounds() -> None:
     step = backend.training_step(gradient_size)
     values = step(Batch(x, v, noise, np.zeros(5, np.float32)), CONTROLS)
     assert values["size"] > 0
-    with pytest.raises(NoIntervalRuleError, match="Subclassed"):
-        backend.training_step(worst_case)(Batch(x, v, noise, np.zeros(5, np.float32)), CONTROLS)
+    for objective in (worst_case, EntropicObjective("activation", 1.0)):
+        with pytest.raises(NoIntervalRuleError, match="Subclassed in layer 'mine'"):
+            backend.training_step(objective)(Batch(x, v, noise, np.zeros(5, np.float32)), CONTROLS)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

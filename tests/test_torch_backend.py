@@ -129,6 +129,69 @@ def test_bounds_contain_every_point_of_the_ball(case, training):
     torch.testing.assert_close(joint.logits, backend.model(x.clone()), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("case", CASES)
+def test_one_pass_has_the_layers_of_the_joint_pass(case, training):
+    shape, make = CASES[case]
+    torch.manual_seed(0)
+    backend = backend_of(nn.Sequential(trained_looking(make()), nn.ReLU()), shape)
+    backend.model.train(training)
+    assert_same_layers(backend, torch.randn(5, *shape))
+
+
+def assert_same_layers(backend, x):
+    state = torch.get_rng_state()
+    joint = backend.propagate(x.clone(), 0.0)
+    torch.set_rng_state(state)  # the same dropout mask
+    passed = backend.traced(x.clone())
+    assert [layer.name for layer in passed.layers] == [layer.name for layer in joint.layers] == list(backend.layer_names())
+    for one, other in zip(passed.layers, joint.layers, strict=True):
+        torch.testing.assert_close(one.value, (other.box.lower + other.box.upper) / 2, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(passed.logits, joint.logits, atol=1e-5, rtol=1e-5)
+    return passed
+
+
+class Tangled(nn.Module):
+    """A gate of weights alone, a tensor that enters two nonlinearities, and one of them that works on the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.drop = nn.Linear(6, 6), nn.Linear(6, 3), nn.Dropout(0.5)
+        self.gate = nn.Parameter(torch.zeros(6))
+
+    def forward(self, x):
+        h = self.first(x)
+        h = self.drop(torch.relu(h) + torch.tanh(h) * torch.sigmoid(self.gate))
+        h = F.silu(input=h).tanh_()
+        logits = self.last(h)
+        self.confidence = torch.relu(logits)
+        return logits
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+def test_layers_are_the_tensors_of_the_input_that_enter_a_nonlinearity_once_each_and_the_logits_last(training):
+    torch.manual_seed(0)
+    backend = backend_of(Tangled(), FLAT)
+    backend.model.train(training)
+    passed = assert_same_layers(backend, torch.randn(5, 6))
+    assert [layer.name for layer in passed.layers] == ["first", "drop", "silu", "last"]
+
+
+def test_activations_are_differentiable_and_move_batch_statistics_once():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Linear(4, 3))
+    backend = backend_of(model, FLAT, preprocessing=(0.3, 0.5))
+    model.train()
+    x = torch.randn(8, 6, requires_grad=True)
+    passed = backend.traced(x)
+    assert model[1].num_batches_tracked == 1
+    norm, logits = passed.layers
+    torch.testing.assert_close(norm.value.detach().mean(0), torch.zeros(4), atol=1e-6, rtol=0)
+    (norm.value**3).sum().backward()
+    assert model[0].weight.grad.abs().max() > 0 and x.grad.abs().max() > 0 and model[3].weight.grad is None
+    torch.testing.assert_close(logits.value, passed.logits)
+
+
 def ball_points(x, eps, n=12):
     yield x
     for i in range(n):

@@ -40,6 +40,10 @@ class Ops(Protocol):
     def log_softmax(self, x: Tensor) -> Tensor: ...
     def flatten(self, x: Tensor) -> Tensor: ...  # (n, ...) -> (n, m)
     def cast_like(self, x: Tensor, like: Tensor) -> Tensor: ...  # also booleans, to 0.0 and 1.0
+    def concatenate(self, x: Tensor, y: Tensor) -> Tensor: ...  # along the first axis
+    def halves(self, x: Tensor) -> tuple[Tensor, Tensor]: ...  # of the first axis, of even length
+    def gram(self, x: Tensor, axis: int) -> Tensor: ...  # (n, m): x x^T / n (axis 0) or x^T x / n (axis 1), in float64
+    def logdet1p(self, x: Tensor) -> Tensor: ...  # log det(I + x) of a Gram matrix; NaN, not an error, if x is not finite
 
 
 class Interval(NamedTuple):
@@ -61,6 +65,11 @@ class LayerInterval(NamedTuple):
         """Half the range of each unit, >= 0."""
         return (self.box.upper - self.box.lower) * 0.5 if self.radius is None else self.radius
 
+    @property
+    def shape(self) -> Any:
+        """(n, ...); where a framework does not know n yet, None stands for it."""
+        return self.box.lower.shape
+
 
 class Propagation(NamedTuple):
     """One joint pass of the data and of the ball around it."""
@@ -68,6 +77,25 @@ class Propagation(NamedTuple):
     logits: Tensor  # (n, nb_classes), at the data itself
     box: Interval  # around the logits, (n, nb_classes)
     layers: tuple[LayerInterval, ...]  # every pre-activation in the order of computation, the logits last
+
+
+class LayerActivation(NamedTuple):
+    """One layer's pre-activations at the data."""
+
+    name: str
+    value: Tensor  # (n, ...)
+
+    @property
+    def shape(self) -> Any:
+        """(n, ...); where a framework does not know n yet, None stands for it."""
+        return self.value.shape
+
+
+class Activations(NamedTuple):
+    """One ordinary pass of the data."""
+
+    logits: Tensor  # (n, nb_classes)
+    layers: tuple[LayerActivation, ...]  # those of `Propagation`: same names, same order, the logits last
 
 
 class Batch(NamedTuple):
@@ -103,6 +131,13 @@ class View(Protocol):
         """The data and the ball |d|_inf <= eps, cut at clip_values, through the network in one pass and one mode.
 
         Dropout masks and batch statistics of the data are applied to the ball too.
+        """
+
+    def activations(self, x: Tensor) -> Activations:
+        """Logits and the measured layers at x in one ordinary pass in the step's own mode, differentiable.
+
+        Raises:
+            NoIntervalRuleError: the backend cannot look inside the network.
         """
 
     def input_gradient(self, x: Tensor, direction: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -172,6 +207,11 @@ class Backend(Protocol):
         """Copies of the optimizer's own state, and of the framework's generators, so that training can resume exactly."""
 
     def load_optimizer_state(self, state: Mapping[str, Array]) -> None: ...
+
+    @property
+    def rate_is_settable(self) -> bool:
+        """False where the optimizer follows a schedule of its own."""
+        ...
 
     @property
     def learning_rate(self) -> float: ...
@@ -278,12 +318,14 @@ def backend_for(estimator: Any) -> Backend:
 
 __all__ = [
     "FRAMEWORKS",
+    "Activations",
     "Array",
     "Backend",
     "Batch",
     "Controls",
     "Framework",
     "Interval",
+    "LayerActivation",
     "LayerInterval",
     "MissingFrameworkError",
     "NoIntervalRuleError",

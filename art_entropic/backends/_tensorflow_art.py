@@ -160,6 +160,22 @@ def untouched(estimator: Any) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def before_each_step(twin: Any, act: Callable[[], None]) -> Iterator[None]:
+    """Call `act` before each training step of an estimator of `for_art_trainers`, whichever trainer takes it."""
+    step = twin._train_step
+
+    def acting(*arguments: Any) -> None:
+        act()
+        step(*arguments)
+
+    twin._train_step = acting
+    try:
+        yield
+    finally:
+        twin._train_step = step
+
+
 def for_art_trainers(estimator: Any) -> Any:
     """A second ART estimator that shares model and optimizer, with cross-entropy on logits and a training step traced once.
 

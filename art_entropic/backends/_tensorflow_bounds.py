@@ -7,7 +7,6 @@ that operation. A subclassed model has no such graph, and an operation without a
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -78,9 +77,10 @@ class _Call:
         return self.on([x])
 
     def plain(self) -> Any:
-        """The operation on the values alone, in inference mode."""
-        takes_mode = "training" in inspect.signature(self.operation.call).parameters
-        value = self.on([x.value for x in self.joints], **({"training": False} if takes_mode else {}))
+        """The operation on the values alone."""
+        # A layer whose own call takes no mode still hands it on to the layers inside it.
+        mode = {"training": self.walk.training} if isinstance(self.operation, keras.Layer) else {}
+        value = self.on([x.value for x in self.joints], **mode)
         return keras.tree.map_structure(lambda v: Joint(v, None, self.name), value)
 
     def through(self, value: Callable[[tf.Tensor], tf.Tensor], box: Callable[[Interval], Interval]) -> Joint:
@@ -707,11 +707,21 @@ def has_graph(model: Any) -> bool:
     return owner.__module__.startswith("keras.")
 
 
+def require_graph(model: Any) -> None:
+    """Refuse a model whose layers nobody can list.
+
+    Raises:
+        NoIntervalRuleError: it has no graph of operations.
+    """
+    if not has_graph(model):
+        raise NoIntervalRuleError(model.name, type(model).__name__, NO_GRAPH)
+
+
 class Walk:
     """One pass through a Keras model, operation by operation.
 
     Args:
-        training: batch statistics and dropout as in training; a walk without boxes is in inference mode.
+        training: batch statistics and dropout as in training.
         relu: how to compute the plain ReLU.
     """
 

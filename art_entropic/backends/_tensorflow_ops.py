@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
+
+
+@tf.custom_gradient
+def _gram(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """x x^T in float64. Its gradient is one product in the precision of x, where autodiff takes two in float64."""
+    double = tf.cast(x, tf.float64)
+
+    def gradient(upstream: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(tf.cast(upstream + tf.transpose(upstream), x.dtype), x)
+
+    return tf.matmul(double, double, transpose_b=True), gradient
 
 
 class TensorFlowOps:
@@ -53,6 +66,23 @@ class TensorFlowOps:
 
     def cast_like(self, x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
         return tf.cast(x, like.dtype)
+
+    def concatenate(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        return tf.concat([x, y], 0)
+
+    def halves(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        first, second = tf.split(x, 2)
+        return first, second
+
+    def gram(self, x: tf.Tensor, axis: int) -> tf.Tensor:
+        product = _gram(x if axis == 0 else tf.transpose(x))
+        return product / tf.cast(tf.shape(x)[0], product.dtype)
+
+    def logdet1p(self, x: tf.Tensor) -> tf.Tensor:
+        # The gradient inverts the matrix, which raises on NaN.
+        finite = tf.reduce_all(tf.math.is_finite(x))
+        matrix = tf.where(finite, x, tf.zeros_like(x)) + tf.eye(tf.shape(x)[0], dtype=x.dtype)
+        return tf.where(finite, tf.linalg.slogdet(matrix).log_abs_determinant, np.nan)
 
 
 ops = TensorFlowOps()

@@ -164,6 +164,16 @@ class _Trainee(PyTorchClassifier):  # type: ignore[misc]
         return gradient
 
 
+@contextlib.contextmanager
+def before_each_step(twin: Any, act: Callable[[], None]) -> Iterator[None]:
+    """Call `act` before each optimizer step of an estimator of `for_art_trainers`, whichever trainer takes it."""
+    handle = twin.optimizer.register_step_pre_hook(lambda *_: act())
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def for_art_trainers(estimator: Any) -> Any:
     """A second ART estimator that shares module, loss and optimizer, and on which all of ART's trainers run as meant.
 

@@ -8,6 +8,7 @@ a function without a rule is an error.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -74,6 +75,10 @@ class Trace:
         if all(value is not seen for _, seen in self.layers):
             self.layers.append((source, value))
 
+    def finish(self, source: str, logits: Any) -> None:
+        """The logits come last, even where they entered a nonlinearity on the way."""
+        self.layers = [(name, seen) for name, seen in self.layers if seen is not logits] + [(source, logits)]
+
     def named(self) -> list[tuple[str, Any]]:
         """The pre-activations with unique names."""
         count: dict[str, int] = {}
@@ -139,6 +144,16 @@ def _bounds(tree: Any) -> Iterator[BoundTensor]:
             yield from _bounds(item)
     elif isinstance(tree, dict):
         yield from _bounds(tuple(tree.values()))
+
+
+def _tensors(tree: Any) -> Iterator[torch.Tensor]:
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, (list, tuple)):
+        for item in tree:
+            yield from _tensors(item)
+    elif isinstance(tree, dict):
+        yield from _tensors(tuple(tree.values()))
 
 
 def _replace(tree: Any, part: Callable[[BoundTensor], torch.Tensor]) -> Any:
@@ -221,7 +236,10 @@ def _monotone(call: _Call) -> Any:
 
 
 def _same(call: _Call) -> BoundTensor:
-    return call.input()
+    bound = call.input()
+    result = call.bind(bound.value, bound.box)
+    result.radius = bound.radius
+    return result
 
 
 def _activation(rule: Rule) -> Rule:
@@ -387,7 +405,7 @@ def _dropout(call: _Call) -> BoundTensor:
     """One mask for the data and the box: the ball goes through the same thinned network."""
     bound = call.input()
     if not call.argument(2, "training", True):
-        return bound
+        return _same(call)
     mask = call.on(torch.ones_like(bound.value))
     return call.bind(bound.value * mask, Interval(bound.box.lower * mask, bound.box.upper * mask))
 
@@ -468,6 +486,7 @@ def _inplace(rule: Rule, func: Any) -> Rule:
         target.radius = result.radius
         return target
 
+    change.__name__ = getattr(rule, "__name__", change.__name__)
     return change
 
 
@@ -578,30 +597,47 @@ class TwiceDifferentiated(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _state(tensor: torch.Tensor) -> tuple[int, int]:
+    """Names what a living tensor holds until it is changed in place."""
+    return id(tensor), tensor._version
+
+
 class Recorder(TorchFunctionMode):
     """Watches plain tensors enter nonlinearities; works for networks without interval rules too."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, model: nn.Module) -> None:
         super().__init__()
         self._trace = trace
         self._sources: dict[int, str] = {}
-        self._alive: list[torch.Tensor] = []
+        self._kept: dict[tuple[int, int], torch.Tensor] = {}
+        self._alive: list[torch.Tensor] = []  # an id names a tensor only while the tensor lives
+        self._weights = {_state(tensor) for tensor in itertools.chain(model.parameters(), model.buffers())}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _NONLINEARITIES and args and isinstance(args[0], torch.Tensor):
-            self._trace.record(self._sources.get(id(args[0]), "input"), args[0].clone())
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self._sources[id(result)] = self._trace.source(_name(func))
-            self._alive.append(result)  # an id names a tensor only while the tensor lives
+        kwargs = kwargs or {}
+        first = args[0] if args else kwargs.get("input")
+        # A gate that is computed from weights alone says nothing of the input, and has no box either.
+        if func in _NONLINEARITIES and isinstance(first, torch.Tensor) and _state(first) not in self._weights:
+            self._trace.record(self._sources.get(id(first), "input"), self.kept(first))
+        of_weights = all(_state(tensor) in self._weights for tensor in _tensors((args, kwargs)))
+        result = func(*args, **kwargs)
+        for tensor in _tensors(result):
+            self._alive.append(tensor)
+            self._sources[id(tensor)] = self._trace.source(_name(func))
+            if of_weights:
+                self._weights.add(_state(tensor))
         return result
+
+    def kept(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy, one for each state of the tensor: the network may work in place."""
+        state = _state(tensor)
+        if state not in self._kept:
+            self._alive.append(tensor)
+            self._kept[state] = tensor.clone()
+        return self._kept[state]
 
     def source(self, tensor: torch.Tensor) -> str:
         return self._sources.get(id(tensor), "output")
 
 
-_NONLINEARITIES = {
-    func
-    for func, rule in _RULES.items()
-    if getattr(rule, "__name__", "") == "activate" or func in (torch.relu_, _T.relu_, F.relu_, torch.tanh_, torch.sigmoid_)
-}
+_NONLINEARITIES = {func for func, rule in _RULES.items() if getattr(rule, "__name__", "") == "activate"}

@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+
+
+class _Gram(torch.autograd.Function):
+    """x x^T in float64. Its gradient is one product in the precision of x, where autodiff takes two in float64."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        double = x.double()
+        return double @ double.T
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        result: torch.Tensor = (gradient + gradient.T).to(x.dtype) @ x
+        return result
 
 
 class TorchOps:
@@ -53,6 +71,21 @@ class TorchOps:
 
     def cast_like(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return x.to(like.dtype)
+
+    def concatenate(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.cat((x, y))
+
+    def halves(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        first, second = x.chunk(2)
+        return first, second
+
+    def gram(self, x: torch.Tensor, axis: int) -> torch.Tensor:
+        product: torch.Tensor = _Gram.apply(x if axis == 0 else x.T)
+        return product / len(x)
+
+    def logdet1p(self, x: torch.Tensor) -> torch.Tensor:
+        # Not by Cholesky, which raises on NaN.
+        return torch.logdet(x + torch.eye(len(x), dtype=x.dtype, device=x.device))
 
 
 ops = TorchOps()

@@ -9,16 +9,24 @@ import numpy as np
 
 Activation = Literal["relu", "silu"]
 
+# Of batch normalisation: what each batch leaves of the moving averages (PyTorch calls 1 minus this its momentum).
+NORM_MOMENTUM, NORM_EPSILON = 0.9, 1e-5
+
 
 @dataclass(frozen=True)
 class Conv:
-    """2-D convolution with a square kernel, zero padding `padding` on every side, then the activation."""
+    """2-D convolution with a square kernel, zero padding `padding` on every side, then the activation.
+
+    With `batch_norm`, a batch normalisation with scale 1 and shift 0 stands between the two. Its moving averages are not quite
+    the same in training: PyTorch's takes the unbiased variance of a batch, Keras's the biased one.
+    """
 
     filters: int
     kernel: int
     stride: int = 1
     padding: int = 0
     activation: Activation = "relu"
+    batch_norm: bool = False
 
 
 @dataclass(frozen=True)

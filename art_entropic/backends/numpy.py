@@ -56,5 +56,19 @@ class NumpyOps:
     def cast_like(self, x: Tensor, like: Tensor) -> Tensor:
         return np.asarray(x, like.dtype)
 
+    def concatenate(self, x: Tensor, y: Tensor) -> Tensor:
+        return np.concatenate((x, y))
+
+    def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = np.split(x, 2)
+        return first, second
+
+    def gram(self, x: Tensor, axis: int) -> Tensor:
+        x = np.asarray(x, np.float64)
+        return (x @ x.T if axis == 0 else x.T @ x) / len(x)
+
+    def logdet1p(self, x: Tensor) -> Tensor:
+        return np.linalg.slogdet(x + np.eye(len(x))).logabsdet
+
 
 ops = NumpyOps()

@@ -14,20 +14,30 @@ import tensorflow as tf
 
 from art_entropic import intervals
 from art_entropic.backends import (
+    Activations,
     Array,
     Batch,
     Controls,
     Interval,
+    LayerActivation,
     LayerInterval,
-    NoIntervalRuleError,
     Objective,
     Propagation,
 )
 from art_entropic.backends._preprocessing import standardisation
-from art_entropic.backends._tensorflow_art import for_art_trainers, untouched, with_loss
-from art_entropic.backends._tensorflow_bounds import NO_GRAPH, Joint, Walk, box_of, has_graph, straight_relu
+from art_entropic.backends._tensorflow_art import before_each_step, for_art_trainers, untouched, with_loss
+from art_entropic.backends._tensorflow_bounds import Joint, Walk, box_of, has_graph, require_graph, straight_relu
 from art_entropic.backends._tensorflow_ops import ops
-from art_entropic.backends.architecture import Architecture, Conv, Dense, Flatten, MaxPool, initial_weights
+from art_entropic.backends.architecture import (
+    NORM_EPSILON,
+    NORM_MOMENTUM,
+    Architecture,
+    Conv,
+    Dense,
+    Flatten,
+    MaxPool,
+    initial_weights,
+)
 
 # --------------------------------------------------------------------------------------------------------------- view
 
@@ -64,6 +74,13 @@ class TensorFlowView:
         logits = walk.logits(self._model, Joint(self._standardise(x), box, "input"))
         layers = tuple(LayerInterval(name, _single(box_of(layer))) for name, layer in walk.layers())
         return Propagation(tf.cast(logits.value, tf.float32), layers[-1].box, layers)
+
+    def activations(self, x: tf.Tensor) -> Activations:
+        require_graph(self._model)
+        walk = Walk(training=self._training)
+        logits = walk.logits(self._model, Joint(self._standardise(x), None, "input"))
+        layers = tuple(LayerActivation(name, tf.cast(layer.value, tf.float32)) for name, layer in walk.layers())
+        return Activations(tf.cast(logits.value, tf.float32), layers)
 
     def input_gradient(self, x: tf.Tensor, direction: Callable[[tf.Tensor], tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         x = tf.stop_gradient(x)
@@ -158,8 +175,7 @@ class _Inference:
         self.logits, self.gradient, self.values, self.boxes = logits, gradient, values, boxes
 
     def _walk(self, model: Any, x: Joint) -> list[Joint]:
-        if not has_graph(model):
-            raise NoIntervalRuleError(model.name, type(model).__name__, NO_GRAPH)
+        require_graph(model)
         walk = Walk(training=False)
         walk.logits(model, x)
         names, layers = zip(*walk.layers(), strict=True)
@@ -386,13 +402,17 @@ class TensorFlowBackend:
         return slots | {f"generator/{index:04d}": state for index, state in enumerate(_generators(self.model))}
 
     @property
+    def rate_is_settable(self) -> bool:
+        return isinstance(self._optimizer.learning_rate, keras.Variable)
+
+    @property
     def learning_rate(self) -> float:
         return float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
         optimizer = self._optimizer
-        if not isinstance(optimizer.learning_rate, keras.Variable):
+        if not self.rate_is_settable:
             raise ValueError(
                 "the optimizer of `classifier` must have a number as its learning rate for it to be set, "
                 f"got a schedule of its own (set to {value!r})"
@@ -511,10 +531,13 @@ def _network(architecture: Architecture, input_shape: tuple[int, int, int], weig
                         layer.kernel,
                         layer.stride,
                         padding="same" if same else "valid",
-                        activation=layer.activation,
+                        activation=None if layer.batch_norm else layer.activation,
                         name=f"conv{index}",
                     )
                 )
+                if layer.batch_norm:
+                    norm = keras.layers.BatchNormalization(momentum=NORM_MOMENTUM, epsilon=NORM_EPSILON, name=f"norm{index}")
+                    layers += [norm, keras.layers.Activation(layer.activation, name=f"activation{index}")]
                 height = (height + 2 * layer.padding - layer.kernel) // layer.stride + 1
                 width = (width + 2 * layer.padding - layer.kernel) // layer.stride + 1
             case MaxPool():
@@ -526,7 +549,8 @@ def _network(architecture: Architecture, input_shape: tuple[int, int, int], weig
                 name = "logits" if index == len(architecture) else f"dense{index}"
                 layers.append(keras.layers.Dense(layer.units, activation=layer.activation, name=name))
     model = keras.Sequential([keras.Input(input_shape), *layers], name="network")
-    for layer, arrays in zip((layer for layer in model.layers if layer.weights), weights, strict=True):
+    weighted = [layer for layer in model.layers if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense))]
+    for layer, arrays in zip(weighted, weights, strict=True):
         layer.set_weights(list(arrays))
     return model
 
@@ -538,6 +562,6 @@ def _same_padding(layer: Conv, length: int) -> bool:
 
 
 __all__ = [
-    "TensorFlowBackend", "TensorFlowView", "build_classifier", "estimator_backend", "for_art_trainers", "untouched",
-    "with_loss",
+    "TensorFlowBackend", "TensorFlowView", "before_each_step", "build_classifier", "estimator_backend",
+    "for_art_trainers", "untouched", "with_loss",
 ]  # fmt: skip

@@ -13,12 +13,32 @@ import torch
 from torch import nn
 
 from art_entropic import intervals
-from art_entropic.backends import Array, Batch, Controls, Interval, LayerInterval, Objective, Propagation, Step
+from art_entropic.backends import (
+    Activations,
+    Array,
+    Batch,
+    Controls,
+    Interval,
+    LayerActivation,
+    LayerInterval,
+    Objective,
+    Propagation,
+    Step,
+)
 from art_entropic.backends._preprocessing import standardisation
-from art_entropic.backends._torch_art import for_art_trainers, untouched, with_loss
+from art_entropic.backends._torch_art import before_each_step, for_art_trainers, untouched, with_loss
 from art_entropic.backends._torch_bounds import BoundTensor, Recorder, Trace, TwiceDifferentiated
 from art_entropic.backends._torch_ops import ops
-from art_entropic.backends.architecture import Architecture, Conv, Dense, Flatten, MaxPool, initial_weights
+from art_entropic.backends.architecture import (
+    NORM_EPSILON,
+    NORM_MOMENTUM,
+    Architecture,
+    Conv,
+    Dense,
+    Flatten,
+    MaxPool,
+    initial_weights,
+)
 
 # -------------------------------------------------------------------------------------------------------------- view
 
@@ -40,6 +60,9 @@ class TorchView:
 
     def propagate(self, x: torch.Tensor, eps: torch.Tensor | float) -> Propagation:
         return self._backend.propagate(x, eps)
+
+    def activations(self, x: torch.Tensor) -> Activations:
+        return self._backend.traced(x)
 
     def input_gradient(
         self, x: torch.Tensor, direction: Callable[[torch.Tensor], torch.Tensor]
@@ -112,11 +135,14 @@ class TorchBackend:
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of raw x, differentiable, in the modules' present mode."""
-        if self._standardisation is not None:
-            mean, std = self._standardisation
-            x = (x - mean) / std
-        logits: torch.Tensor = self.model(x)
+        logits: torch.Tensor = self.model(self._standardised(x))
         return logits
+
+    def _standardised(self, x: torch.Tensor) -> torch.Tensor:
+        if self._standardisation is None:
+            return x
+        mean, std = self._standardisation
+        return (x - mean) / std
 
     def ball(self, x: torch.Tensor, eps: torch.Tensor | float) -> Interval:
         return intervals.ball(ops, x, eps, self._clip_values)
@@ -124,17 +150,26 @@ class TorchBackend:
     def propagate(self, x: torch.Tensor, eps: torch.Tensor | float) -> Propagation:
         """The joint pass of `View.propagate`, in the modules' present mode."""
         trace = Trace(self.model)
-        box = self.ball(x, eps)
-        if self._standardisation is not None:
-            mean, std = self._standardisation
-            x, box = (x - mean) / std, Interval((box.lower - mean) / std, (box.upper - mean) / std)
+        box = Interval(*map(self._standardised, self.ball(x, eps)))
         with trace.following(self.model):
-            logits = self.model(BoundTensor(x, box, "input", trace))
+            logits = self.model(BoundTensor(self._standardised(x), box, "input", trace))
         if not isinstance(logits, BoundTensor):
             raise TypeError(f"the network must return one tensor of logits, got {type(logits).__name__}")
-        trace.record(logits.source, logits)
+        trace.finish(logits.source, logits)
         layers = tuple(LayerInterval(name, bound.box, bound.radius) for name, bound in trace.named())
         return Propagation(logits.value, logits.box, layers)
+
+    def traced(self, x: torch.Tensor) -> Activations:
+        """The pass of `View.activations`, in the modules' present mode."""
+        trace = Trace(self.model)
+        inputs = self._standardised(x)
+        recorder = Recorder(trace, self.model)
+        with trace.following(self.model), recorder:
+            logits = self.model(inputs)
+        if not isinstance(logits, torch.Tensor):
+            raise TypeError(f"the network must return one tensor of logits, got {type(logits).__name__}")
+        trace.finish(recorder.source(logits), recorder.kept(logits))
+        return Activations(logits, tuple(LayerActivation(name, value) for name, value in trace.named()))
 
     def _tensor(self, x: Any) -> torch.Tensor:
         return torch.as_tensor(np.asarray(x, np.float32)).to(self.device)
@@ -148,13 +183,9 @@ class TorchBackend:
             parts = [self.forward(chunk).cpu().numpy() for chunk in self._chunks(x, batch_size)]
         return np.concatenate(parts)
 
-    def _record(self, x: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
-        trace = Trace(self.model)
-        recorder = Recorder(trace)
-        with _inference(self.model), torch.no_grad(), trace.following(self.model), recorder:
-            logits = self.forward(x)
-        trace.record(recorder.source(logits), logits)
-        return trace.named()
+    def _record(self, x: torch.Tensor) -> tuple[LayerActivation, ...]:
+        with _inference(self.model), torch.no_grad():
+            return self.traced(x).layers
 
     def layer_names(self) -> tuple[str, ...]:
         shape = tuple(self._estimator.input_shape)
@@ -275,6 +306,8 @@ class TorchBackend:
                 torch.set_rng_state(torch.as_tensor(np.array(array)))
         self._optimizer.load_state_dict(result)
 
+    rate_is_settable = True
+
     @property
     def learning_rate(self) -> float:
         return float(self._optimizer.param_groups[0]["lr"])
@@ -360,6 +393,8 @@ def _network(
                 kernel, bias = next(remaining)
                 modules.append(nn.Conv2d(channels, layer.filters, layer.kernel, layer.stride, layer.padding))
                 _fill(modules[-1], kernel.transpose(3, 2, 0, 1), bias)
+                if layer.batch_norm:
+                    modules.append(nn.BatchNorm2d(layer.filters, NORM_EPSILON, 1 - NORM_MOMENTUM))
                 modules.append(_ACTIVATIONS[layer.activation]())
                 height = (height + 2 * layer.padding - layer.kernel) // layer.stride + 1
                 width = (width + 2 * layer.padding - layer.kernel) // layer.stride + 1
@@ -389,4 +424,13 @@ def _fill(module: nn.Module, kernel: Array, bias: Array) -> None:
         module.bias.copy_(torch.from_numpy(bias))  # type: ignore[operator]
 
 
-__all__ = ["TorchBackend", "TorchView", "build_classifier", "estimator_backend", "for_art_trainers", "untouched", "with_loss"]
+__all__ = [
+    "TorchBackend",
+    "TorchView",
+    "before_each_step",
+    "build_classifier",
+    "estimator_backend",
+    "for_art_trainers",
+    "untouched",
+    "with_loss",
+]
