@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -17,10 +18,10 @@ import numpy as np
 from art.defences.trainer import Trainer
 from tqdm.auto import tqdm
 
-from art_entropic._validate import check_eps, check_inputs, check_labels, check_logits, choice, non_negative, positive_int
+from art_entropic._validate import check_inputs, check_labels, check_logits, finite, non_negative, positive_int
 from art_entropic.backends import Array, Backend, Batch, Controls, Step, backend_for
-from art_entropic.information import MEASURES
-from art_entropic.objective import EntropicObjective, Schedule
+from art_entropic.objective import DECAY, decayed
+from art_entropic.recipes import AUTOMATIC, Wishes, measure_for
 from art_entropic.records import Epoch
 
 CHECKPOINT_SCHEMA = 1
@@ -146,6 +147,7 @@ class _Options:
     validation: tuple[Array, Array] | None
     seed: int
     scheduler: Any
+    decay: float
     callbacks: tuple[Callback, ...]
     early_stopping: int | None
     checkpoint: str | Path | None
@@ -176,14 +178,21 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         classifier: ART PyTorchClassifier, TensorFlowV2Classifier or KerasClassifier, already trained, with optimizer and
             loss, returning logits.
         eps: Linf radius to become robust against, in the units of the raw input.
-        measure: how the information is read: "interval" (worst case, gives certificates, needs an interval rule for every
-            operation) or "channel" (first order, any differentiable network, best with smooth activations and small eps).
-        beta: weight of the information; None takes the measure's own.
-        k: weight of the worst-case cross-entropy, in [0, 1]; 0 is the pure form; more needs "interval". None takes the
-            measure's own.
+        measure: how the information is read, a name of MEASURES: "interval" (worst case, gives certificates, needs an interval
+            rule for every operation and wants ReLU), "channel" (first order, any differentiable network, wants smooth
+            activations or a small eps), "coding" (average case) or "activation" (the natural data only: a control, not a
+            defence). None lets `fit` choose between the first two by the network and by eps; `history.settings` says which.
+        beta: weight of the information; None takes the measure's own. Only "activation" takes a negative one.
+        k: weight of the worst-case cross-entropy, in [0, 1]; 0 is the pure form; more needs "interval" or "channel". None takes
+            the measure's own.
         resolution: tau, the width of the read-out noise; None takes the measure's own.
+        relative: tau in shares of each unit's standard deviation over the batch ("interval" only).
+        layers: those that the information is read from: "all", "dense" (fully connected), "logits", or names.
+        eps_factor: retrains with eps times this; None takes the measure's own.
         warmup: share of the retraining before the ramp, with natural cross-entropy alone.
         ramp: share of the retraining over which eps, k and beta grow to their full value; None takes the measure's own.
+        decay: share of the retraining, at its end, over which the learning rate falls linearly to 0. None takes half of it, or
+            nothing where `fit` is given a scheduler or the optimizer follows a schedule of its own.
         verbose: progress bar on stderr.
     Raises:
         TypeError: not an estimator of a supported kind, or an argument of the wrong type.
@@ -195,32 +204,29 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         classifier: Any,
         eps: float,
         *,
-        measure: str = "interval",
+        measure: str | None = None,
         beta: float | None = None,
         k: float | None = None,
         resolution: float | None = None,
+        relative: bool = False,
+        layers: str | Sequence[str] = "all",
+        eps_factor: float | None = None,
         warmup: float = 0.0,
         ramp: float | None = None,
+        decay: float | None = None,
         verbose: bool = True,
     ) -> None:
         self._backend: Backend = backend_for(classifier)
         self._backend.check_trainable()
         super().__init__(classifier)
-        row = MEASURES[choice("measure", measure, MEASURES)]
-        k = row.k if k is None else non_negative("k", k)
-        if k > 1:
-            raise ValueError(f"`k` must be in [0, 1], got {k!r}")
-        if k > 0 and not row.certifies:
-            able = ", ".join(repr(name) for name, other in MEASURES.items() if other.certifies)
-            raise ValueError(f"`k` > 0 needs a measure that bounds the logits ({able}), got k={k!r} with {measure!r}")
-        self._schedule = Schedule(
-            eps=check_eps(eps, classifier.clip_values),
-            k=k,
-            beta=row.beta if beta is None else non_negative("beta", beta),
-            warmup=warmup,
-            ramp=row.ramp if ramp is None else ramp,
+        self._wishes = Wishes(
+            eps, classifier.clip_values, beta, k, resolution, relative, _as_tuple(layers), eps_factor, warmup, ramp
         )
-        self._objective = EntropicObjective(measure, row.resolution if resolution is None else resolution)
+        self._automatic = measure is None
+        # A wish that only one of the automatic measures can grant must not wait for the data to fail.
+        for candidate in AUTOMATIC if measure is None else (measure,):
+            self._schedule, self._objective = self._wishes.settle(candidate)
+        self._decay = None if decay is None else _share("decay", decay)
         self._verbose = verbose
         self._progress: _Progress | None = None
         self._resuming = False
@@ -354,6 +360,8 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
                 part, _, name = key.partition("/")
                 if part in parts:
                     parts[part][name] = file[key]
+        if self._automatic:
+            self._schedule, self._objective = self._wishes.settle(about["plan"]["measure"])
         self._refuse_other(about["plan"], self._settings(), str(path))
         self._refuse_other_network(parts["weights"], str(path))
         history = History(**{**about["history"], "epochs": msgspec.convert(about["history"]["epochs"], list[Epoch])})
@@ -389,6 +397,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             validation=None if validation_data is None else self._check_validation(validation_data),
             seed=self._seed(seed),
             scheduler=scheduler,
+            decay=self._decay_for(scheduler),
             callbacks=tuple(callbacks),
             early_stopping=early_stopping,
             checkpoint=checkpoint,
@@ -436,6 +445,17 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         if {n: a.shape for n, a in here.items()} != {n: a.shape for n, a in weights.items()}:
             raise ValueError(f"{path} holds the weights of another network than `classifier`'s")
 
+    def _decay_for(self, scheduler: Any) -> float:
+        """The share of the retraining over which the learning rate falls; a schedule of the user's own goes before ours.
+
+        Raises:
+            ValueError: both were asked for.
+        """
+        own = "a `scheduler`" if scheduler is not None else None if self._backend.rate_is_settable else "one in the optimizer"
+        if own is not None and self._decay:
+            raise ValueError(f"`decay` must be 0 beside a learning rate schedule, got decay={self._decay!r} and {own}")
+        return 0.0 if own is not None else DECAY if self._decay is None else self._decay
+
     # -- the loop
 
     def _batch(self, x: Array, labels: Array, rng: np.random.Generator) -> Batch:
@@ -447,16 +467,28 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
     def _run(self, source: _Source, x: Array, labels: Array, options: _Options, about_data: dict[str, Any]) -> History:
         """Check the network on a few points, train, and load the chosen weights."""
         check_logits(self._backend.logits(x), int(self._classifier.nb_classes))
+        if self._automatic and not self._resuming:
+            self._schedule, self._objective = self._wishes.settle(measure_for(self._backend, x, self._wishes.eps))
         self._check_rules(x, labels)
-        plan = {**self._settings(), "nb_epochs": options.nb_epochs, "seed": options.seed, **about_data}
-        progress = self._begin(plan, options.seed)
-        with self._backend.training(options.seed):
+        rate = self._backend.learning_rate if options.decay else None
+        fixed = {"nb_epochs": options.nb_epochs, "seed": options.seed, "decay": options.decay, "learning_rate": rate}
+        progress = self._begin({**self._settings(), **fixed, **about_data}, options.seed)
+        with self._backend.training(options.seed), self._same_rate_afterwards(options):
             if progress.last.epoch:
                 self._backend.load_optimizer_state(progress.last.optimizer)
             self._loop(progress, source, options)
         if progress.best_weights is not None:
             self._backend.load_state(progress.best_weights)
         return progress.history
+
+    @contextlib.contextmanager
+    def _same_rate_afterwards(self, options: _Options) -> Iterator[None]:
+        rate = self._backend.learning_rate
+        try:
+            yield
+        finally:
+            if options.decay:
+                self._backend.learning_rate = rate
 
     def _begin(self, plan: dict[str, Any], seed: int) -> _Progress:
         if self._resuming and self._progress is not None:
@@ -484,6 +516,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
                 began = time.perf_counter()
                 if callable(options.scheduler):
                     self._set_learning_rate(options.scheduler(epoch))
+                self._decay_rate(progress, epoch / options.nb_epochs, options)
                 learning_rate = backend.learning_rate
                 terms = self._epoch(progress, source, step, epoch, options, bar)
                 controls = self._schedule.at((epoch + 1) / options.nb_epochs)
@@ -513,7 +546,9 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         rng = np.random.default_rng([options.seed, epoch, 1])
         means = _Means()
         for number, (x, labels) in enumerate(source.batches(epoch)):
-            controls = self._schedule.at((epoch + number / source.steps) / options.nb_epochs)
+            share = (epoch + number / source.steps) / options.nb_epochs
+            controls = self._schedule.at(share)
+            self._decay_rate(progress, share, options)
             values = step(self._batch(x, labels, rng), controls)
             if not all(map(math.isfinite, values.values())):
                 self._backend.load_state(progress.last.weights)
@@ -524,6 +559,10 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             if number % 10 == 0:
                 bar.set_postfix(_postfix(epoch, options.nb_epochs, controls, means.values()), refresh=False)
         return means.values()
+
+    def _decay_rate(self, progress: _Progress, share: float, options: _Options) -> None:
+        if options.decay:
+            self._backend.learning_rate = progress.plan["learning_rate"] * decayed(share, options.decay)
 
     def _set_learning_rate(self, value: Any) -> None:
         # ART's TensorFlow convention is a callable that sets the rate itself and returns nothing.
@@ -555,6 +594,17 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             history.best_epoch = record.epoch
         else:
             progress.stale += 1
+
+
+def _as_tuple(layers: Any) -> Any:
+    return tuple(layers) if isinstance(layers, list) else layers
+
+
+def _share(name: str, value: Any) -> float:
+    share = finite(name, value)
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"`{name}` must be a share of the retraining in [0, 1], got {value!r}")
+    return share
 
 
 def _postfix(epoch: int, nb_epochs: int, controls: Controls, terms: Mapping[str, float]) -> dict[str, str]:

@@ -14,7 +14,7 @@ FLOORS = {
     "_validate": 0, "records": 0,
     "backends": 1, "intervals": 1,
     "information": 2, "certificates": 2,
-    "objective": 3,
+    "objective": 3, "recipes": 3,
     "trainer": 4, "attacks": 4, "statistics": 4, "problems": 4,
     "evaluation": 5, "defences": 5,
     "benchmark": 6, "report": 6,

@@ -8,16 +8,17 @@ from art.defences.trainer import Trainer
 from art.estimators.classification import SklearnClassifier
 from sklearn.linear_model import LogisticRegression
 
-from art_entropic.backends import FRAMEWORKS, backend_for
-from art_entropic.backends.architecture import Dense, Flatten
+from art_entropic.backends import FRAMEWORKS, NoIntervalRuleError, backend_for
+from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool
 from art_entropic.certificates import certify
+from art_entropic.information import MEASURES
 from art_entropic.trainer import EntropicTrainer, TrainingDivergedError
 
 EPS = 0.1
 
 
 def trainer_of(classifier, **kwargs):
-    return EntropicTrainer(classifier, EPS, verbose=False, **kwargs)
+    return EntropicTrainer(classifier, EPS, **{"measure": "interval", "verbose": False, **kwargs})
 
 
 def weights(classifier):
@@ -228,10 +229,18 @@ def test_bad_input_is_named_before_any_work(classifier, data):
         ({"eps": float("nan")}, "`eps` must be finite"),
         ({"eps": 8}, r"`eps` must not exceed the range 1 of .*did you mean 8/255 = 0.0314"),
         ({"eps": "0.1"}, "`eps` must be a number"),
-        ({"measure": "entropy"}, "`measure` must be one of 'interval', 'channel', got 'entropy'"),
+        ({"measure": "entropy"}, "`measure` must be one of 'interval', 'channel', 'coding', 'activation', got 'entropy'"),
         ({"k": 1.5}, r"`k` must be in \[0, 1\]"),
         ({"beta": -1.0}, "`beta` must not be negative"),
-        ({"measure": "channel", "k": 0.5}, r"`k` > 0 needs a measure that bounds the logits \('interval'\)"),
+        ({"measure": "coding", "k": 0.5}, r"`k` > 0 needs a measure with worst-case logits \('interval', 'channel'\)"),
+        ({"measure": "interval", "beta": -1.0}, "`beta` must not be negative"),
+        ({"measure": "channel", "layers": "dense"}, "`layers` must be 'all' unless the measure reads layers"),
+        ({"layers": "dense"}, "`layers` must be 'all' unless .* got 'dense' with 'channel'"),
+        ({"layers": []}, "`layers` must be one of 'all', 'dense', 'logits', or a tuple"),
+        ({"relative": 1}, "`relative` must be True or False"),
+        ({"measure": "coding", "relative": True}, "`relative` must be False unless the measure is 'interval'"),
+        ({"eps_factor": 0.0}, "`eps_factor` must be positive, got 0.0"),
+        ({"decay": 1.5}, r"`decay` must be a share of the retraining in \[0, 1\], got 1.5"),
         ({"resolution": 0.0}, "`resolution` must be positive"),
         ({"ramp": 2.0}, "`ramp` must be a share"),
     ],
@@ -399,3 +408,64 @@ def test_a_subclassed_keras_model_trains_with_channel_and_is_refused_by_interval
     assert_same(weights(classifier), before)
     history = trainer_of(classifier, measure="channel").fit(x, y, batch_size=16, nb_epochs=10, seed=0)
     assert history.terms("accuracy")[-1] > 0.9
+
+
+RELU = (Conv(3, 3, padding=1), MaxPool(), Flatten(), Dense(8), Dense(3, None))
+SILU = (Conv(3, 3, padding=1, activation="silu"), Flatten(), Dense(8, "silu"), Dense(3, None))
+
+
+@pytest.mark.parametrize(
+    "architecture, eps, measure", [(RELU, 0.1, "interval"), (RELU, 0.03, "channel"), (SILU, 0.1, "channel")]
+)
+def test_the_measure_is_chosen_by_network_and_radius(framework, make_classifier, data, architecture, eps, measure):
+    classifier = make_classifier(framework, architecture=architecture)
+    history = EntropicTrainer(classifier, eps, verbose=False).fit(*data, nb_epochs=1, seed=0)
+    assert history.settings["measure"] == measure and history.settings["k"] == MEASURES[measure].k
+    assert history.settings["eps"] == pytest.approx(eps * MEASURES[measure].eps_factor)
+
+
+def test_a_network_without_interval_rules_gets_the_first_order_measure(make_classifier, points, monkeypatch):
+    classifier = make_classifier("pytorch", architecture=RELU)
+
+    def no_rule(*_):
+        raise NoIntervalRuleError("layer", "Softmax")
+
+    monkeypatch.setattr(type(backend_for(classifier)), "intervals", no_rule)
+    history = EntropicTrainer(classifier, EPS, verbose=False).fit(*points("pytorch"), nb_epochs=1, seed=0)
+    assert history.settings["measure"] == "channel"
+
+
+def test_what_is_asked_for_goes_before_what_the_measure_brings(classifier, data):
+    wishes = {"measure": "interval", "beta": 0.3, "k": 0.2, "resolution": 2.0, "eps_factor": 1.2, "ramp": 0.1, "layers": ["x"]}
+    with pytest.raises(ValueError, match="`layers` must be among the layers of the network"):
+        EntropicTrainer(classifier, EPS, verbose=False, **wishes).fit(*data, nb_epochs=1)
+    history = EntropicTrainer(classifier, EPS, verbose=False, **{**wishes, "layers": "logits"}).fit(*data, nb_epochs=1)
+    expected = {**wishes, "layers": "logits", "eps": EPS * 1.2}
+    del expected["eps_factor"]
+    assert expected.items() <= history.settings.items()
+
+
+def test_the_learning_rate_falls_over_the_last_half_and_comes_back(classifier, data):
+    rate = backend_for(classifier).learning_rate
+    history = trainer_of(classifier).fit(*data, nb_epochs=4, seed=0)
+    assert [epoch.learning_rate for epoch in history.epochs] == pytest.approx([rate, rate, rate, rate / 2])
+    assert backend_for(classifier).learning_rate == pytest.approx(rate)
+    history = trainer_of(classifier, decay=0.0).fit(*data, nb_epochs=2, seed=0)
+    assert [epoch.learning_rate for epoch in history.epochs] == pytest.approx([rate, rate])
+
+
+def test_a_schedule_of_the_users_own_goes_before_the_decay(classifier, data):
+    with pytest.raises(ValueError, match=r"`decay` must be 0 beside .*, got decay=0\.2 and a `scheduler`"):
+        trainer_of(classifier, decay=0.2).fit(*data, nb_epochs=1, scheduler=lambda epoch: 0.01)
+    history = trainer_of(classifier).fit(*data, nb_epochs=2, scheduler=lambda epoch: 0.01 / (epoch + 1), seed=0)
+    assert [epoch.learning_rate for epoch in history.epochs] == pytest.approx([0.01, 0.005])
+
+
+@pytest.mark.parametrize("measure", ["coding", "activation"])
+def test_the_other_measures_train_and_move_what_they_read(classifier, data, measure):
+    history = trainer_of(classifier, measure=measure, beta=5.0, ramp=0.0).fit(*data, nb_epochs=5, batch_size=32, seed=0)
+    information = history.terms("information")
+    assert information[-1] < information[0]
+    if measure == "activation":
+        history = trainer_of(classifier, measure=measure, beta=-1.0, ramp=0.0).fit(*data, nb_epochs=5, batch_size=32, seed=0)
+        assert history.terms("information")[-1] > information[-1]
