@@ -6,17 +6,20 @@ the same validation points. A record's key is a digest of all that determines it
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,24 +29,44 @@ from art_entropic import __version__
 from art_entropic._validate import check_eps, choice, positive_int
 from art_entropic.attacks import BATTERIES
 from art_entropic.backends import FRAMEWORKS, MissingFrameworkError, backend_for, framework_module, installed_frameworks
-from art_entropic.defences import DEFENCES
+from art_entropic.defences import DEFENCES, option_defaults
 from art_entropic.evaluation import evaluate
+from art_entropic.information import MEASURES
 from art_entropic.problems import CLIP_VALUES, PROBLEMS, Data, Problem, build_classifier, for_framework, load_data
 from art_entropic.records import (
     SCHEMA,
     AnyRecord,
     EvaluationRecord,
     Provenance,
+    Setting,
     TrainingRecord,
     append_record,
     read_records,
 )
-from art_entropic.report import OTHER_LOAD, RECORDS
+from art_entropic.report import OTHER_LOAD, RECORDS, TITLE, ground_of, seat_of
 
 NATURAL = "natural"
+STARTS = (NATURAL, "random")
 VALIDATION_SHARE = 0.1
 N_GALLERY = 6
 SHARED_PACKAGES = ("adversarial-robustness-toolbox", "numpy", "scipy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A further row of a comparison: one of our defences with other options.
+
+    Args:
+        name: of the row, behind the title of the defence.
+        defence: a name of DEFENCES, of those that EntropicTrainer trains.
+        options: keyword arguments of EntropicTrainer in place of the defence's own.
+        start: "natural", or "random" for the initial weights of the seed.
+    """
+
+    name: str
+    defence: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    start: str = NATURAL
 
 
 @dataclass(frozen=True)
@@ -52,26 +75,37 @@ class BenchmarkPlan:
 
     Args:
         problem: a name of PROBLEMS.
+        network: a name of the problem's networks.
         frameworks: names of FRAMEWORKS; None takes every installed one.
-        defences: names of DEFENCES; None takes all. Natural training always comes along, since all start from it.
+        defences: names of DEFENCES; None takes the short list of those that are marked as default. Natural training always
+            comes along, since all start from it.
+        variants: further rows.
         battery: a name of BATTERIES.
         eps: radius of the Linf ball, in the units of the data, which lie in [0, 1].
         seeds: one training of every defence for each; a seed sets the initial weights, the order of the data and the
             held-out points.
         n_examples: how many test points are attacked, from the first on.
+        n_train: how many training points there are, from the first on, those that are held out among them.
         nb_epochs: epochs of every defence's retraining.
         nb_epochs_natural: epochs of the natural training before it.
+        title: of the table.
+        source: the file that the plan was read from.
     """
 
     problem: str = "digits"
+    network: str | None = None
     frameworks: tuple[str, ...] | None = None
     defences: tuple[str, ...] | None = None
+    variants: tuple[Variant, ...] = ()
     battery: str = "standard"
     eps: float | None = None
     seeds: tuple[int, ...] = (0,)
     n_examples: int | None = None
+    n_train: int | None = None
     nb_epochs: int | None = None
     nb_epochs_natural: int | None = None
+    title: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,64 +113,136 @@ class Settings:
     """A plan with every value filled in and checked."""
 
     problem: Problem
+    network: str
     frameworks: tuple[str, ...]
     defences: tuple[str, ...]
+    variants: tuple[Variant, ...]
     battery: str
     eps: float
     seeds: tuple[int, ...]
     n_examples: int
+    n_train: int | None
     nb_epochs: int
     nb_epochs_natural: int
+    title: str | None
+    source: str | None
 
     @property
     def command(self) -> str:
         """The command line that asks for the same, whatever the defaults of another version are."""
+        if self.source is not None:
+            return f"art-entropic benchmark --plan {shlex.quote(self.source)}"
+        if self.variants:
+            return _python_command(self)
+        n_train = "" if self.n_train is None else f"--n-train {self.n_train} "
         return (
-            f"art-entropic benchmark --problem {self.problem.name} --framework {','.join(self.frameworks)} "
-            f"--defence {','.join(self.defences)} --battery {self.battery} --eps {self.eps!r} "
-            f"--seeds {','.join(map(str, self.seeds))} --n-examples {self.n_examples} "
-            f"--epochs {self.nb_epochs} --epochs-natural {self.nb_epochs_natural}"
+            f"art-entropic benchmark --problem {self.problem.name} --network {self.network} "
+            f"--framework {','.join(self.frameworks)} --defence {','.join(self.defences)} "
+            f"--battery {self.battery} --eps {self.eps!r} --seeds {','.join(map(str, self.seeds))} "
+            f"--n-examples {self.n_examples} {n_train}--epochs {self.nb_epochs} --epochs-natural {self.nb_epochs_natural}"
         )
 
     def epochs_of(self, defence: str) -> int:
         return self.nb_epochs_natural if defence == NATURAL else self.nb_epochs
 
 
+def _python_command(settings: Settings) -> str:
+    """For variants, which the command line has no words for outside a file."""
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    plan = BenchmarkPlan(**{**values, "problem": settings.problem.name})
+    code = f"from art_entropic.benchmark import BenchmarkPlan, Variant, run_benchmark; run_benchmark({plan!r})"
+    return f"python -c {shlex.quote(code)}"
+
+
 def settings_of(plan: BenchmarkPlan) -> Settings:
     """Check a plan and fill in what it leaves open.
 
     Raises:
-        ValueError: an argument is out of range or names nothing.
+        ValueError, TypeError: an argument is out of range or names nothing; always a ValueError that names the file where
+            the plan came from one.
         MissingFrameworkError: a framework of the plan, or every one, is not installed.
     """
+    with _naming(plan.source):
+        _check_names(plan)
+        problem = PROBLEMS[plan.problem]
+        settings = Settings(
+            problem=problem,
+            network=plan.network or problem.default_network,
+            frameworks=_frameworks(plan.frameworks),
+            defences=_defences(plan.defences),
+            variants=plan.variants,
+            battery=plan.battery,
+            eps=check_eps(problem.eps if plan.eps is None else plan.eps, CLIP_VALUES),
+            seeds=_seeds(plan.seeds),
+            n_examples=positive_int("n_examples", problem.n_examples if plan.n_examples is None else plan.n_examples),
+            n_train=_n_train(plan.n_train),
+            nb_epochs=positive_int("nb_epochs", problem.nb_epochs if plan.nb_epochs is None else plan.nb_epochs),
+            nb_epochs_natural=positive_int(
+                "nb_epochs_natural",
+                problem.nb_epochs_natural if plan.nb_epochs_natural is None else plan.nb_epochs_natural,
+            ),
+            title=plan.title,
+            source=plan.source,
+        )
+        _check_variants(settings)
+    return settings
+
+
+@contextmanager
+def _naming(source: str | None) -> Iterator[None]:
+    """Errors of a plan that came from a file name the file."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        if source is None:
+            raise
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _check_names(plan: BenchmarkPlan) -> None:
     problem = PROBLEMS[choice("problem", plan.problem, PROBLEMS)]
-    wanted = plan.defences if plan.defences is not None else tuple(DEFENCES)
-    named = {choice("defences", name, DEFENCES) for name in wanted} | {NATURAL}
-    return Settings(
-        problem=problem,
-        frameworks=_frameworks(plan.frameworks),
-        defences=tuple(name for name in DEFENCES if name in named),
-        battery=choice("battery", plan.battery, BATTERIES),
-        eps=check_eps(problem.eps if plan.eps is None else plan.eps, CLIP_VALUES),
-        seeds=_seeds(plan.seeds),
-        n_examples=positive_int("n_examples", problem.n_examples if plan.n_examples is None else plan.n_examples),
-        nb_epochs=positive_int("nb_epochs", problem.nb_epochs if plan.nb_epochs is None else plan.nb_epochs),
-        nb_epochs_natural=positive_int(
-            "nb_epochs_natural",
-            problem.nb_epochs_natural if plan.nb_epochs_natural is None else plan.nb_epochs_natural,
-        ),
-    )
+    choice("battery", plan.battery, BATTERIES)
+    if plan.network is not None:
+        choice("network", plan.network, problem.networks)
+    for name in plan.frameworks or ():
+        choice("frameworks", name, FRAMEWORKS)
+    for name in plan.defences or ():
+        choice("defences", name, DEFENCES)
+    ours = [name for name, row in DEFENCES.items() if row.ours]
+    for number, variant in enumerate(plan.variants):
+        where = f"variants[{number}]"
+        choice(f"{where}.defence", variant.defence, ours)
+        choice(f"{where}.start", variant.start, STARTS)
+        if not variant.name.strip():
+            raise ValueError(f"`{where}.name` must not be empty, got {variant.name!r}")
+        if (variant.defence, variant.name) in {(other.defence, other.name) for other in plan.variants[:number]}:
+            raise ValueError(f"`{where}.name` must be one that no other variant of its defence has, got {variant.name!r}")
+
+
+def _check_variants(settings: Settings) -> None:
+    """Every option, name and value, as EntropicTrainer will judge it: a mistake must not show after hours of training."""
+    for variant in settings.variants:
+        for framework in settings.frameworks:
+            estimator = build_classifier(settings.problem, framework, settings.seeds[0], settings.network)
+            try:
+                DEFENCES[variant.defence].check_options(estimator, settings.eps, variant.options)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"`variants`, options of {variant.name!r}: {error}") from error
+
+
+def _defences(names: Sequence[str] | None) -> tuple[str, ...]:
+    wanted = [name for name, row in DEFENCES.items() if row.default] if names is None else names
+    return tuple(name for name in DEFENCES if name in {*wanted, NATURAL})
 
 
 def _frameworks(names: Sequence[str] | None) -> tuple[str, ...]:
     installed = installed_frameworks()
     if names is not None:
-        named = {choice("frameworks", name, FRAMEWORKS) for name in names}
-        if not named:
+        if not names:
             raise ValueError(f"`frameworks` must name at least one of {', '.join(FRAMEWORKS)}, got {names!r}")
-        for name in sorted(named.difference(installed)):
+        for name in sorted(set(names).difference(installed)):
             framework_module(name)  # raises MissingFrameworkError with the command that installs it
-        return tuple(name for name in FRAMEWORKS if name in named)
+        return tuple(name for name in FRAMEWORKS if name in names)
     if not installed:
         commands = " or ".join(f"pip install 'art-entropic[{row.package}]'" for row in FRAMEWORKS.values())
         raise MissingFrameworkError(f"no framework is installed: {commands}")
@@ -152,6 +258,104 @@ def _seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(seeds))
 
 
+def _n_train(n_train: int | None) -> int | None:
+    if n_train is not None and positive_int("n_train", n_train) < 2:
+        raise ValueError(f"`n_train` must be at least 2, one point to train on and one to hold out, got {n_train!r}")
+    return n_train
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+# Key of a plan file -> its type and, in words, what it must be.
+_PLAN_KEYS: dict[str, tuple[Any, str]] = {
+    "title": (str, "a text"),
+    "problem": (str, f"one of {', '.join(map(repr, PROBLEMS))}"),
+    "network": (str, "the name of one of the problem's networks"),
+    "frameworks": (tuple[str, ...], f"a list of some of {', '.join(map(repr, FRAMEWORKS))}"),
+    "defences": (tuple[str, ...], f"a list of some of {', '.join(map(repr, DEFENCES))}"),
+    "battery": (str, f"one of {', '.join(map(repr, BATTERIES))}"),
+    "eps": (float | str, 'a number, or a fraction such as "8/255"'),
+    "seeds": (tuple[int, ...], "a list of whole numbers"),
+    "n_examples": (int, "a whole number"),
+    "n_train": (int, "a whole number"),
+    "nb_epochs": (int, "a whole number"),
+    "nb_epochs_natural": (int, "a whole number"),
+    "variants": (list[dict[str, Any]], "tables [[variants]]"),
+}
+_VARIANT_KEYS: dict[str, tuple[Any, str]] = {
+    "name": (str, "a text"),
+    "defence": (str, "the name of one of our defences"),
+    "options": (dict[str, Any], "a table of keyword arguments of EntropicTrainer"),
+    "start": (str, f"one of {', '.join(map(repr, STARTS))}"),
+}
+
+
+def read_plan(path: str | os.PathLike[str]) -> BenchmarkPlan:
+    """The plan of a TOML file, whose keys are the fields of BenchmarkPlan, with a table [[variants]] for each variant.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not TOML, an unknown key, a value of the wrong type, or an unknown name; the message names file and key.
+    """
+    import msgspec
+
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"`plan` must be a TOML file, got {file}, which does not exist")
+    source = Path(os.path.relpath(file)).as_posix()
+    with _naming(source):
+        try:
+            content = msgspec.toml.decode(file.read_bytes())
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"a plan must be written in TOML: {error}") from error
+        plan = BenchmarkPlan(**_plan_values(content), source=source)
+        _check_names(plan)
+    return plan
+
+
+def _plan_values(content: Mapping[str, Any]) -> dict[str, Any]:
+    values = _typed(content, _PLAN_KEYS, "")
+    if "eps" in values:
+        values["eps"] = _radius(values["eps"])
+    variants = enumerate(values.get("variants", ()))
+    return {**values, "variants": tuple(_variant(table, f"variants[{number}].") for number, table in variants)}
+
+
+def _variant(table: Mapping[str, Any], where: str) -> Variant:
+    values = _typed(table, _VARIANT_KEYS, where)
+    for key in ("name", "defence"):
+        if key not in values:
+            raise ValueError(f"`{where}{key}` must be {_VARIANT_KEYS[key][1]}, got nothing")
+    return Variant(**values)
+
+
+def _typed(values: Mapping[str, Any], keys: Mapping[str, tuple[Any, str]], where: str) -> dict[str, Any]:
+    import msgspec
+
+    typed = {}
+    for key, value in values.items():
+        if key not in keys:
+            raise ValueError(f"`{where}{key}` is unknown: a key must be one of {', '.join(keys)}, got {key!r}")
+        kind, wish = keys[key]
+        try:
+            typed[key] = msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"`{where}{key}` must be {wish}, got {value!r}") from error
+    return typed
+
+
+def _radius(value: float | str) -> float:
+    try:
+        return float(Fraction(value)) if isinstance(value, str) else value
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"`eps` must be {_PLAN_KEYS['eps'][1]}, got {value!r}") from error
+
+
+def default_folder(plan: BenchmarkPlan) -> Path:
+    """Where a run goes when nobody says where."""
+    return Path("runs") / (plan.problem if plan.source is None else Path(plan.source).stem)
+
+
 # --------------------------------------------------------------------------------------------------------------- cells
 
 
@@ -165,58 +369,79 @@ class Job:
     training_key: str
     evaluation_key: str
     natural_key: str
+    variant: Variant | None = None
 
     @property
     def title(self) -> str:
-        return f"{DEFENCES[self.defence].title} on {FRAMEWORKS[self.framework].title}, seed {self.seed}"
+        variant = "" if self.variant is None else f": {self.variant.name}"
+        return f"{DEFENCES[self.defence].title}{variant} on {FRAMEWORKS[self.framework].title}, seed {self.seed}"
 
-    def weights(self, suffix: str, key: str | None = None, defence: str | None = None) -> str:
+    @property
+    def starts_natural(self) -> bool:
+        """Whether it starts from the natural training's weights."""
+        return _starts_natural(self.defence, self.variant)
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return {} if self.variant is None else self.variant.options
+
+    def weights(self, suffix: str) -> str:
         """File of the weights inside the run's folder."""
-        prefix = (key or self.training_key)[:12]
-        return f"weights/{prefix}-{self.framework}-{defence or self.defence}-seed{self.seed}{suffix}"
+        return f"weights/{self.training_key[:12]}-{self.framework}-{self.defence}-seed{self.seed}{suffix}"
+
+
+def _starts_natural(defence: str, variant: Variant | None) -> bool:
+    return defence != NATURAL and (variant is None or variant.start == NATURAL)
 
 
 def plan_jobs(settings: Settings, data_sha256: str) -> list[Job]:
-    """The cells of a plan, natural training first within each framework and seed."""
+    """The cells of a plan, natural training first within each framework and seed, variants last."""
+    others = [name for name in settings.defences if name != NATURAL]
+    rows = [(name, None) for name in (NATURAL, *others)] + [(variant.defence, variant) for variant in settings.variants]
     jobs = []
     for framework in settings.frameworks:
         versions = package_versions((framework,))
         for seed in settings.seeds:
-            natural_key = _training_key(settings, framework, seed, NATURAL, data_sha256, versions, start=None)
-            for defence in sorted(settings.defences, key=lambda name: name != NATURAL):
-                start = None if defence == NATURAL else natural_key
-                key = _training_key(settings, framework, seed, defence, data_sha256, versions, start)
-                jobs.append(Job(framework, seed, defence, key, _evaluation_key(settings, key), natural_key))
+            facts = {"framework": framework, "seed": seed, "data": data_sha256, "versions": versions}
+            natural = _training_key(settings, NATURAL, None, start=None, **facts)
+            for defence, variant in rows:
+                start = natural if _starts_natural(defence, variant) else None
+                key = _training_key(settings, defence, variant, start=start, **facts)
+                jobs.append(Job(framework, seed, defence, key, _evaluation_key(settings, key), natural, variant))
     return jobs
 
 
-def _training_key(
-    settings: Settings,
-    framework: str,
-    seed: int,
-    defence: str,
-    data_sha256: str,
-    versions: dict[str, str],
-    start: str | None,
-) -> str:
+def _training_key(settings: Settings, defence: str, variant: Variant | None, **facts: Any) -> str:
     problem = settings.problem
     return digest(
         kind="training",
         schema=SCHEMA,
         problem=problem.name,
-        architecture=repr(problem.architecture),
-        framework=framework,
-        seed=seed,
+        network=settings.network,
+        architecture=repr(problem.networks[settings.network]),
+        n_train=settings.n_train,
         defence=defence,
+        variant=None if variant is None else variant.name,
+        options=_option_facts(defence, variant),
         eps=settings.eps,
         nb_epochs=settings.epochs_of(defence),
         batch_size=problem.batch_size,
         learning_rate=problem.learning_rate,
         validation_share=VALIDATION_SHARE,
-        data=data_sha256,
-        versions=versions,
-        start=start,
+        **facts,
     )
+
+
+def _option_facts(defence: str, variant: Variant | None) -> dict[str, str]:
+    """All that EntropicTrainer is told, and what it takes where it is told nothing: other defaults are another training."""
+    row = DEFENCES[defence]
+    if not row.ours:
+        return {}
+    options = {**option_defaults(), **row.options, **({} if variant is None else variant.options)}
+    measure = options["measure"]
+    read = MEASURES if measure is None else {measure: MEASURES[measure]}
+    defaults = {f"{name}.{key}": value for name, one in read.items() for key, value in vars(one).items() if not callable(value)}
+    return {name: repr(value) for name, value in {**options, **defaults}.items()}
 
 
 def _evaluation_key(settings: Settings, training_key: str) -> str:
@@ -250,41 +475,78 @@ def hold_out(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def run_benchmark(
-    plan: BenchmarkPlan | None = None, out: str | os.PathLike[str] | None = None, *, verbose: bool = True
+    plan: BenchmarkPlan | None = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    results: str | os.PathLike[str] | None = None,
+    verbose: bool = True,
 ) -> list[AnyRecord]:
-    """Train and attack every cell of a plan that `out` does not hold yet.
+    """Train and attack every cell of a plan that neither `out` nor `results` holds yet.
 
     Each training and each evaluation is appended to ``records.jsonl`` as it finishes; weights go to ``weights/``. An
     interrupted run loses the cell in progress, no more.
 
     Args:
-        plan: what to compare; None compares all defences on the embedded digits.
-        out: folder of the run; None takes ``runs/<problem>``.
+        plan: what to compare; None compares the default defences on the embedded digits.
+        out: folder of the run; None takes ``runs/<stem of the plan's file>``, or ``runs/<problem>`` without a file.
+        results: file of the records of an earlier, finished run of the plan, maybe on another machine. Cells that it holds are
+            not done again. After the run it holds the plan's records, in the plan's order, without example pictures.
         verbose: progress on stderr.
     Returns:
         The records of the plan, those of earlier starts included.
     Raises:
-        ValueError: an argument of the plan is out of range or names nothing.
+        ValueError, TypeError: an argument of the plan is out of range or names nothing.
         MissingFrameworkError: a framework is not installed.
     """
-    settings = settings_of(plan or BenchmarkPlan())
-    home = Path(out) if out is not None else Path("runs") / settings.problem.name
+    plan = plan or BenchmarkPlan()
+    settings = settings_of(plan)
+    home = Path(out) if out is not None else default_folder(plan)
+    with _naming(settings.source):
+        data = _shared_data(settings)
+    published = None if results is None else Path(results)
+    earlier = [] if published is None else list(read_records(published))
+    jobs = plan_jobs(settings, data.sha256)
+    store = Store(home)
+    store.adopt(earlier, jobs)
+    store.retitle(jobs, settings.title)
+    store.bring_up([job.evaluation_key for job in jobs])
+    _Runner(settings, data, store, provenance(settings, data.sha256)).run_all(jobs, verbose)
+    records = store.of(jobs)
+    if published is not None:
+        write_results(published, records)
+    return records
+
+
+def _shared_data(settings: Settings) -> Data:
+    """The data of the problem, cut to the training points that every defence may see."""
     data = load_data(settings.problem.name)
     if settings.n_examples > len(data.x_test):
         raise ValueError(f"`n_examples` must be at most the {len(data.x_test)} test points, got {settings.n_examples}")
-    jobs = plan_jobs(settings, data.sha256)
-    store = Store(home)
-    store.bring_up([job.evaluation_key for job in jobs])
-    runner = _Runner(settings, data, store, provenance(settings, data.sha256))
-    with _progress(len(jobs), verbose) as progress:
-        done = sum(store.is_done(job) for job in jobs)
-        if done:
-            progress.note(f"resuming in {home}: {done} of {len(jobs)} cells are done")
-        for job in jobs:
-            if not store.is_done(job):
-                runner.run(job, progress)
-            progress.advance()
-    return store.of(jobs)
+    n = settings.n_train
+    if n is None:
+        return data
+    if n > len(data.x_train):
+        raise ValueError(f"`n_train` must be at most the {len(data.x_train)} training points, got {n}")
+    return dataclasses.replace(data, x_train=data.x_train[:n], y_train=data.y_train[:n])
+
+
+def write_results(path: Path, records: Iterable[AnyRecord]) -> None:
+    """Replace a file of records by these, without what only the folder of the run is for: pictures, names of weights."""
+    import msgspec
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, path.suffix) as temporary:
+        temporary.write_bytes(b"".join(msgspec.json.encode(_published(record)) + b"\n" for record in records))
+
+
+def _published(record: AnyRecord) -> AnyRecord:
+    import msgspec
+
+    if isinstance(record, TrainingRecord):
+        return msgspec.structs.replace(record, weights=None)
+    if isinstance(record, EvaluationRecord):
+        return msgspec.structs.replace(record, examples=[])
+    return record
 
 
 class Store:
@@ -307,7 +569,7 @@ class Store:
         self._records[record.key] = record
 
     def training(self, key: str) -> TrainingRecord | None:
-        """A finished training. One whose weights are gone does not count."""
+        """A finished training. One whose weights are gone does not count, one that came without weights does."""
         record = self._records.get(key)
         if not isinstance(record, TrainingRecord):
             return None
@@ -325,9 +587,36 @@ class Store:
             return False
         return training.status != "done" or self.evaluation(job.evaluation_key) is not None
 
+    def lacks_weights(self, key: str) -> bool:
+        """Whether a training must run, now or again, before anything can be done with its network."""
+        training = self.training(key)
+        return training is None or (training.status == "done" and training.weights is None)
+
     def of(self, jobs: Sequence[Job]) -> list[AnyRecord]:
         keys = (key for job in jobs for key in (job.training_key, job.evaluation_key))
         return [self._records[key] for key in keys if key in self._records]
+
+    def adopt(self, records: Iterable[AnyRecord], jobs: Sequence[Job]) -> None:
+        """Take over the cells that these records finish and this folder does not; their weights are not here."""
+        found = {record.key: _published(record) for record in records}
+        for job in jobs:
+            training, evaluation = found.get(job.training_key), found.get(job.evaluation_key)
+            failed = isinstance(training, TrainingRecord) and training.status != "done"
+            if self.is_done(job) or training is None or (evaluation is None and not failed):
+                continue
+            if self.training(job.training_key) is None:
+                self.append(training)
+            if evaluation is not None:
+                self.append(evaluation)
+
+    def retitle(self, jobs: Sequence[Job], title: str | None) -> None:
+        """Append again each training whose table has another title by now."""
+        import msgspec
+
+        for job in jobs:
+            training = self.training(job.training_key)
+            if training is not None and training.settings.get(TITLE) != title:
+                self.append(msgspec.structs.replace(training, settings=_titled(training.settings, title)))
 
     def bring_up(self, evaluation_keys: Sequence[str]) -> None:
         """Append again each evaluation of this plan that one with other settings has followed.
@@ -335,14 +624,16 @@ class Store:
         A report shows the latest evaluation of a cell: going back to earlier settings must show theirs.
         """
         wanted = set(evaluation_keys)
-        latest = {
-            (r.problem, r.framework, r.defence, r.seed, r.eps, r.norm, r.battery, r.clean.n): r.key
-            for r in self._records.values()
-            if isinstance(r, EvaluationRecord)
-        }
+        evaluations = [record for record in self._records.values() if isinstance(record, EvaluationRecord)]
+        latest = {(ground_of(one), seat_of(one), one.battery, one.clean.n): one.key for one in evaluations}
         overtaken = [key for key in self._records if key in wanted and key not in latest.values()]
         for key in overtaken:
             self.append(self._records[key])
+
+
+def _titled(settings: Mapping[str, Setting], title: str | None) -> dict[str, Setting]:
+    rest = {name: value for name, value in settings.items() if name != TITLE}
+    return rest if title is None else {TITLE: title, **rest}
 
 
 def _drop_torn_tail(path: Path) -> None:
@@ -365,15 +656,24 @@ class _Runner:
     source: Provenance
     warm: set[str] = field(default_factory=set)  # frameworks
 
-    def run(self, job: Job, progress: _Progress) -> None:
+    def run_all(self, jobs: Sequence[Job], verbose: bool) -> None:
+        done = sum(self.store.is_done(job) for job in jobs)
+        with _progress(len(jobs), verbose) as progress:
+            if done:
+                progress.note(f"resuming in {self.store.home}: {done} of {len(jobs)} cells are done")
+            for job in jobs:
+                self.run(job, progress, trains=self._must_train(job) or self._is_awaited(job, jobs))
+                progress.advance()
+
+    def run(self, job: Job, progress: _Progress, *, trains: bool) -> None:
         """Whatever of a cell is missing: its training, its evaluation."""
-        training = self.store.training(job.training_key)
-        if training is None:
+        if trains:
             progress.begin(f"training {job.title}")
-            training = self._train(job)
-            self.store.append(training)
-            progress.note(f"{job.title}: {_told(training)}")
-        if training.status == "done" and self.store.evaluation(job.evaluation_key) is None:
+            trained = self._train(job)
+            self.store.append(trained)
+            progress.note(f"{job.title}: {_told(trained)}")
+        training = self.store.training(job.training_key)
+        if training is not None and training.status == "done" and self.store.evaluation(job.evaluation_key) is None:
             progress.begin(f"attacking {job.title}")
             evaluation = self._evaluate(job, training)
             self.store.append(evaluation)
@@ -382,11 +682,20 @@ class _Runner:
                 f"({evaluation.seconds:.1f} s of attacks)"
             )
 
+    def _must_train(self, job: Job) -> bool:
+        return not self.store.is_done(job) and self.store.lacks_weights(job.training_key)
+
+    def _is_awaited(self, job: Job, jobs: Sequence[Job]) -> bool:
+        """Whether another cell needs the weights of this natural training, which came without them."""
+        if job.defence != NATURAL or not self.store.lacks_weights(job.training_key):
+            return False
+        return any(other.starts_natural and other.natural_key == job.training_key and self._must_train(other) for other in jobs)
+
     def _train(self, job: Job) -> TrainingRecord:
         from art_entropic.trainer import TrainingDivergedError
 
         reason = DEFENCES[job.defence].unavailable(job.framework)
-        start = None if job.defence == NATURAL else self.store.training(job.natural_key)
+        start = self.store.training(job.natural_key) if job.starts_natural else None
         if reason is None and start is not None and start.status != "done":
             reason = f"the natural training it starts from has no weights: {start.reason}"
         if reason is not None:
@@ -394,14 +703,14 @@ class _Runner:
         self._warm_up(job)
         problem = self.settings.problem
         estimator = self._build(job)
-        if start is not None and start.weights is not None:
-            backend_for(estimator).load_weights(self.store.home / start.weights)
+        if start is not None:
+            backend_for(estimator).load_weights(self.store.home / str(start.weights))
         x = for_framework(self.data.x_train, job.framework)
         kept, held = hold_out(len(x), VALIDATION_SHARE, job.seed)
         y = self.data.y_train
         watch = Stopwatch()
         try:
-            trained, notes, history = DEFENCES[job.defence].train(
+            trained = DEFENCES[job.defence].train(
                 estimator,
                 x[kept],
                 y[kept],
@@ -412,14 +721,22 @@ class _Runner:
                 learning_rate=problem.learning_rate,
                 verbose=False,
                 validation_data=(x[held], y[held]),
+                options=job.options,
             )
         except TrainingDivergedError as error:
             return self._training_record(job, "diverged", watch.stop(), reason=str(error), n_train=len(kept))
         spent = watch.stop()
-        weights = self._save(job, trained)
-        return self._training_record(
-            job, "done", spent, weights=weights, notes=tuple(notes), history=list(history), n_train=len(kept)
-        )
+        facts: dict[str, Any] = {
+            "n_train": len(kept),
+            "notes": trained.notes,
+            "history": trained.history,
+            "told": trained.settings,
+            "forward_passes": trained.passes.forward,
+            "backward_passes": trained.passes.backward,
+        }
+        if not _has_finite_weights(trained.estimator):
+            return self._training_record(job, "diverged", spent, reason="weights are NaN or infinite after training", **facts)
+        return self._training_record(job, "done", spent, weights=self._save(job, trained.estimator), **facts)
 
     def _warm_up(self, job: Job) -> None:
         """One batch of natural training on a network that is thrown away.
@@ -444,7 +761,7 @@ class _Runner:
         self.warm.add(job.framework)
 
     def _build(self, job: Job) -> Any:
-        return build_classifier(self.settings.problem, job.framework, job.seed)
+        return build_classifier(self.settings.problem, job.framework, job.seed, self.settings.network)
 
     def _save(self, job: Job, estimator: Any) -> str:
         backend = backend_for(estimator)
@@ -475,11 +792,6 @@ class _Runner:
         return EvaluationRecord(
             key=job.evaluation_key,
             training_key=job.training_key,
-            problem=self.settings.problem.name,
-            framework=job.framework,
-            defence=job.defence,
-            seed=job.seed,
-            eps=self.settings.eps,
             battery=self.settings.battery,
             clean=result.clean,
             robust=result.robust,
@@ -490,29 +802,54 @@ class _Runner:
             examples=list(result.examples),
             seconds=result.seconds,
             provenance=_stamped(self.source),
+            **self._cell(job),
         )
 
-    def _training_record(self, job: Job, status: Any, spent: Spent, **facts: Any) -> TrainingRecord:
+    def _cell(self, job: Job) -> dict[str, Any]:
+        """What names the cell of a job, in its training's and in its evaluation's record."""
+        return {
+            "problem": self.settings.problem.name,
+            "framework": job.framework,
+            "defence": job.defence,
+            "seed": job.seed,
+            "eps": self.settings.eps,
+            "network": self.settings.network,
+            "variant": "" if job.variant is None else job.variant.name,
+            "n_train_limit": self.settings.n_train,
+        }
+
+    def _training_record(
+        self, job: Job, status: Any, spent: Spent, *, told: Mapping[str, Setting] | None = None, **facts: Any
+    ) -> TrainingRecord:
+        settings: dict[str, Setting] = {
+            "data": self.data.title,
+            "learning_rate": self.settings.problem.learning_rate,
+            "validation_share": VALIDATION_SHARE,
+            OTHER_LOAD: spent.other_load,
+            **({} if job.variant is None else _variant_settings(job.variant)),
+            **(told or {}),
+        }
         return TrainingRecord(
             key=job.training_key,
-            problem=self.settings.problem.name,
-            framework=job.framework,
-            defence=job.defence,
-            seed=job.seed,
-            eps=self.settings.eps,
             status=status,
             nb_epochs=self.settings.epochs_of(job.defence),
             batch_size=self.settings.problem.batch_size,
             seconds=spent.seconds,
-            settings={
-                "data": self.data.title,
-                "learning_rate": self.settings.problem.learning_rate,
-                "validation_share": VALIDATION_SHARE,
-                OTHER_LOAD: spent.other_load,
-            },
+            settings=_titled(settings, self.settings.title),
             provenance=_stamped(self.source),
+            **self._cell(job),
             **{"n_train": 0, **facts},
         )
+
+
+def _variant_settings(variant: Variant) -> dict[str, Setting]:
+    plain = (str, float, int, bool, type(None))
+    options = {name: value if isinstance(value, plain) else json.dumps(value) for name, value in variant.options.items()}
+    return {"start": variant.start, **{f"option.{name}": value for name, value in options.items()}}
+
+
+def _has_finite_weights(estimator: Any) -> bool:
+    return all(bool(np.isfinite(array).all()) for array in backend_for(estimator).state().values())
 
 
 class Spent(NamedTuple):
@@ -694,4 +1031,4 @@ def _progress(total: int, verbose: bool) -> Iterator[_Progress]:
         progress.stop()
 
 
-__all__ = ["BenchmarkPlan", "run_benchmark"]
+__all__ = ["BenchmarkPlan", "Variant", "read_plan", "run_benchmark", "settings_of"]

@@ -20,12 +20,19 @@ from art_entropic import __version__
 if TYPE_CHECKING:
     import numpy as np
 
+    from art_entropic.benchmark import BenchmarkPlan
     from art_entropic.evaluation import Evaluation
     from art_entropic.trainer import History
 
 PROGRAM = "art-entropic"
 # Those of BenchmarkPlan, whose module help has no time to import.
 DEFAULT_PROBLEM, DEFAULT_BATTERY = "digits", "standard"
+# Option of the command line -> field of BenchmarkPlan.
+PLAN_OPTIONS = {
+    "problem": "problem", "network": "network", "framework": "frameworks", "defence": "defences", "battery": "battery",
+    "eps": "eps", "seeds": "seeds", "n_examples": "n_examples", "n_train": "n_train", "epochs": "nb_epochs",
+    "epochs_natural": "nb_epochs_natural",
+}  # fmt: skip
 WEIGHTS = "weights"
 CHECKPOINT = "checkpoint.npz"
 HISTORY = "history.jsonl"
@@ -99,10 +106,6 @@ def _whole_numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"must be whole numbers such as 0,1,2, got {text!r}") from None
 
 
-def _flat(lists: list[list[Any]] | None) -> tuple[Any, ...] | None:
-    return None if lists is None else tuple(item for items in lists for item in items)
-
-
 def _add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     from art_entropic.attacks import BATTERIES
     from art_entropic.backends import FRAMEWORKS
@@ -110,29 +113,40 @@ def _add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     from art_entropic.problems import PROBLEMS
 
     parser.add_argument(
-        "--problem", default=DEFAULT_PROBLEM, choices=list(PROBLEMS),
-        help=f"data set and network (default: {DEFAULT_PROBLEM}, which needs no download)",
+        "--plan", type=Path, metavar="FILE.toml",
+        help="file that says what to compare, in place of all options but --out, --results and --quiet",
     )  # fmt: skip
+    parser.add_argument(
+        "--problem", choices=list(PROBLEMS), help=f"data set (default: {DEFAULT_PROBLEM}, which needs no download)"
+    )
+    networks = "; ".join(f"{name}: {', '.join(problem.networks)}" for name, problem in PROBLEMS.items())
+    parser.add_argument("--network", metavar="NAME", help=f"network of the problem (default: its first). {networks}")
     parser.add_argument(
         "--framework", action="append", type=_names, metavar="NAMES",
         help=f"some of {', '.join(FRAMEWORKS)}; repeat it or use commas (default: every installed one)",
     )  # fmt: skip
+    short = ", ".join(name for name, row in DEFENCES.items() if row.default)
     parser.add_argument(
         "--defence", action="append", type=_names, metavar="NAMES",
-        help=f"some of {', '.join(DEFENCES)}; natural always comes along (default: all)",
+        help=f"some of {', '.join(DEFENCES)}; natural always comes along (default: {short})",
     )  # fmt: skip
-    parser.add_argument(
-        "--battery", default=DEFAULT_BATTERY, choices=list(BATTERIES), help=f"attacks (default: {DEFAULT_BATTERY})"
-    )
+    parser.add_argument("--battery", choices=list(BATTERIES), help=f"attacks (default: {DEFAULT_BATTERY})")
     parser.add_argument("--eps", type=float, help="Linf radius, the data lie in [0, 1] (default: the problem's own)")
     parser.add_argument(
         "--seeds", action="append", type=_whole_numbers, metavar="SEEDS",
         help="seeds such as 0,1,2: every defence is trained once for each (default: 0)",
     )  # fmt: skip
     parser.add_argument("--n-examples", type=int, help="how many test points are attacked (default: the problem's own)")
+    parser.add_argument("--n-train", type=int, help="only the first so many training points (default: all)")
     parser.add_argument("--epochs", type=int, help="epochs of each retraining (default: the problem's own)")
     parser.add_argument("--epochs-natural", type=int, help="epochs of natural training (default: the problem's own)")
-    parser.add_argument("--out", type=Path, help="folder for records, weights and report (default: runs/PROBLEM)")
+    parser.add_argument(
+        "--out", type=Path, help="folder for records, weights and report (default: runs/PROBLEM, or runs/ and the plan's name)"
+    )
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE.jsonl",
+        help="file that gets the records when all is done; what it holds already is not done again",
+    )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 
@@ -150,7 +164,7 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--eps", required=True, type=float, help="Linf radius, in the units of the data")
     parser.add_argument("--out", type=Path, help="folder for weights and history (default: runs/FACTORY)")
-    parser.add_argument("--measure", default="interval", choices=list(MEASURES), help="default: interval")
+    parser.add_argument("--measure", choices=list(MEASURES), help="default: chosen by the network and eps")
     parser.add_argument("--beta", type=float, help="weight of the information (default: the measure's own)")
     parser.add_argument("--k", type=float, help="weight of the worst-case cross-entropy (default: the measure's own)")
     parser.add_argument("--epochs", type=int, default=20, help="default: 20")
@@ -177,26 +191,31 @@ def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    from art_entropic.benchmark import BenchmarkPlan, run_benchmark
+    from art_entropic.benchmark import default_folder, run_benchmark
     from art_entropic.report import print_table, write_report
 
-    options.out = options.out or Path("runs") / options.problem
-    plan = BenchmarkPlan(
-        problem=options.problem,
-        frameworks=_flat(options.framework),
-        defences=_flat(options.defence),
-        battery=options.battery,
-        eps=options.eps,
-        seeds=_flat(options.seeds) or (0,),
-        n_examples=options.n_examples,
-        nb_epochs=options.epochs,
-        nb_epochs_natural=options.epochs_natural,
-    )
-    records = run_benchmark(plan, options.out, verbose=not options.quiet)
-    _, page = write_report(options.out)
+    plan = _plan(options)
+    out = options.out or default_folder(plan)
+    records = run_benchmark(plan, out, results=options.results, verbose=not options.quiet)
+    _, page = write_report(out)
     print_table(records, sys.stdout)
     if not options.quiet:
         print(f"report: {page}", file=sys.stderr)
+
+
+def _plan(options: argparse.Namespace) -> BenchmarkPlan:
+    from art_entropic.benchmark import BenchmarkPlan, read_plan
+
+    given = {name: getattr(options, name) for name in PLAN_OPTIONS if getattr(options, name) is not None}
+    if options.plan is not None:
+        if given:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ValueError(f"`--plan` must stand alone, since its file says what to compare, got {names} beside it")
+        return read_plan(options.plan)
+    for name in ("framework", "defence", "seeds"):
+        if name in given:
+            given[name] = tuple(item for items in given[name] for item in items)
+    return BenchmarkPlan(**{PLAN_OPTIONS[name]: value for name, value in given.items()})
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Data sets, each with the network and the settings that every defence and framework gets alike."""
+"""Data sets, each with the networks and the settings that every defence and framework gets alike."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from art_entropic._validate import choice
 from art_entropic.backends import FRAMEWORKS, framework_module
-from art_entropic.backends.architecture import Architecture, Conv, Dense, Flatten
+from art_entropic.backends.architecture import Activation, Architecture, Conv, Dense, Flatten, MaxPool
 
 DATA_FOLDER = "ART_ENTROPIC_DATA"
 CLIP_VALUES = (0.0, 1.0)
@@ -61,6 +62,7 @@ class Problem:
         input_shape: (height, width, channels), whatever the framework's own order.
         eps: Linf radius on the [0, 1] range.
         curve_eps: radii of the security curve.
+        networks: by name; the first one is the default.
         nb_epochs_natural: epochs of natural training, from which every defence starts.
         nb_epochs: epochs of each defence.
         n_examples: test points that are attacked when nothing else is asked for.
@@ -73,13 +75,22 @@ class Problem:
     nb_classes: int
     eps: float
     curve_eps: tuple[float, ...]
-    architecture: Architecture
+    networks: dict[str, Architecture]
     nb_epochs_natural: int
     nb_epochs: int
     batch_size: int
     learning_rate: float
     n_examples: int
     load: Callable[[], Data]
+
+    @property
+    def default_network(self) -> str:
+        return next(iter(self.networks))
+
+    @property
+    def architecture(self) -> Architecture:
+        """The default network."""
+        return self.networks[self.default_network]
 
 
 def load_data(name: str) -> Data:
@@ -89,15 +100,20 @@ def load_data(name: str) -> Data:
         DataNotFoundError: neither is available.
         ValueError: the name is unknown, or a local file does not hold what it should.
     """
-    if name not in PROBLEMS:
-        raise ValueError(f"`problem` must be one of {', '.join(map(repr, PROBLEMS))}, got {name!r}")
-    return PROBLEMS[name].load()
+    return PROBLEMS[choice("problem", name, PROBLEMS)].load()
 
 
-def build_classifier(problem: Problem, framework: str, seed: int) -> Any:
-    """The problem's network as an ART estimator: initial weights of that seed, the same numbers in every framework."""
+def build_classifier(problem: Problem, framework: str, seed: int, network: str | None = None) -> Any:
+    """A network of the problem as an ART estimator: initial weights of that seed, the same numbers in every framework.
+
+    Args:
+        network: a name of the problem's networks; None takes the default.
+    Raises:
+        ValueError: the problem has no network of that name.
+    """
+    name = problem.default_network if network is None else choice("network", network, problem.networks)
     return framework_module(framework).build_classifier(
-        problem.architecture,
+        problem.networks[name],
         input_shape=problem.input_shape,
         nb_classes=problem.nb_classes,
         clip_values=CLIP_VALUES,
@@ -235,7 +251,66 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-# Smooth activations where the radius is small: the first-order measure wants them, the defences of ART lose nothing by them.
+# ------------------------------------------------------------------------------------------------------------ networks
+
+
+def _digits_small() -> Architecture:
+    return (
+        Conv(16, 3, padding=1, activation="silu"),
+        Conv(32, 3, stride=2, padding=1, activation="silu"),
+        Flatten(),
+        Dense(64, "silu"),
+        Dense(10, None),
+    )
+
+
+def _mnist_small(activation: Activation, *, batch_norm: bool = False) -> Architecture:
+    return (
+        Conv(16, 4, stride=2, padding=1, activation=activation, batch_norm=batch_norm),
+        Conv(32, 4, stride=2, padding=1, activation=activation, batch_norm=batch_norm),
+        Flatten(),
+        Dense(128, activation),
+        Dense(10, None),
+    )
+
+
+def _mnist_large() -> Architecture:
+    return (
+        Conv(16, 3, stride=1, padding=1),
+        Conv(16, 4, stride=2, padding=1),
+        Conv(32, 3, stride=1, padding=1),
+        Conv(32, 4, stride=2, padding=1),
+        Flatten(),
+        Dense(256),
+        Dense(10, None),
+    )
+
+
+def _cifar10_small(activation: Activation) -> Architecture:
+    return (
+        Conv(32, 4, stride=2, padding=1, activation=activation),
+        Conv(64, 4, stride=2, padding=1, activation=activation),
+        Flatten(),
+        Dense(256, activation),
+        Dense(10, None),
+    )
+
+
+def _six_dense(activation: Activation) -> Architecture:
+    """Four convolutions and six dense layers, as the first author of arXiv 2008.03072 described his network in public."""
+    return (
+        *(Conv(32, 3, activation=activation) for _ in range(2)),
+        MaxPool(),
+        *(Conv(64, 3, activation=activation) for _ in range(2)),
+        MaxPool(),
+        Flatten(),
+        *(Dense(units, activation) for units in (512, 256, 128, 128, 84)),
+        Dense(10, None),
+    )
+
+
+# Default networks have smooth activations where the radius is small: the first-order measure wants them, the defences of ART
+# lose nothing by them.
 PROBLEMS: dict[str, Problem] = {
     "digits": Problem(
         name="digits",
@@ -244,17 +319,11 @@ PROBLEMS: dict[str, Problem] = {
         nb_classes=10,
         eps=0.15,
         curve_eps=(0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
-        architecture=(
-            Conv(16, 3, padding=1, activation="silu"),
-            Conv(32, 3, stride=2, padding=1, activation="silu"),
-            Flatten(),
-            Dense(64, "silu"),
-            Dense(10, None),
-        ),
+        networks={"small": _digits_small()},
         nb_epochs_natural=20,
         nb_epochs=30,
         batch_size=64,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         n_examples=300,
         load=_load_digits,
     ),
@@ -265,17 +334,16 @@ PROBLEMS: dict[str, Problem] = {
         nb_classes=10,
         eps=0.3,
         curve_eps=(0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4),
-        architecture=(
-            Conv(16, 4, stride=2, padding=1),
-            Conv(32, 4, stride=2, padding=1),
-            Flatten(),
-            Dense(128),
-            Dense(10, None),
-        ),
+        networks={
+            "small": _mnist_small("relu"),
+            "small_silu": _mnist_small("silu"),
+            "small_batchnorm": _mnist_small("relu", batch_norm=True),
+            "large": _mnist_large(),
+        },
         nb_epochs_natural=3,
         nb_epochs=10,
         batch_size=128,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         n_examples=500,
         load=_load_mnist,
     ),
@@ -286,17 +354,16 @@ PROBLEMS: dict[str, Problem] = {
         nb_classes=10,
         eps=8 / 255,
         curve_eps=(0.0, 2 / 255, 4 / 255, 8 / 255, 12 / 255, 16 / 255),
-        architecture=(
-            Conv(32, 4, stride=2, padding=1, activation="silu"),
-            Conv(64, 4, stride=2, padding=1, activation="silu"),
-            Flatten(),
-            Dense(256, "silu"),
-            Dense(10, None),
-        ),
+        networks={
+            "small": _cifar10_small("silu"),
+            "small_relu": _cifar10_small("relu"),
+            "six_dense": _six_dense("relu"),
+            "six_dense_silu": _six_dense("silu"),
+        },
         nb_epochs_natural=8,
         nb_epochs=12,
         batch_size=128,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         n_examples=500,
         load=_load_cifar10,
     ),

@@ -18,6 +18,7 @@ import msgspec
 SCHEMA = 1
 
 Status = Literal["done", "diverged", "unavailable"]
+Setting = str | float | int | bool | None
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,6 +104,9 @@ class Cell(Record, frozen=True, kw_only=True):
     seed: int
     eps: float
     norm: str = "inf"
+    network: str = ""  # a name of the problem's networks; empty in records from before there were several
+    variant: str = ""  # name of the variant of the defence, empty for the defence itself
+    n_train_limit: int | None = None  # only the first so many training points were used, None for all
 
 
 class TrainingRecord(Cell, frozen=True, kw_only=True, tag="training", tag_field="kind"):
@@ -114,8 +118,10 @@ class TrainingRecord(Cell, frozen=True, kw_only=True, tag="training", tag_field=
     batch_size: int
     n_train: int
     seconds: float
+    forward_passes: int = 0  # of one batch through the network, over all training steps; 0 where they were not counted
+    backward_passes: int = 0
     notes: tuple[str, ...] = ()
-    settings: dict[str, str | float | int | bool | None] = {}
+    settings: dict[str, Setting] = {}
     history: list[Epoch] = []
     weights: str | None = None  # file name inside the run's folder
     provenance: Provenance
@@ -144,7 +150,7 @@ class MeasurementRecord(Record, frozen=True, kw_only=True, tag="measurement", ta
     key: str
     name: str
     values: dict[str, float]
-    settings: dict[str, str | float | int | bool | None] = {}
+    settings: dict[str, Setting] = {}
     provenance: Provenance
 
 

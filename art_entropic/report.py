@@ -13,9 +13,9 @@ import math
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from art_entropic.records import (
     AnyRecord,
     AttackedExample,
     AttackOutcome,
+    Cell,
     EvaluationRecord,
     MeasurementRecord,
     Provenance,
@@ -47,13 +48,16 @@ SECONDS_NOTE = (
 # A training's setting: the share of its cores that other processes kept busy, and from where on its seconds are unsure.
 OTHER_LOAD = "other_load"
 BUSY = 0.1
+# Another: the title of the table.
+TITLE = "title"
 
 NATURAL = "natural"
 GALLERY_DEFENCES = (NATURAL, "entropic", "entropic_channel", "madry_pgd")
 GALLERY_COLUMNS = 8
 
-# Okabe & Ito 2008, "Color Universal Design", without yellow and black, which vanish on white and on dark paper.
-PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+# Okabe & Ito 2008, "Color Universal Design", without yellow and black, which vanish on white and on dark paper; then four
+# of middle lightness for long tables.
+PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999933", "#8B7BC7", "#9C6B4A", "#7F8C8D")
 INK = "#010203"  # stands for the page's own text colour in a figure, see `_inline_svg`
 STROKES = (("-", "o"), ("--", "s"), (":", "^"))  # line and marker of a framework, in the order of FRAMEWORKS
 
@@ -78,12 +82,45 @@ class Estimate:
         return f"{percent(self.value)} [{percent(self.low)}, {percent(self.high)}]"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One defence on one framework, its seeds pooled. What was not measured is None, and `remark` says why."""
+class Ground(NamedTuple):
+    """What all rows of a comparison share."""
+
+    problem: str
+    network: str
+    n_train_limit: int | None
+    eps: float
+    norm: str
+
+
+class Seat(NamedTuple):
+    """The place of a cell in its comparison."""
 
     framework: str
     defence: str
+    variant: str
+    seed: int
+
+
+def ground_of(record: Cell) -> Ground:
+    """The comparison that a record belongs to."""
+    return Ground(record.problem, record.network, record.n_train_limit, record.eps, record.norm)
+
+
+def seat_of(record: Cell) -> Seat:
+    """Its place there."""
+    return Seat(record.framework, record.defence, record.variant, record.seed)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One defence, or a variant of it, on one framework, its seeds pooled.
+
+    What was not measured is None, and `remark` says why.
+    """
+
+    framework: str
+    defence: str
+    variant: str = ""
     clean: Estimate | None = None
     robust: Estimate | None = None
     certified: Estimate | None = None
@@ -97,6 +134,8 @@ class Row:
     shown: EvaluationRecord | None = None  # of the first seed, for the gallery
     training: TrainingRecord | None = None
     busy: bool = False  # others used the machine while it trained
+    diverged: bool = False  # in every seed
+    colour: str = ""  # in figures: its defence's, for a variant one of its own
 
     @property
     def framework_title(self) -> str:
@@ -104,7 +143,8 @@ class Row:
 
     @property
     def defence_title(self) -> str:
-        return _title(DEFENCES, self.defence)
+        title = _title(DEFENCES, self.defence)
+        return f"{title}: {self.variant}" if self.variant else title
 
     @property
     def ours(self) -> bool:
@@ -112,13 +152,20 @@ class Row:
 
     @property
     def css_colour(self) -> str:
-        return colour(self.defence).replace(INK, "currentColor")
+        return self.colour.replace(INK, "currentColor")
 
     @property
     def settings(self) -> str:
         """What the training was told, as one line."""
         told = {} if self.training is None else self.training.settings
-        return ", ".join(f"{name} {value}" for name, value in told.items() if name != "data")
+        return ", ".join(f"{name} {value}" for name, value in told.items() if name not in ("data", TITLE))
+
+    @property
+    def passes(self) -> str | None:
+        """Forward and backward passes of one batch through the network over the whole training."""
+        if self.training is None or not self.training.forward_passes:
+            return None
+        return f"{self.training.forward_passes} / {self.training.backward_passes}"
 
     def at(self, eps: float) -> Estimate | None:
         """The point of the security curve at a radius."""
@@ -130,16 +177,25 @@ class Section:
     """One comparison: every row was attacked alike, on the same points."""
 
     problem: str
+    network: str
+    n_train_limit: int | None
     eps: float
     norm: str
     battery: str | None
     n: int
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
+    name: str | None = None  # the title that its plan asked for
 
     @property
     def title(self) -> str:
-        return _title(PROBLEMS, self.problem)
+        """Name of the comparison, with its network, and the number of training points where there were not all of them."""
+        parts = [self.name or _title(PROBLEMS, self.problem)]
+        if self.network:
+            parts.append(f"network {self.network}")
+        if self.n_train_limit is not None:
+            parts.append(f"first {self.n_train_limit} training points")
+        return ", ".join(parts)
 
     @property
     def radius(self) -> str:
@@ -231,69 +287,84 @@ def pool(accuracies: Sequence[Accuracy]) -> Estimate | None:
 def sections(records: Iterable[AnyRecord]) -> list[Section]:
     """Records -> comparisons, in the order of their first appearance.
 
-    Evaluations belong together where problem, eps, norm, battery and number of points agree. A training that has no
-    evaluation (unavailable, diverged, interrupted) shows in every comparison of its problem, eps and norm.
+    Evaluations belong together where problem, network, training points, eps, norm, battery and number of test points agree. A
+    training that has no evaluation (unavailable, diverged, interrupted) shows in every comparison on its ground.
     """
     trainings: dict[str, TrainingRecord] = {}
-    latest: dict[tuple[Any, ...], TrainingRecord] = {}
-    evaluations: dict[tuple[Any, ...], dict[tuple[str, str, int], EvaluationRecord]] = {}
+    latest: dict[Ground, dict[Seat, TrainingRecord]] = {}
+    evaluations: dict[tuple[Ground, str | None, int], dict[Seat, EvaluationRecord]] = {}
     for record in records:
         if isinstance(record, MeasurementRecord):
             continue
-        ball = (record.problem, record.eps, record.norm)
-        cell = (record.framework, record.defence, record.seed)
+        ground, seat = ground_of(record), seat_of(record)
         if isinstance(record, TrainingRecord):
             trainings[record.key] = record
-            latest[(*ball, *cell)] = record
+            latest.setdefault(ground, {})[seat] = record
         else:
-            evaluations.setdefault((*ball, record.battery, record.clean.n), {})[cell] = record
-    attacked = {group[:3] for group in evaluations}
-    for ball in dict.fromkeys(key[:3] for key in latest):
-        if ball not in attacked:
-            evaluations[(*ball, None, 0)] = {}
-    found = []
-    for group, cells in evaluations.items():
-        of_ball = {key[3:]: training for key, training in latest.items() if key[:3] == group[:3]}
-        found.append(_section(group, cells, of_ball, trainings))
-    return found
+            evaluations.setdefault((ground, record.battery, record.clean.n), {})[seat] = record
+    attacked = {ground for ground, _, _ in evaluations}
+    for ground in latest:
+        if ground not in attacked:
+            evaluations[(ground, None, 0)] = {}
+    return [
+        _section(ground, battery, n, tests, latest.get(ground, {}), trainings)
+        for (ground, battery, n), tests in evaluations.items()
+    ]
 
 
 def _section(
-    group: tuple[Any, ...],
-    evaluations: dict[tuple[str, str, int], EvaluationRecord],
-    latest: dict[tuple[str, str, int], TrainingRecord],
+    ground: Ground,
+    battery: str | None,
+    n: int,
+    evaluations: dict[Seat, EvaluationRecord],
+    latest: dict[Seat, TrainingRecord],
     by_key: dict[str, TrainingRecord],
 ) -> Section:
     trained = dict(latest)
-    for cell, evaluation in evaluations.items():
+    for seat, evaluation in evaluations.items():
         training = by_key.get(evaluation.training_key)
         if training is not None:
-            trained[cell] = training
-    cells = sorted({*trained, *evaluations}, key=lambda cell: (_rank(FRAMEWORKS, cell[0]), _rank(DEFENCES, cell[1]), cell[2]))
-    pairs = list(dict.fromkeys(cell[:2] for cell in cells))
-    seeds = tuple(sorted({cell[2] for cell in cells}))
-    problem, eps, norm, battery, n = group
-    rows = tuple(_row(framework, defence, seeds, trained, evaluations) for framework, defence in pairs)
-    return Section(problem, eps, norm, battery, n, seeds, rows)
+            trained[seat] = training
+    seats = dict.fromkeys([*trained, *evaluations])
+    variants = list(dict.fromkeys(seat.variant for seat in seats))
+    places = {(_rank(FRAMEWORKS, s.framework), _rank(DEFENCES, s.defence), variants.index(s.variant), s[:3]) for s in seats}
+    seeds = tuple(sorted({seat.seed for seat in seats}))
+    rows = [_row(*place, seeds, trained, evaluations) for *_, place in sorted(places)]
+    names = {training.settings.get(TITLE) for training in trained.values()}
+    name = str(names.pop()) if len(names) == 1 and None not in names else None
+    return Section(*ground, battery=battery, n=n, seeds=seeds, rows=_coloured(rows), name=name)
+
+
+def _coloured(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Rows with their colours; a variant takes one that no defence of the section has, as long as there are any."""
+    taken = {colour(row.defence) for row in rows if not row.variant}
+    free = [shade for shade in PALETTE if shade not in taken] or list(PALETTE)
+    variants = list(dict.fromkeys((row.defence, row.variant) for row in rows if row.variant))
+    shades = {variant: free[number % len(free)] for number, variant in enumerate(variants)}
+    return tuple(replace(row, colour=shades.get((row.defence, row.variant), colour(row.defence))) for row in rows)
 
 
 def _row(
     framework: str,
     defence: str,
+    variant: str,
     seeds: Sequence[int],
-    trained: dict[tuple[str, str, int], TrainingRecord],
-    evaluations: dict[tuple[str, str, int], EvaluationRecord],
+    trained: dict[Seat, TrainingRecord],
+    evaluations: dict[Seat, EvaluationRecord],
 ) -> Row:
-    runs = [trained[cell] for seed in seeds if (cell := (framework, defence, seed)) in trained]
-    tests = [evaluations[cell] for seed in seeds if (cell := (framework, defence, seed)) in evaluations]
+    seats = [Seat(framework, defence, variant, seed) for seed in seeds]
+    runs = [trained[seat] for seat in seats if seat in trained]
+    tests = [evaluations[seat] for seat in seats if seat in evaluations]
     done = [run for run in runs if run.status == "done"]
-    natural = [run for seed in seeds if (run := trained.get((framework, NATURAL, seed))) and run.status == "done"]
+    starts = [trained.get(Seat(framework, NATURAL, "", seed)) for seed in seeds]
+    natural = [run for run in starts if run is not None and run.status == "done"]
     seconds = _mean([run.seconds for run in done])
     base = _mean([run.seconds for run in natural if run.seed in {one.seed for one in done}])
     certified = [test.certified for test in tests if test.certified is not None]
     return Row(
         framework=framework,
         defence=defence,
+        variant=variant,
         clean=pool([test.clean for test in tests]),
         robust=pool([test.robust for test in tests]),
         certified=pool(certified),
@@ -307,6 +378,7 @@ def _row(
         shown=tests[0] if tests else None,
         training=done[0] if done else None,
         busy=any(_other_load(run) > BUSY for run in done),
+        diverged=bool(runs) and all(run.status == "diverged" for run in runs),
     )
 
 
@@ -360,8 +432,8 @@ def summary(section: Section) -> list[str]:
 
 
 def _verdicts(rows: Sequence[Row]) -> list[tuple[bool, str]]:
-    """For each of our own defences: whether it lost, and the sentence."""
-    ours = [row for row in rows if row.ours]
+    """For each of our own defences, variants only where there is nothing else: whether it lost, and the sentence."""
+    ours = [row for row in rows if row.ours and not row.variant] or [row for row in rows if row.ours]
     rivals = [row for row in rows if not row.ours]
     if not ours or not rivals:
         best = max(rows, key=_robustness)
@@ -484,7 +556,7 @@ def colour(defence: str) -> str:
     """The one colour of a defence in all figures; natural training has the colour of the text."""
     if defence == NATURAL:
         return INK
-    names = [name for name in DEFENCES if name != NATURAL]
+    names = sorted((name for name in DEFENCES if name != NATURAL), key=lambda name: not DEFENCES[name].default)
     position = names.index(defence) if defence in names else len(names)
     return PALETTE[position % len(PALETTE)]
 
@@ -519,10 +591,10 @@ def _curve_figure(section: Section, framework: str, rows: Sequence[Row], *, salt
             radii,
             [100 * estimate.low for _, estimate in row.curve],
             [100 * estimate.high for _, estimate in row.curve],
-            color=colour(row.defence), alpha=0.16, linewidth=0,
+            color=row.colour, alpha=0.16, linewidth=0,
         )  # fmt: skip
         values = [100 * estimate.value for _, estimate in row.curve]
-        axes.plot(radii, values, style, marker=marker, color=colour(row.defence), markersize=4.5, linewidth=1.8)
+        axes.plot(radii, values, style, marker=marker, color=row.colour, markersize=4.5, linewidth=1.8)
     axes.axvline(section.eps, color=INK, alpha=0.45, linewidth=0.8, linestyle=(0, (2, 3)))
     axes.set_ylim(-3, 103)
     axes.set_xlabel(f"L{section.norm} eps (dotted: the eps of the table)")
@@ -547,7 +619,7 @@ def _cost_figure(section: Section, rows: Sequence[Row], *, salt: str) -> Figure:
         reach = [[value - 100 * row.robust.low], [100 * row.robust.high - value]]
         marker = _stroke(row.framework)[1]
         axes.errorbar(
-            row.seconds, value, yerr=reach, fmt=marker, color=colour(row.defence),
+            row.seconds, value, yerr=reach, fmt=marker, color=row.colour,
             markersize=6.5, capsize=3, linewidth=1.2,
         )  # fmt: skip
     seconds = [row.seconds for row in rows if row.seconds]
@@ -654,7 +726,7 @@ def galleries(section: Section) -> list[Gallery]:
     found = []
     for framework in section.frameworks:
         rows = [row for row in section.rows if row.framework == framework and row.shown and row.shown.examples]
-        chosen = [row for row in rows if row.defence in GALLERY_DEFENCES] or rows
+        chosen = [row for row in rows if row.defence in GALLERY_DEFENCES and not row.variant] or rows
         if chosen:
             strips = tuple(_strip(row.defence_title, row.shown) for row in chosen if row.shown is not None)
             found.append(Gallery(_title(FRAMEWORKS, framework), strips))
@@ -780,9 +852,9 @@ def load(folder: Path) -> list[TrainingRecord | EvaluationRecord]:
 
 
 def _legend(section: Section) -> dict[str, list[dict[str, str]]]:
-    defences = dict.fromkeys(row.defence for row in section.rows if row.robust is not None)
+    defences = {row.defence_title: row.css_colour for row in section.rows if row.robust is not None}
     return {
-        "defences": [{"title": _title(DEFENCES, name), "colour": Row("", name).css_colour} for name in defences],
+        "defences": [{"title": title, "colour": shade} for title, shade in defences.items()],
         "frameworks": [
             {
                 "title": _title(FRAMEWORKS, name),
@@ -828,9 +900,8 @@ def print_table(records: Iterable[AnyRecord], stream: TextIO) -> None:
         shares = [f"{share} %\n{spread}" for share in ("clean", "robust", "certified")]
         for heading in (*shares, "training\nseconds", "x natural"):
             table.add_column(heading, justify="right")
-        without = [row for row in section.rows if row.robust is None]
         for row in section.rows:
-            if row not in without:
+            if row.robust is not None or row.diverged:
                 table.add_row(*_table_cells(row))
         console.print(table)
         for row in section.rows:
@@ -844,6 +915,8 @@ def print_table(records: Iterable[AnyRecord], stream: TextIO) -> None:
 
 
 def _table_cells(row: Row) -> tuple[str, ...]:
+    if row.diverged:
+        return (row.defence_title, row.framework_title, "diverged", "-", "-", "-", "-")
     return (
         row.defence_title,
         row.framework_title,

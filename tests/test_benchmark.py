@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +16,15 @@ import pytest
 
 from art_entropic import benchmark, problems
 from art_entropic.backends import FRAMEWORKS, MissingFrameworkError
-from art_entropic.benchmark import BenchmarkPlan, run_benchmark
+from art_entropic.benchmark import BenchmarkPlan, Variant, read_plan, run_benchmark, settings_of
+from art_entropic.defences import Passes, Trained
 from art_entropic.problems import Data
-from art_entropic.records import Accuracy, EvaluationRecord, TrainingRecord, read_records
+from art_entropic.records import Accuracy, AttackedExample, EvaluationRecord, TrainingRecord, read_records
 
 N_TRAIN, N_TEST = 50, 20
+PICTURE = AttackedExample(
+    index=0, label=0, clean_prediction=0, attacked_prediction=1, shape=(1, 1, 1), clean=[0.0], attacked=[0.1]
+)
 
 
 class FakeEstimator:
@@ -41,6 +47,9 @@ class FakeBackend:
     def load_weights(self, path: Path) -> None:
         self.estimator.weights = json.loads(path.read_text())
 
+    def state(self) -> dict[str, np.ndarray]:
+        return {"kernel": np.array([np.nan if "broken" in self.estimator.weights else 1.0])}
+
 
 class World:
     """Stands in for data, frameworks, defences and attacks, and keeps what was asked of them."""
@@ -52,35 +61,47 @@ class World:
         self.data = Data(x[:N_TRAIN], y[:N_TRAIN], x[N_TRAIN:], y[N_TRAIN:], "feed", "nowhere", "Noise")
         self.trained: list[tuple[str, str, list[str], dict[str, Any]]] = []
         self.evaluated: list[tuple[list[str], np.ndarray, dict[str, Any]]] = []
+        self.networks: list[Any] = []
+        self.n_pictures = 0
         self.failure: dict[str, BaseException] = {}
         monkeypatch.setattr(benchmark, "load_data", lambda name: self.data)
         monkeypatch.setattr(benchmark, "installed_frameworks", lambda: tuple(FRAMEWORKS))
         monkeypatch.setattr(problems, "framework_module", self.module)
         monkeypatch.setattr(benchmark, "backend_for", FakeBackend)
         monkeypatch.setattr(benchmark, "evaluate", self.evaluate)
-        for name in benchmark.DEFENCES:
-            monkeypatch.setitem(benchmark.DEFENCES, name, self.defence(name))
+        for name, row in dict(benchmark.DEFENCES).items():
+            monkeypatch.setitem(benchmark.DEFENCES, name, self.defence(name, row))
 
     def module(self, framework: str) -> Any:
         def build_classifier(architecture: Any, *, seed: int, **_: Any) -> FakeEstimator:
+            self.networks.append(architecture)
             return FakeEstimator(framework, seed)
 
         return SimpleNamespace(build_classifier=build_classifier)
 
-    def defence(self, name: str) -> Any:
-        def train(estimator: FakeEstimator, x: np.ndarray, y: np.ndarray, **options: Any) -> Any:
+    def defence(self, name: str, row: Any) -> Any:
+        def train(estimator: FakeEstimator, x: np.ndarray, y: np.ndarray, **options: Any) -> Trained:
+            settings = {"trainer.measure": "chosen"} if row.ours else {}
+            trained = Trained(estimator, (f"a note of {name}",), [], settings, Passes(20, 30))
             if options.get("validation_data") is None:  # the warm-up
-                return estimator, (), []
+                return trained
             if name in self.failure:
                 raise self.failure[name]
             self.trained.append((name, estimator.framework, list(estimator.weights), {"x": x, "y": y, **options}))
             estimator.weights.append(name)
-            return estimator, (f"a note of {name}",), []
+            return trained
 
         def unavailable(framework: str) -> str | None:
             return f"no {name} here" if (name, framework) == ("trades", "tensorflow") else None
 
-        return SimpleNamespace(ours=False, title=name.title(), train=train, unavailable=unavailable)
+        def check_options(estimator: FakeEstimator, eps: float, options: dict[str, Any]) -> None:
+            if options.get("beta") == "much":
+                raise TypeError("`beta` must be a number, got 'much'")
+
+        return SimpleNamespace(
+            title=name.title(), train=train, unavailable=unavailable, check_options=check_options,
+            ours=row.ours, options=row.options, default=row.default,
+        )  # fmt: skip
 
     def evaluate(self, estimator: FakeEstimator, x: np.ndarray, y: np.ndarray, **options: Any) -> Any:
         self.evaluated.append((list(estimator.weights), x, options))
@@ -88,8 +109,8 @@ class World:
             raise self.failure["evaluate"]
         share = Accuracy(correct=5, n=len(x), low=0.1, high=0.5)
         return SimpleNamespace(
-            clean=share, robust=share, certified=None, certified_reason="none here", attacks=[], curve=[], examples=[],
-            seconds=0.5,
+            clean=share, robust=share, certified=None, certified_reason="none here", attacks=[], curve=[],
+            examples=[PICTURE] * self.n_pictures, seconds=0.5,
         )  # fmt: skip
 
 
@@ -161,9 +182,12 @@ def test_records_hold_what_was_done(world: World, tmp_path: Path) -> None:
     assert len({record.key for record in records}) == len(records)
     assert trainings[1].notes == ("a note of entropic",)
     assert trainings[1].n_train == 45
+    assert (trainings[1].forward_passes, trainings[1].backward_passes) == (20, 30)
+    assert trainings[1].settings["trainer.measure"] == "chosen"
+    assert {(record.network, record.variant, record.n_train_limit) for record in records} == {("small", "", None)}
     source = trainings[0].provenance
     assert source.data_sha256 == "feed"
-    assert source.command.startswith("art-entropic benchmark --problem digits --framework pytorch,tensorflow")
+    assert source.command.startswith("art-entropic benchmark --problem digits --network small --framework pytorch,tensorflow")
     assert str(tmp_path) not in (tmp_path / "records.jsonl").read_text()
     packages = {"art-entropic", "adversarial-robustness-toolbox", "torch", "tensorflow", "keras", "numpy"}
     assert packages <= set(source.versions)
@@ -307,6 +331,17 @@ def test_failed_save_leaves_no_file(tmp_path: Path) -> None:
         ({"n_examples": 0}, "`n_examples` must be at least 1"),
         ({"n_examples": 21}, "`n_examples` must be at most the 20 test points, got 21"),
         ({"nb_epochs": 0}, "`nb_epochs` must be at least 1"),
+        ({"network": "huge"}, "`network` must be one of 'small', got 'huge'"),
+        ({"n_train": 1}, "`n_train` must be at least 2"),
+        ({"n_train": 51}, "`n_train` must be at most the 50 training points, got 51"),
+        ({"variants": (Variant("a", "fbf"),)}, "`variants[0].defence` must be one of 'entropic', 'entropic_interval'"),
+        ({"variants": (Variant(" ", "entropic"),)}, "`variants[0].name` must not be empty, got ' '"),
+        ({"variants": (Variant("a", "entropic"), Variant("a", "entropic"))}, "`variants[1].name` must be one that no other"),
+        ({"variants": (Variant("a", "entropic", start="warm"),)}, "`variants[0].start` must be one of 'natural', 'random'"),
+        (
+            {"variants": (Variant("a", "entropic", {"beta": "much"}),)},
+            "`variants`, options of 'a': `beta` must be a number, got 'much'",
+        ),
     ],
 )
 def test_bad_plans_are_refused_before_anything_is_written(
@@ -347,6 +382,324 @@ def test_stopwatch_tells_others_work_from_its_own(monkeypatch: pytest.MonkeyPatc
     np.testing.assert_allclose(watch.stop(), (10.0, 0.3))
     monkeypatch.setattr(benchmark, "_busy_seconds", lambda: None)
     assert benchmark.Stopwatch().stop().other_load is None
+
+
+# ------------------------------------------------------------------------------------------------------------ variants
+
+ABLATION = dataclasses.replace(
+    SMALL,
+    frameworks=("pytorch",),
+    defences=("entropic",),
+    variants=(
+        Variant("no information", "entropic", {"beta": 0.0, "layers": ["a", "b"]}),
+        Variant("from scratch", "entropic_channel", start="random"),
+    ),
+)
+
+
+def test_variants_are_rows_with_options_and_starts_of_their_own(world: World, tmp_path: Path) -> None:
+    records = run(tmp_path, dataclasses.replace(ABLATION, seeds=(3,)))
+    assert [(name, start, told["options"]) for name, _, start, told in world.trained] == [
+        ("natural", ["init-3"], {}),
+        ("entropic", ["init-3", "natural"], {}),
+        ("entropic", ["init-3", "natural"], {"beta": 0.0, "layers": ["a", "b"]}),
+        ("entropic_channel", ["init-3"], {}),
+    ]
+    trainings = [record for record in records if isinstance(record, TrainingRecord)]
+    assert [(t.defence, t.variant) for t in trainings][2:] == [
+        ("entropic", "no information"), ("entropic_channel", "from scratch"),
+    ]  # fmt: skip
+    wanted = {"start": "natural", "option.beta": 0.0, "option.layers": '["a", "b"]', "trainer.measure": "chosen"}
+    assert wanted.items() <= trainings[2].settings.items()
+    assert trainings[3].settings["start"] == "random"
+    assert [e.variant for e in records if isinstance(e, EvaluationRecord)] == ["", "", "no information", "from scratch"]
+    assert len({record.key for record in records}) == 8
+
+
+def test_all_that_makes_a_variant_is_part_of_its_key(world: World, tmp_path: Path) -> None:
+    changes = [
+        {"options": {"beta": 0.0}}, {"options": {"beta": 0.1}}, {"start": "random"}, {"defence": "entropic_channel"},
+        {"name": "other"},
+    ]  # fmt: skip
+    variants = [Variant(**{"name": "one", "defence": "entropic", **change}) for change in changes]
+    plans = [dataclasses.replace(ABLATION, variants=(variant,)) for variant in variants]
+    plans.append(dataclasses.replace(plans[0], n_train=40))
+    plans.append(dataclasses.replace(plans[0], problem="mnist", network="large"))
+    plans.append(dataclasses.replace(plans[0], problem="mnist", network="small_silu"))
+    keys = [job.training_key for plan in plans for job in benchmark.plan_jobs(settings_of(plan), "feed") if job.variant]
+    assert len(set(keys)) == len(plans)
+
+
+def test_other_defaults_of_a_measure_are_another_training(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def keys() -> list[str]:
+        return [job.training_key for job in benchmark.plan_jobs(settings_of(ABLATION), "feed")]
+
+    before = keys()
+    row = dataclasses.replace(benchmark.MEASURES["interval"], beta=0.123)
+    monkeypatch.setitem(benchmark.MEASURES, "interval", row)
+    # natural and channel stay; entropic, which may choose the measure, and its variant do not
+    assert [one == other for one, other in zip(before, keys(), strict=True)] == [True, False, False, True]
+
+
+def test_a_plan_takes_the_network_and_the_training_points_it_names(world: World, tmp_path: Path) -> None:
+    plan = dataclasses.replace(SMALL, problem="mnist", network="large", n_train=20, frameworks=("pytorch",))
+    records = run(tmp_path, plan)
+    assert set(map(repr, world.networks)) == {repr(problems.PROBLEMS["mnist"].networks["large"])}
+    for _, _, _, told in world.trained:
+        together = np.concatenate([told["x"], told["validation_data"][0]]).reshape(20, -1)
+        np.testing.assert_array_equal(np.unique(together, axis=0), np.unique(world.data.x_train[:20].reshape(20, -1), axis=0))
+    assert {(record.network, record.n_train_limit) for record in records} == {("large", 20)}
+
+
+def test_weights_that_are_not_finite_are_a_divergence(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = benchmark.DEFENCES["entropic"].train
+
+    def train(estimator: FakeEstimator, *data: Any, **options: Any) -> Trained:
+        trained = good(estimator, *data, **options)
+        estimator.weights.append("broken")
+        return trained
+
+    monkeypatch.setattr(benchmark.DEFENCES["entropic"], "train", train)
+    records = run(tmp_path, dataclasses.replace(SMALL, frameworks=("pytorch",)))
+    (broken,) = [record for record in records if isinstance(record, TrainingRecord) and record.defence == "entropic"]
+    assert (broken.status, broken.reason) == ("diverged", "weights are NaN or infinite after training")
+    assert not any(isinstance(record, EvaluationRecord) and record.defence == "entropic" for record in records)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_diverged_retraining_is_a_row_with_its_reason_from_end_to_end(tmp_path: Path) -> None:
+    from art_entropic.report import print_table, write_report
+
+    variant = Variant("far too much", "entropic_interval", {"beta": 1e39, "ramp": 0.0})
+    plan = BenchmarkPlan(
+        frameworks=("pytorch",), defences=("natural",), variants=(variant,), battery="quick", n_examples=5, n_train=70,
+        nb_epochs=1, nb_epochs_natural=1,
+    )  # fmt: skip
+    records = run_benchmark(plan, tmp_path, verbose=False)
+    (diverged,) = [record for record in records if isinstance(record, TrainingRecord) and record.variant]
+    assert diverged.status == "diverged"
+    assert "training diverged in epoch 1, step 1" in str(diverged.reason)
+    markdown = write_report(tmp_path)[0].read_text()
+    assert "| PyTorch | Entropic, interval: far too much | training diverged in epoch 1, step 1" in markdown
+    stream = io.StringIO()
+    print_table(records, stream)
+    assert "Entropic, interval: far too much" in stream.getvalue() and "diverged" in stream.getvalue()
+
+
+# ----------------------------------------------------------------------------------------------------- files of results
+
+
+def test_results_hold_the_plan_in_its_order_without_pictures_and_weights(world: World, tmp_path: Path) -> None:
+    results = tmp_path / "results" / "table.jsonl"
+    run(tmp_path / "run", dataclasses.replace(SMALL, nb_epochs=9))  # another plan in the same folder
+    world.n_pictures = 1
+    records = run_benchmark(SMALL, tmp_path / "run", results=results, verbose=False)
+    published = list(read_records(results))
+    assert [record.key for record in published] == [record.key for record in records]
+    assert all(record.examples == [] for record in published if isinstance(record, EvaluationRecord))
+    assert all(record.weights is None for record in published if isinstance(record, TrainingRecord))
+    assert [file.name for file in results.parent.iterdir()] == ["table.jsonl"]
+
+
+def test_what_the_results_hold_is_not_done_again_on_another_machine(world: World, tmp_path: Path) -> None:
+    results = tmp_path / "table.jsonl"
+    first = run_benchmark(SMALL, tmp_path / "here", results=results, verbose=False)
+    content = results.read_bytes()
+    world.trained.clear()
+    world.evaluated.clear()
+    again = run_benchmark(SMALL, tmp_path / "there", results=results, verbose=False)
+    assert (world.trained, world.evaluated) == ([], [])
+    assert [record.key for record in again] == [record.key for record in first]
+    assert results.read_bytes() == content
+    assert run(tmp_path / "there") == again  # the folder needs the file no longer
+    assert (world.trained, world.evaluated) == ([], [])
+
+
+def test_a_table_goes_on_elsewhere_from_natural_weights_that_are_trained_again(world: World, tmp_path: Path) -> None:
+    results = tmp_path / "table.jsonl"
+    plan = dataclasses.replace(SMALL, seeds=(0, 1), frameworks=("pytorch",), defences=("entropic",))
+    run_benchmark(plan, tmp_path / "here", results=results, verbose=False)
+    lines = results.read_bytes().splitlines(keepends=True)
+    results.write_bytes(b"".join(lines[:6]))  # all of seed 0, the natural training of seed 1
+    world.trained.clear()
+    world.evaluated.clear()
+    records = run_benchmark(plan, tmp_path / "there", results=results, verbose=False)
+    assert [(name, start) for name, _, start, _ in world.trained] == [
+        ("natural", ["init-1"]),
+        ("entropic", ["init-1", "natural"]),
+    ]
+    assert [weights for weights, _, _ in world.evaluated] == [["init-1", "natural", "entropic"]]
+    assert [record.key for record in records] == [record.key for record in read_records(results)]
+    assert len(records) == 8
+
+
+def test_lost_natural_weights_are_trained_again_only_for_cells_that_start_there(world: World, tmp_path: Path) -> None:
+    results = tmp_path / "table.jsonl"
+    run_benchmark(ABLATION, tmp_path / "here", results=results, verbose=False)
+    world.trained.clear()
+    scratch = Variant("again from scratch", "entropic", start="random")
+    plan = dataclasses.replace(ABLATION, variants=(*ABLATION.variants, scratch))
+    run_benchmark(plan, tmp_path / "there", results=results, verbose=False)
+    assert [(name, start) for name, _, start, _ in world.trained] == [("entropic", ["init-0"])]
+
+
+def test_a_new_attack_of_adopted_cells_trains_them_again(world: World, tmp_path: Path) -> None:
+    results = tmp_path / "table.jsonl"
+    plan = dataclasses.replace(SMALL, frameworks=("pytorch",), defences=("entropic",))
+    run_benchmark(plan, tmp_path / "here", results=results, verbose=False)
+    world.trained.clear()
+    run_benchmark(dataclasses.replace(plan, n_examples=12), tmp_path / "there", results=results, verbose=False)
+    assert [name for name, *_ in world.trained] == ["natural", "entropic"]
+
+
+def test_a_broken_file_of_results_stops_before_work_starts(world: World, tmp_path: Path) -> None:
+    results = tmp_path / "table.jsonl"
+    results.write_text('{"schema": 99}\n')
+    with pytest.raises(ValueError, match="record of schema 99"):
+        run_benchmark(SMALL, tmp_path / "run", results=results, verbose=False)
+    assert world.trained == [] and not (tmp_path / "run").exists()
+
+
+# -------------------------------------------------------------------------------------------------------- files of plans
+
+WHOLE = """
+title = "A table"
+problem = "cifar10"
+network = "six_dense"
+frameworks = ["pytorch"]
+defences = ["entropic", "fbf"]
+battery = "quick"
+eps = "8/255"
+seeds = [0, 4]
+n_examples = 7
+n_train = 100
+nb_epochs = 2
+nb_epochs_natural = 1
+
+[[variants]]
+name = "no information"
+defence = "entropic_interval"
+options = { beta = 0.0, layers = "dense" }
+
+[[variants]]
+name = "from scratch"
+defence = "entropic_channel"
+start = "random"
+"""
+
+
+def test_a_plan_file_says_all_that_a_plan_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plans").mkdir()
+    file = tmp_path / "plans" / "table one.toml"
+    file.write_text(WHOLE)
+    plan = read_plan(file)
+    assert plan == BenchmarkPlan(
+        problem="cifar10", network="six_dense", frameworks=("pytorch",), defences=("entropic", "fbf"), battery="quick",
+        eps=8 / 255, seeds=(0, 4), n_examples=7, n_train=100, nb_epochs=2, nb_epochs_natural=1, title="A table",
+        variants=(
+            Variant("no information", "entropic_interval", {"beta": 0.0, "layers": "dense"}),
+            Variant("from scratch", "entropic_channel", start="random"),
+        ),
+        source="plans/table one.toml",
+    )  # fmt: skip
+    named = {field.name for field in dataclasses.fields(BenchmarkPlan)} - {"source"}
+    assert set(benchmark._PLAN_KEYS) == named
+    assert settings_of(plan).command == "art-entropic benchmark --plan 'plans/table one.toml'"
+    assert benchmark.default_folder(plan) == Path("runs/table one")
+    assert benchmark.default_folder(BenchmarkPlan()) == Path("runs/digits")
+
+
+def test_an_empty_plan_file_is_the_default_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("all.toml").touch()
+    assert read_plan("all.toml") == BenchmarkPlan(source="all.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("eps = ", "plan.toml: a plan must be written in TOML: "),
+        ("epochs = 3", "plan.toml: `epochs` is unknown: a key must be one of title, problem, "),
+        ('seeds = "0"', "plan.toml: `seeds` must be a list of whole numbers, got '0'"),
+        ("seeds = [0, 1.5]", "plan.toml: `seeds` must be a list of whole numbers, got [0, 1.5]"),
+        ("nb_epochs = true", "plan.toml: `nb_epochs` must be a whole number, got True"),
+        ('eps = "8/0"', "plan.toml: `eps` must be a number, or a fraction such as \"8/255\", got '8/0'"),
+        ('eps = "much"', "plan.toml: `eps` must be a number, or a fraction such as \"8/255\", got 'much'"),
+        ('problem = "imagenet"', "plan.toml: `problem` must be one of 'digits', 'mnist', 'cifar10', got 'imagenet'"),
+        ('network = "huge"', "plan.toml: `network` must be one of 'small', got 'huge'"),
+        ('battery = "tank"', "plan.toml: `battery` must be one of "),
+        ('defences = ["magic"]', "plan.toml: `defences` must be one of "),
+        ('frameworks = ["jax"]', "plan.toml: `frameworks` must be one of 'pytorch', 'tensorflow', got 'jax'"),
+        ('variants = "none"', "plan.toml: `variants` must be tables [[variants]], got 'none'"),
+        ('[[variants]]\nname = "a"', "plan.toml: `variants[0].defence` must be the name of one of our defences, got nothing"),
+        ('[[variants]]\nbeta = 1', "plan.toml: `variants[0].beta` is unknown: a key must be one of name, defence, "),
+        ('[[variants]]\nname = "a"\ndefence = "fbf"', "plan.toml: `variants[0].defence` must be one of 'entropic', "),
+        ("[[variants]]\nname = 1", "plan.toml: `variants[0].name` must be a text, got 1"),
+    ],
+)  # fmt: skip
+def test_bad_plan_files_are_refused_by_file_key_wish_and_value(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "plan.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_plan(file)
+
+
+def test_values_of_a_plan_file_are_refused_with_its_name_before_anything_is_written(world: World, tmp_path: Path) -> None:
+    file = tmp_path / "plan.toml"
+    for text, message in [
+        ("eps = 8", "plan.toml: `eps` must not exceed the range"),
+        ("n_examples = 21", "plan.toml: `n_examples` must be at most the 20 test points, got 21"),
+        ("seeds = [-1]", "plan.toml: `seeds` must be whole numbers from 0"),
+        (
+            '[[variants]]\nname = "a"\ndefence = "entropic"\noptions = { beta = "much" }',
+            "plan.toml: `variants`, options of 'a': `beta` must be a number",
+        ),
+    ]:
+        file.write_text(text)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            run(tmp_path / "out", read_plan(file))
+    assert world.trained == [] and not (tmp_path / "out").exists()
+    with pytest.raises(FileNotFoundError, match="`plan` must be a TOML file"):
+        read_plan(tmp_path / "none.toml")
+
+
+def test_a_new_title_reaches_the_records_without_new_work(world: World, tmp_path: Path) -> None:
+    from art_entropic.report import load, sections
+
+    for title in ("First", None, "Second"):
+        run(tmp_path, dataclasses.replace(SMALL, title=title))
+        (section,) = sections(load(tmp_path))
+        assert section.title == f"{title or 'Digits (scikit-learn, 8x8)'}, network small"
+    assert len(world.trained) == 5
+
+
+def test_a_plan_with_variants_but_no_file_has_a_command_too(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "runs" / "digits", ABLATION)
+    command = shlex.split(next(read_records(tmp_path / "runs" / "digits" / "records.jsonl")).provenance.command)
+    assert command[:2] == ["python", "-c"]
+    world.trained.clear()
+    monkeypatch.chdir(tmp_path)
+    exec(command[2], {})
+    assert world.trained == []
+
+
+PLANS = sorted((Path(__file__).parent.parent / "benchmarks" / "plans").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_published_plan_can_start(path: Path) -> None:
+    plan = read_plan(path)
+    assert plan.title
+    settings = settings_of(plan)
+    assert len({job.training_key for job in benchmark.plan_jobs(settings, "feed")}) > 1
+
+
+def test_there_are_published_plans() -> None:
+    assert {"ablation", "digits", "mnist-0.3"} <= {path.stem for path in PLANS}
 
 
 def test_split_is_seeded_disjoint_and_complete() -> None:

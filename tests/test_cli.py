@@ -137,7 +137,8 @@ def test_help_lists_what_the_tables_hold(capsys: pytest.CaptureFixture[str]) -> 
 def test_defaults_are_those_of_the_plan() -> None:
     options = cli._parser(["benchmark"]).parse_args(["benchmark"])
     plan = art_entropic.BenchmarkPlan()
-    assert (options.problem, options.battery) == (plan.problem, plan.battery)
+    assert cli._plan(options) == plan
+    assert (plan.problem, plan.battery) == (cli.DEFAULT_PROBLEM, cli.DEFAULT_BATTERY)
 
 
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,6 +172,10 @@ def assert_one_line(outcome: tuple[int, str, str], *wanted: str) -> None:
         (["benchmark", "--n-examples", "0"], "`n_examples`"),
         (["benchmark", "--epochs", "0"], "`nb_epochs`"),
         (["benchmark", "--n-ex", "5"], "--n-ex"),
+        (["benchmark", "--network", "huge"], "`network` must be one of 'small', got 'huge'"),
+        (["benchmark", "--n-train", "1"], "`n_train` must be at least 2"),
+        (["benchmark", "--plan", "none.toml"], "`plan` must be a TOML file, got none.toml"),
+        (["benchmark", "--plan", "a.toml", "--eps", "0.1", "--n-train", "9"], "got --eps, --n-train beside it"),
         (["report", "nowhere"], "records.jsonl"),
         (["train", "--eps", "0.1"], "--estimator"),
     ],
@@ -254,23 +259,30 @@ def test_benchmark_passes_its_options_on(
 ) -> None:
     asked: list[Any] = []
 
-    def run_benchmark(plan: Any, out: Path, *, verbose: bool) -> list[Any]:
-        asked.extend((plan, out, verbose))
+    def run_benchmark(plan: Any, out: Path, *, results: Path | None, verbose: bool) -> list[Any]:
+        asked.extend((plan, out, results, verbose))
         return []
 
     monkeypatch.setattr("art_entropic.benchmark.run_benchmark", run_benchmark)
     monkeypatch.setattr("art_entropic.report.write_report", lambda folder: (folder / "a.md", folder / "a.html"))
     words = "benchmark --problem mnist --framework pytorch,tensorflow --defence entropic --defence fbf --battery quick"
-    words += " --eps 0.2 --seeds 0,2 --n-examples 50 --epochs 3 --epochs-natural 1 --quiet"
+    words += " --eps 0.2 --seeds 0,2 --n-examples 50 --epochs 3 --epochs-natural 1 --quiet --network large --n-train 99"
     assert said(capsys, words.split()) == (0, "", "")
     assert asked == [
         art_entropic.BenchmarkPlan(
             problem="mnist", frameworks=("pytorch", "tensorflow"), defences=("entropic", "fbf"), battery="quick",
-            eps=0.2, seeds=(0, 2), n_examples=50, nb_epochs=3, nb_epochs_natural=1,
+            eps=0.2, seeds=(0, 2), n_examples=50, nb_epochs=3, nb_epochs_natural=1, network="large", n_train=99,
         ),
         Path("runs/mnist"),
+        None,
         False,
     ]  # fmt: skip
+    asked.clear()
+    (workplace / "table.toml").write_text("seeds = [5]\n")
+    words = "benchmark --plan table.toml --results kept/table.jsonl --quiet"
+    assert said(capsys, words.split()) == (0, "", "")
+    plan = art_entropic.BenchmarkPlan(seeds=(5,), source="table.toml")
+    assert asked == [plan, Path("runs/table"), Path("kept/table.jsonl"), False]
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

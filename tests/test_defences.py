@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from art_entropic.backends import FRAMEWORKS, backend_for, framework_module
-from art_entropic.defences import DEFENCES
+from art_entropic.defences import DEFENCES, MEASURE_PASSES, Passes, measure_passes, option_defaults
+from art_entropic.information import MEASURES
 
 SETTINGS = dict(eps=0.1, nb_epochs=2, batch_size=20, seed=0, learning_rate=0.02)
 RUNS = [(framework, name) for framework in FRAMEWORKS for name, row in DEFENCES.items() if not row.unavailable(framework)]
@@ -31,12 +32,97 @@ def test_defence_trains_the_estimator_it_is_given(framework, name, make_classifi
     np.testing.assert_allclose(backend_for(results[0].estimator).learning_rate, 0.02, rtol=1e-6)
     assert len(results[0].history) == (2 if DEFENCES[name].ours else 0)
     assert all(isinstance(note, str) for note in results[0].notes)
+    per_batch = DEFENCES[name].passes or measure_passes(results[0].settings["trainer.measure"])
+    assert results[0].passes == per_batch.times(2 * 3)  # 2 epochs of 50 points in batches of 20
+    assert bool(results[0].settings) == DEFENCES[name].ours
+    assert all(key.startswith("trainer.") for key in results[0].settings)
 
 
 def test_natural_training_learns(framework, make_classifier, points):
     x, y = points(framework, n=50)
     result = trained(framework, "natural", make_classifier(framework), points, nb_epochs=15)
     assert np.mean(np.argmax(result.estimator.predict(x), axis=1) == y) > 0.9
+
+
+def counted(network, train):
+    """Forward and backward passes of a PyTorch module while `train` runs."""
+    counts = {"forward": 0, "backward": 0}
+
+    def count_backward(gradient):
+        counts["backward"] += 1
+
+    def count_forward(module, inputs, output):
+        counts["forward"] += 1
+        if output.requires_grad:
+            output.register_hook(count_backward)
+
+    last = list(network.modules())[-1]
+    handle = last.register_forward_hook(count_forward)
+    train()
+    handle.remove()
+    return Passes(**counts)
+
+
+@pytest.mark.parametrize("name", [name for name, row in DEFENCES.items() if row.passes is not None])
+def test_passes_of_a_batch_are_those_that_art_runs(name, make_classifier, points):
+    torch = pytest.importorskip("torch")
+    classifier = make_classifier("pytorch")
+    assert isinstance(list(classifier.model.modules())[-1], torch.nn.Linear)
+    found = counted(classifier.model, lambda: trained("pytorch", name, classifier, points))
+    assert found == DEFENCES[name].passes.times(2 * 3)
+
+
+def test_passes_of_every_measure_are_declared():
+    assert set(MEASURES) <= set(MEASURE_PASSES)
+    with pytest.raises(ValueError, match=r"`measure` must be one of 'interval', .* got 'guess'"):
+        measure_passes("guess")
+
+
+def test_uniform_noise_trains_on_points_of_the_ball_drawn_anew_each_epoch(framework, make_classifier, points, monkeypatch):
+    seen = []
+    classifier = make_classifier(framework)
+    twin = framework_module(framework).for_art_trainers(classifier)
+    monkeypatch.setattr(type(twin), "fit", lambda self, x, y, **_: seen.append(x.copy()))
+    trained(framework, "uniform_noise", classifier, points, eps=0.3)
+    x, _ = points(framework, n=50)
+    assert len(seen) == 2 and not np.array_equal(*seen)
+    for noisy in seen:
+        assert noisy.dtype == np.float32 and noisy.min() >= 0 and noisy.max() <= 1
+        np.testing.assert_array_less(np.abs(noisy - x), 0.3 + 1e-6)
+        np.testing.assert_allclose(np.mean(noisy - x), 0.0, atol=0.03)
+        assert np.abs(noisy - x).max() > 0.29
+
+
+def test_options_reach_the_trainer_and_its_settings_come_back(framework, make_classifier, points):
+    result = trained(framework, "entropic_interval", make_classifier(framework), points, options={"beta": 0.25, "k": 0.0})
+    wanted = {"trainer.measure": "interval", "trainer.beta": 0.25, "trainer.k": 0.0, "trainer.eps": 0.1}
+    assert wanted.items() <= result.settings.items()
+    assert [epoch.k for epoch in result.history] == [0.0, 0.0]
+
+
+def test_the_pure_form_has_no_worst_case_term(make_classifier, points):
+    result = trained("pytorch", "entropic_pure", make_classifier("pytorch"), points)
+    wanted = {"trainer.measure": "interval", "trainer.beta": 1.0, "trainer.k": 0.0}
+    assert wanted.items() <= result.settings.items()
+
+
+def test_bad_options_are_refused_before_work_starts(make_classifier, points):
+    row = DEFENCES["entropic_interval"]
+    for options, message in [
+        ({"betta": 1.0}, "`options` must be one of 'measure', 'beta', .* got 'betta'"),
+        ({"beta": -1.0}, "`beta` must not be negative"),
+        ({"verbose": True}, "`options` must be one of"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            row.check_options(make_classifier("pytorch"), 0.1, options)
+    with pytest.raises(ValueError, match="`options` must be empty for FBF"):
+        trained("pytorch", "fbf", make_classifier("pytorch"), points, options={"beta": 1.0})
+    row.check_options(make_classifier("pytorch"), 0.1, {"beta": 0.0, "ramp": 0.2})
+    assert {"measure", "beta", "k", "resolution", "warmup", "ramp"} <= set(option_defaults())
+
+
+def test_a_comparison_without_names_has_one_entropic_row():
+    assert [name for name, row in DEFENCES.items() if row.default] == ["natural", "entropic", "madry_pgd", "fbf", "trades"]
 
 
 @pytest.mark.parametrize("name", ["fbf", "trades"])

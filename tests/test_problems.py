@@ -5,9 +5,11 @@ import tarfile
 import numpy as np
 import pytest
 
-from art_entropic.backends import FRAMEWORKS
-from art_entropic.backends.architecture import initial_weights
-from art_entropic.problems import DATA_FOLDER, PROBLEMS, DataNotFoundError, for_framework, load_data
+from art_entropic.backends import FRAMEWORKS, backend_for
+from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool, initial_weights
+from art_entropic.problems import DATA_FOLDER, PROBLEMS, DataNotFoundError, build_classifier, for_framework, load_data
+
+NETWORKS = [(name, network) for name, problem in PROBLEMS.items() for network in problem.networks]
 
 
 @pytest.fixture
@@ -31,10 +33,58 @@ def offline(monkeypatch, tmp_path):
 def test_row_agrees_with_itself(name):
     problem = PROBLEMS[name]
     assert problem.name == name
-    *_, (kernel, _) = initial_weights(problem.architecture, problem.input_shape, seed=0)
-    assert kernel.shape[-1] == problem.nb_classes
+    assert problem.architecture == problem.networks["small"]
+    for architecture in problem.networks.values():
+        *_, (kernel, _) = initial_weights(architecture, problem.input_shape, seed=0)
+        assert kernel.shape[-1] == problem.nb_classes
     assert problem.eps in problem.curve_eps
     assert list(problem.curve_eps) == sorted(problem.curve_eps)
+
+
+@pytest.mark.parametrize(("name", "network"), NETWORKS)
+def test_a_network_has_the_same_logits_in_every_framework(name, network, rng):
+    problem = PROBLEMS[name]
+    x = rng.random((4, *problem.input_shape), np.float32)
+    first, *others = [
+        backend_for(build_classifier(problem, framework, seed=1, network=network)).logits(for_framework(x, framework))
+        for framework in FRAMEWORKS
+    ]
+    assert np.std(first) > 1e-3
+    for logits in others:
+        np.testing.assert_allclose(logits, first, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_normalisation_keeps_the_same_averages_in_both_frameworks(rng):
+    """One step in training mode moves PyTorch's running averages and Keras's moving ones alike."""
+    torch, keras = pytest.importorskip("torch"), pytest.importorskip("keras")
+    problem = PROBLEMS["mnist"]
+    x = rng.random((64, 28, 28, 1), np.float32)
+    theirs = build_classifier(problem, "tensorflow", 0, "small_batchnorm").model
+    theirs(x, training=True)
+    ours = build_classifier(problem, "pytorch", 0, "small_batchnorm").model
+    network = next(module for module in ours.modules() if isinstance(module, torch.nn.Sequential))
+    network.train()(torch.from_numpy(for_framework(x, "pytorch")))
+    norms = [module for module in network if isinstance(module, torch.nn.BatchNorm2d)]
+    layers = [layer for layer in theirs.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert len(norms) == len(layers) == 2
+    for norm, layer in zip(norms, layers, strict=True):
+        np.testing.assert_allclose(layer.moving_mean.numpy(), norm.running_mean.numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(layer.moving_variance.numpy(), norm.running_var.numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_six_dense_is_the_network_that_was_described():
+    conv, pool = [layer for layer in PROBLEMS["cifar10"].networks["six_dense"] if isinstance(layer, Conv)], MaxPool(2)
+    assert [(layer.filters, layer.kernel, layer.stride, layer.padding) for layer in conv] == [
+        (32, 3, 1, 0), (32, 3, 1, 0), (64, 3, 1, 0), (64, 3, 1, 0),
+    ]  # fmt: skip
+    dense = [Dense(units) for units in (512, 256, 128, 128, 84)]
+    layers = [*conv[:2], pool, *conv[2:], pool, Flatten(), *dense, Dense(10, None)]
+    assert list(PROBLEMS["cifar10"].networks["six_dense"]) == layers
+
+
+def test_an_unknown_network_is_refused():
+    with pytest.raises(ValueError, match=r"`network` must be one of 'small', 'small_silu', .* got 'huge'"):
+        build_classifier(PROBLEMS["mnist"], "pytorch", 0, "huge")
 
 
 def test_digits_are_split_once_and_for_all():

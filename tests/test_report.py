@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import importlib.util
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -180,8 +182,8 @@ def test_svg_identifiers_are_unique_on_the_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entropic", "madry", "said"),
     [
-        (0.80, 0.70, "Entropic, interval is ahead in robust accuracy by 10.0 points, 80.0 % against 70.0 % for"),
-        (0.60, 0.75, "Entropic, interval is behind in robust accuracy by 15.0 points, 60.0 % against 75.0 % for"),
+        (0.80, 0.70, "Entropic is ahead in robust accuracy by 10.0 points, 80.0 % against 70.0 % for"),
+        (0.60, 0.75, "Entropic is behind in robust accuracy by 15.0 points, 60.0 % against 75.0 % for"),
         (0.70, 0.70, "are level in robust accuracy, 70.0 % against 70.0 %"),
     ],
 )
@@ -201,8 +203,8 @@ def test_a_defeat_comes_first() -> None:
     records += [evaluation("entropic", 0.5, "tensorflow"), evaluation("madry_pgd", 0.9, "tensorflow")]
     (section,) = report.sections(records)
     first, second = report.summary(section)
-    assert first.startswith("TensorFlow: Entropic, interval is behind")
-    assert second.startswith("PyTorch: Entropic, interval is ahead")
+    assert first.startswith("TensorFlow: Entropic is behind")
+    assert second.startswith("PyTorch: Entropic is ahead")
 
 
 def test_a_retraining_that_gains_nothing_is_told() -> None:
@@ -317,6 +319,91 @@ def test_measured_costs_are_no_part_of_a_comparison(tmp_path: Path) -> None:
     assert report.sections([cost, *comparison()]) == report.sections(comparison())
     with pytest.raises(ValueError, match="no record of a training"):
         written(tmp_path, [cost])
+
+
+def test_variants_are_rows_below_their_defence_with_colours_of_their_own(tmp_path: Path) -> None:
+    records = [record for record in comparison() if record.framework == "pytorch"]
+    for number, name in enumerate(("zeta", "alpha")):
+        key = f"variant-{number}"
+        records += [
+            training("entropic", key=key, variant=name, seconds=7.0, settings={"start": "natural", "option.beta": 0.0}),
+            evaluation("entropic", 0.6, key=f"e-{key}", training_key=key, variant=name, curve=curve(0.6)),
+        ]
+    (section,) = report.sections(records)
+    titles = [row.defence_title for row in section.rows]
+    assert titles == ["Natural", "Entropic", "Entropic: zeta", "Entropic: alpha", "MadryPGD (ART)"]  # in the order of the plan
+    assert len({row.colour for row in section.rows}) == 5
+    assert [row.ratio for row in section.rows if row.variant] == [1.4, 1.4]
+    sentences = report.summary(section)
+    assert len(sentences) == 1 and "zeta" not in sentences[0]
+    markdown, html = written(tmp_path, records)
+    assert "| PyTorch | Entropic: zeta | 95.0 [90.0, 100.0] | 60.0 [55.0, 65.0] |" in markdown
+    assert "option.beta 0.0" in markdown
+    assert html.count("Entropic: alpha</li>") == 1  # in the legend of the figures
+    assert "Entropic: alpha: " not in html  # not in the gallery
+
+
+def test_every_row_of_ours_gets_its_sentence(tmp_path: Path) -> None:
+    names = [name for name, row in DEFENCES.items() if row.ours]
+    cells = [("natural", 0.1), ("madry_pgd", 0.7), *((name, 0.5 + 0.03 * n) for n, name in enumerate(names))]
+    records = [record for name, robust in cells for record in (training(name), evaluation(name, robust))]
+    (section,) = report.sections(records)
+    sentences = report.summary(section)
+    assert len(sentences) == len(names)
+    assert [row.defence for row in section.rows] == [name for name in DEFENCES if name in dict(cells)]
+    for name in names:
+        assert sum(sentence.startswith(f"PyTorch: {DEFENCES[name].title} is ") for sentence in sentences) == 1
+
+
+def test_networks_and_numbers_of_training_points_are_not_mixed(tmp_path: Path) -> None:
+    grounds = [{}, {"network": "small"}, {"network": "large"}, {"network": "large", "n_train_limit": 500}]
+    records: list[AnyRecord] = []
+    for number, ground in enumerate(grounds):
+        records.append(training("natural", key=f"t{number}", **ground))
+        records.append(evaluation("natural", 0.1, key=f"e{number}", training_key=f"t{number}", **ground))
+    records.append(training("fbf", key="t", status="diverged", reason="NaN", network="large"))
+    found = report.sections(records)
+    digits = "Digits (scikit-learn, 8x8)"
+    assert [section.title for section in found] == [
+        digits, f"{digits}, network small", f"{digits}, network large",
+        f"{digits}, network large, first 500 training points",
+    ]  # fmt: skip
+    assert [len(section.rows) for section in found] == [1, 1, 2, 1]
+    markdown, _ = written(tmp_path, records)
+    assert f"## {digits}, network large, first 500 training points, Linf eps 0.15" in markdown
+
+
+def test_the_title_of_a_plan_is_the_title_of_its_table() -> None:
+    titled = {"title": "A table"}
+    records = [training("natural", settings=titled, network="small"), training("entropic", settings=titled, network="small")]
+    (section,) = report.sections(records)
+    assert section.title == "A table, network small"
+    assert section.rows[0].settings == ""
+    (section,) = report.sections([*records, training("fbf", settings={"title": "Another"}, network="small")])
+    assert section.title == "Digits (scikit-learn, 8x8), network small"
+
+
+def test_passes_of_a_training_are_told(tmp_path: Path) -> None:
+    records = [training("natural", forward_passes=1200, backward_passes=600), training("entropic", "tensorflow")]
+    for text, cell in zip(written(tmp_path, records), ("| 1200 / 600 |", ">1200 / 600</td>"), strict=True):
+        assert cell in text
+        assert "0 / 0" not in text
+
+
+def test_records_from_before_networks_and_variants_still_read() -> None:
+    whole = json.loads(msgspec.json.encode(training("natural")))
+    for name in ("network", "variant", "n_train_limit", "forward_passes", "backward_passes"):
+        del whole[name]
+    assert msgspec.json.decode(json.dumps(whole), type=AnyRecord) == training("natural")
+
+
+def test_a_diverged_row_stands_in_the_terminal_table() -> None:
+    records = [*comparison(), training("fbf", status="diverged", reason="training diverged in epoch 1")]
+    stream = io.StringIO()
+    report.print_table(records, stream)
+    row = next(line for line in stream.getvalue().splitlines() if DEFENCES["fbf"].title in line)
+    assert "diverged" in row
+    assert "training diverged in epoch 1" in stream.getvalue()
 
 
 def test_an_interrupted_run_has_a_report(tmp_path: Path) -> None:
