@@ -440,7 +440,12 @@ def _option_facts(defence: str, variant: Variant | None) -> dict[str, str]:
     options = {**option_defaults(), **row.options, **({} if variant is None else variant.options)}
     measure = options["measure"]
     read = MEASURES if measure is None else {measure: MEASURES[measure]}
-    defaults = {f"{name}.{key}": value for name, one in read.items() for key, value in vars(one).items() if not callable(value)}
+    defaults = {
+        f"{name}.{key}": value
+        for name, one in read.items()
+        for key, value in vars(one).items()
+        if not callable(value) and key != "passes"
+    }
     return {name: repr(value) for name, value in {**options, **defaults}.items()}
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from art_entropic._validate import check_eps, check_inputs, check_labels, choice, positive_int
 from art_entropic.attacks import numpy_seeded
 from art_entropic.backends import FRAMEWORKS, Array, backend_for, framework_module, framework_of
+from art_entropic.information import MEASURES
 from art_entropic.objective import DECAY, decayed
 from art_entropic.records import Epoch, Setting
 
@@ -40,24 +41,6 @@ class Passes(NamedTuple):
 
     def times(self, n: int) -> Passes:
         return Passes(self.forward * n, self.backward * n)
-
-
-# A bound goes through the network as value, centre and radius. The double backward pass of the channel is worth two.
-MEASURE_PASSES: dict[str, Passes] = {
-    "interval": Passes(3, 3),
-    "channel": Passes(2, 4),
-    "activation": Passes(1, 1),
-    "coding": Passes(2, 2),
-}
-
-
-def measure_passes(measure: str) -> Passes:
-    """Passes of one step of entropic retraining with that measure.
-
-    Raises:
-        ValueError: nobody has counted those of the measure.
-    """
-    return MEASURE_PASSES[choice("measure", measure, MEASURE_PASSES)]
 
 
 class Outcome(NamedTuple):
@@ -209,7 +192,7 @@ class Defence:
     def _all_passes(self, outcome: Outcome, n: int, plan: Plan) -> Passes:
         # An early stop leaves epochs out; a trainer without a history runs them all.
         epochs = len(outcome.history) or plan.nb_epochs
-        per_batch = self.passes or measure_passes(outcome.settings["measure"])
+        per_batch = self.passes or Passes(*MEASURES[outcome.settings["measure"]].passes)
         return per_batch.times(epochs * math.ceil(n / plan.batch_size))
 
 

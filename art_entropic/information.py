@@ -271,6 +271,7 @@ class Measure:
     k: float
     resolution: float
     ramp: float
+    passes: tuple[int, int]  # forward and backward passes of a batch through the network in one step
     eps_factor: float = 1.0  # retrains with this times eps
     signed: bool = False  # beta may be negative too: more information is a wish that makes sense
 
@@ -285,6 +286,7 @@ MEASURES: dict[str, Measure] = {
         k=0.5,
         resolution=1.0,
         ramp=0.6,
+        passes=(3, 3),  # value, centre and radius
     ),
     "channel": Measure(
         "first-order channel into the decision",
@@ -295,6 +297,7 @@ MEASURES: dict[str, Measure] = {
         k=0.5,
         resolution=1.0,
         ramp=0.2,
+        passes=(2, 4),  # the double backward pass is worth two
     ),
     "coding": Measure(
         "average case, by the coding rate of random shifts",
@@ -305,6 +308,7 @@ MEASURES: dict[str, Measure] = {
         k=0.0,
         resolution=1.0,
         ramp=0.5,
+        passes=(2, 2),
     ),
     "activation": Measure(
         "information about the natural input, a control",
@@ -315,6 +319,7 @@ MEASURES: dict[str, Measure] = {
         k=0.0,
         resolution=1.0,
         ramp=0.5,
+        passes=(1, 1),
         signed=True,
     ),
 }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from art_entropic.backends import FRAMEWORKS, backend_for, framework_module
-from art_entropic.defences import DEFENCES, MEASURE_PASSES, Passes, measure_passes, option_defaults
+from art_entropic.defences import DEFENCES, Passes, option_defaults
 from art_entropic.information import MEASURES
 
 SETTINGS = dict(eps=0.1, nb_epochs=2, batch_size=20, seed=0, learning_rate=0.02)
@@ -32,7 +32,7 @@ def test_defence_trains_the_estimator_it_is_given(framework, name, make_classifi
     np.testing.assert_allclose(backend_for(results[0].estimator).learning_rate, 0.02, rtol=1e-6)
     assert len(results[0].history) == (2 if DEFENCES[name].ours else 0)
     assert all(isinstance(note, str) for note in results[0].notes)
-    per_batch = DEFENCES[name].passes or measure_passes(results[0].settings["trainer.measure"])
+    per_batch = DEFENCES[name].passes or Passes(*MEASURES[results[0].settings["trainer.measure"]].passes)
     assert results[0].passes == per_batch.times(2 * 3)  # 2 epochs of 50 points in batches of 20
     assert bool(results[0].settings) == DEFENCES[name].ours
     assert all(key.startswith("trainer.") for key in results[0].settings)
@@ -70,12 +70,6 @@ def test_passes_of_a_batch_are_those_that_art_runs(name, make_classifier, points
     assert isinstance(list(classifier.model.modules())[-1], torch.nn.Linear)
     found = counted(classifier.model, lambda: trained("pytorch", name, classifier, points))
     assert found == DEFENCES[name].passes.times(2 * 3)
-
-
-def test_passes_of_every_measure_are_declared():
-    assert set(MEASURES) <= set(MEASURE_PASSES)
-    with pytest.raises(ValueError, match=r"`measure` must be one of 'interval', .* got 'guess'"):
-        measure_passes("guess")
 
 
 def test_uniform_noise_trains_on_points_of_the_ball_drawn_anew_each_epoch(framework, make_classifier, points, monkeypatch):
@@ -172,3 +166,22 @@ def test_bad_input_is_refused_before_work_starts(framework, make_classifier, poi
     ]:
         with pytest.raises(ValueError, match=message):
             trained(framework, "madry_pgd", make_classifier(framework), points, **change)
+
+
+@pytest.mark.parametrize(("framework", "name"), RUNS)
+def test_every_defence_takes_its_steps_at_the_shared_falling_rate(framework, name, make_classifier, points, monkeypatch):
+    """Where the factor is 0 nothing moves, whichever trainer takes the step."""
+    shares = []
+
+    def factor(progress, decay):
+        shares.append(progress)
+        return 0.0
+
+    module = "art_entropic.trainer" if DEFENCES[name].ours else "art_entropic.defences"
+    monkeypatch.setattr(f"{module}.decayed", factor)
+    start = backend_for(make_classifier(framework)).state()
+    result = trained(framework, name, make_classifier(framework), points)
+    for key, array in backend_for(result.estimator).state().items():
+        np.testing.assert_array_equal(array, start[key], err_msg=f"{key} moved at a learning rate of 0")
+    steps = sorted(set(shares))
+    np.testing.assert_allclose(steps, np.arange(6) / 6)
