@@ -29,14 +29,17 @@ from art_entropic import __version__
 from art_entropic._validate import check_eps, choice, positive_int
 from art_entropic.attacks import BATTERIES
 from art_entropic.backends import FRAMEWORKS, MissingFrameworkError, backend_for, framework_module, installed_frameworks
-from art_entropic.defences import DEFENCES, option_defaults
-from art_entropic.evaluation import evaluate
+from art_entropic.defences import DEFENCES, RIVALS, option_defaults
+from art_entropic.evaluation import CURVE_BATTERY, evaluate
 from art_entropic.information import MEASURES
+from art_entropic.objective import DECAY
 from art_entropic.problems import CLIP_VALUES, PROBLEMS, Data, Problem, build_classifier, for_framework, load_data
+from art_entropic.recipes import AUTOMATIC, LARGE_EPS
 from art_entropic.records import (
     SCHEMA,
     AnyRecord,
     EvaluationRecord,
+    MeasurementRecord,
     Provenance,
     Setting,
     TrainingRecord,
@@ -49,6 +52,8 @@ NATURAL = "natural"
 STARTS = (NATURAL, "random")
 VALIDATION_SHARE = 0.1
 N_GALLERY = 6
+# Raised with every change of the attacks' code or parameters, so that old records are not taken for new ones.
+EVALUATION_REVISION = 1
 SHARED_PACKAGES = ("adversarial-robustness-toolbox", "numpy", "scipy", "scikit-learn")
 
 
@@ -427,7 +432,9 @@ def _training_key(settings: Settings, defence: str, variant: Variant | None, **f
         nb_epochs=settings.epochs_of(defence),
         batch_size=problem.batch_size,
         learning_rate=problem.learning_rate,
+        decay=DECAY,
         validation_share=VALIDATION_SHARE,
+        revision=DEFENCES[defence].revision,
         **facts,
     )
 
@@ -435,6 +442,8 @@ def _training_key(settings: Settings, defence: str, variant: Variant | None, **f
 def _option_facts(defence: str, variant: Variant | None) -> dict[str, str]:
     """All that EntropicTrainer is told, and what it takes where it is told nothing: other defaults are another training."""
     row = DEFENCES[defence]
+    if defence in RIVALS:
+        return {name: repr(value) for name, value in RIVALS[defence].items()}
     if not row.ours:
         return {}
     options = {**option_defaults(), **row.options, **({} if variant is None else variant.options)}
@@ -446,7 +455,8 @@ def _option_facts(defence: str, variant: Variant | None) -> dict[str, str]:
         for key, value in vars(one).items()
         if not callable(value) and key != "passes"
     }
-    return {name: repr(value) for name, value in {**options, **defaults}.items()}
+    rule = {"automatic": AUTOMATIC, "large_eps": LARGE_EPS} if measure is None else {}
+    return {name: repr(value) for name, value in {**options, **defaults, **rule}.items()}
 
 
 def _evaluation_key(settings: Settings, training_key: str) -> str:
@@ -455,6 +465,9 @@ def _evaluation_key(settings: Settings, training_key: str) -> str:
         schema=SCHEMA,
         training=training_key,
         battery=settings.battery,
+        attacks=repr(BATTERIES[settings.battery]),
+        curve_attacks=repr(BATTERIES[CURVE_BATTERY]),
+        revision=EVALUATION_REVISION,
         eps=settings.eps,
         n_examples=settings.n_examples,
         curve_eps=settings.problem.curve_eps,
@@ -509,7 +522,7 @@ def run_benchmark(
     with _naming(settings.source):
         data = _shared_data(settings)
     published = None if results is None else Path(results)
-    earlier = [] if published is None else list(read_records(published))
+    earlier = [] if published is None else _replaceable(published, settings, home)
     jobs = plan_jobs(settings, data.sha256)
     store = Store(home)
     store.adopt(earlier, jobs)
@@ -533,6 +546,30 @@ def _shared_data(settings: Settings) -> Data:
     if n > len(data.x_train):
         raise ValueError(f"`n_train` must be at most the {len(data.x_train)} training points, got {n}")
     return dataclasses.replace(data, x_train=data.x_train[:n], y_train=data.y_train[:n])
+
+
+def _replaceable(path: Path, settings: Settings, home: Path) -> list[AnyRecord]:
+    """The records of a results file that this plan may replace.
+
+    Raises:
+        ValueError: it is the run's own file, or holds records of another comparison, which would be lost.
+    """
+    if path.resolve() == (home / RECORDS).resolve():
+        raise ValueError(
+            f"`results` must be another file than the run's own {home / RECORDS}, which would lose weights and pictures"
+        )
+    records = list(read_records(path))
+    own = (settings.problem.name, settings.network, settings.n_train, settings.eps)
+    for record in records:
+        if isinstance(record, MeasurementRecord):
+            raise ValueError(f"`results` must hold the records of a plan, got a measurement ({record.name}) in {path}")
+        found = (record.problem, record.network, record.n_train_limit, record.eps)
+        if found != own:
+            raise ValueError(
+                f"`results` must be new or hold records of this plan's problem, network, n_train and eps {own}, "
+                f"got {found} in {path}; they would be lost"
+            )
+    return records
 
 
 def write_results(path: Path, records: Iterable[AnyRecord]) -> None:
@@ -701,6 +738,10 @@ class _Runner:
 
         reason = DEFENCES[job.defence].unavailable(job.framework)
         start = self.store.training(job.natural_key) if job.starts_natural else None
+        if job.starts_natural and start is None:
+            raise FileNotFoundError(
+                f"the natural weights that {job.title} starts from are gone from {self.store.home}; start again"
+            )
         if reason is None and start is not None and start.status != "done":
             reason = f"the natural training it starts from has no weights: {start.reason}"
         if reason is not None:

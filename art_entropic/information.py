@@ -148,10 +148,11 @@ def first_order_loss_of_margin(ops: Ops, gradient: Tensor, x: Tensor, ball: Inte
 
     Args:
         gradient: g, of the margin with respect to raw x, shape (n, ...).
-        x: the centres, within the ball, of the same shape.
+        x: where the gradient was taken, a point of the ball, of the same shape.
         ball: the points [l, u] that the adversary may choose from.
     Returns:
-        >= 0, in the scale of the logits, shape (n,): -min over the ball of g . (x' - x), the support function of a box.
+        >= 0, in the scale of the logits, shape (n,): -min over the ball of g . (x' - x), the support function of a box. The
+        margin at x less this is its minimum over the ball, exactly so for a linear margin.
     """
     worst = ops.maximum(gradient * (x - ball.lower), gradient * (x - ball.upper))
     return ops.sum(ops.flatten(worst), axis=1)
@@ -213,7 +214,7 @@ def channel(view: View, batch: Batch, eps: Tensor, read_out: ReadOut) -> Reading
     point = _random_point(ops, batch, eps, ball)
     there, gradient = view.input_gradient(point, lambda z: rival_direction(ops, z, batch.y, batch.class_noise))
     information = channel_information(ops, gradient, ball, resolution=read_out.resolution)
-    loss = first_order_loss_of_margin(ops, gradient, batch.x, ball)
+    loss = first_order_loss_of_margin(ops, gradient, point, ball)
     return Reading(logits, information, there - batch.y * loss[:, None])
 
 

@@ -223,9 +223,9 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             eps, classifier.clip_values, beta, k, resolution, relative, _as_tuple(layers), eps_factor, warmup, ramp
         )
         self._automatic = measure is None
-        # A wish that only one of the automatic measures can grant must not wait for the data to fail.
-        for candidate in AUTOMATIC if measure is None else (measure,):
-            self._schedule, self._objective = self._wishes.settle(candidate)
+        if measure is None:
+            self._wishes.settle_either()
+        self._schedule, self._objective = self._wishes.settle(AUTOMATIC[0] if measure is None else measure)
         self._decay = None if decay is None else _share("decay", decay)
         self._verbose = verbose
         self._progress: _Progress | None = None
@@ -361,6 +361,8 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
                 if part in parts:
                     parts[part][name] = file[key]
         if self._automatic:
+            if about["plan"]["measure"] not in AUTOMATIC:
+                raise ValueError(f"`measure` must be as in the checkpoint {path}: {about['plan']['measure']!r}, got None")
             self._schedule, self._objective = self._wishes.settle(about["plan"]["measure"])
         self._refuse_other(about["plan"], self._settings(), str(path))
         self._refuse_other_network(parts["weights"], str(path))
@@ -433,7 +435,9 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         step(self._batch(x[:2], labels[:2], np.random.default_rng(0)), self._schedule.full())
 
     def _settings(self) -> dict[str, Any]:
-        return {**asdict(self._schedule), **asdict(self._objective)}
+        settings = {**asdict(self._schedule), **asdict(self._objective)}
+        # As JSON gives it back.
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
     def _refuse_other(self, saved: Mapping[str, Any], now: Mapping[str, Any], path: str) -> None:
         for name, value in now.items():
@@ -470,8 +474,8 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         if self._automatic and not self._resuming:
             self._schedule, self._objective = self._wishes.settle(measure_for(self._backend, x, self._wishes.eps))
         self._check_rules(x, labels)
-        rate = self._backend.learning_rate if options.decay else None
-        fixed = {"nb_epochs": options.nb_epochs, "seed": options.seed, "decay": options.decay, "learning_rate": rate}
+        rates = list(self._backend.learning_rates) if options.decay else None
+        fixed = {"nb_epochs": options.nb_epochs, "seed": options.seed, "decay": options.decay, "learning_rates": rates}
         progress = self._begin({**self._settings(), **fixed, **about_data}, options.seed)
         with self._backend.training(options.seed), self._same_rate_afterwards(options):
             if progress.last.epoch:
@@ -483,12 +487,12 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def _same_rate_afterwards(self, options: _Options) -> Iterator[None]:
-        rate = self._backend.learning_rate
+        rates = self._backend.learning_rates
         try:
             yield
         finally:
             if options.decay:
-                self._backend.learning_rate = rate
+                self._backend.learning_rates = rates
 
     def _begin(self, plan: dict[str, Any], seed: int) -> _Progress:
         if self._resuming and self._progress is not None:
@@ -562,7 +566,8 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
 
     def _decay_rate(self, progress: _Progress, share: float, options: _Options) -> None:
         if options.decay:
-            self._backend.learning_rate = progress.plan["learning_rate"] * decayed(share, options.decay)
+            factor = decayed(share, options.decay)
+            self._backend.learning_rates = tuple(rate * factor for rate in progress.plan["learning_rates"])
 
     def _set_learning_rate(self, value: Any) -> None:
         # ART's TensorFlow convention is a callable that sets the rate itself and returns nothing.

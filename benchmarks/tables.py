@@ -5,13 +5,14 @@ python benchmarks/tables.py
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from art_entropic.backends import FRAMEWORKS
 from art_entropic.information import MEASURES
-from art_entropic.records import MeasurementRecord, TrainingRecord, read_records
+from art_entropic.records import MeasurementRecord, Provenance, TrainingRecord, read_records
 from art_entropic.report import INK, NATURAL, Row, Section, busy_note, duration, percent, sections, summary
 
 ROOT = Path(__file__).parent.parent
@@ -35,9 +36,9 @@ ABLATIONS = {
     "ablation-batchnorm": "The same with BatchNorm after each convolution.",
     "ablation-channel": "The first-order measure where it is at home, SiLU and Linf 0.1.",
     "ablation-channel-relu": "The first-order measure on a ReLU network, Linf 0.1.",
+    "ablation-cifar10-relu": "Both measures on colour images with ReLU in place of SiLU.",
 }
 PANELS = ("mnist-0.3", "mnist-0.1", "cifar10-8-255", "digits")
-DEFAULT_ROWS = ("entropic_interval", "entropic_channel")
 
 
 INTRODUCTION = """# Benchmarks
@@ -75,9 +76,8 @@ def setting(row: Row, name: str) -> str:
 
 def comparison(section: Section) -> str:
     """The generated sentences, the table and its caption."""
-    rival = next((row for row in section.rows if row.defence == RIVAL), None)
     headings = ["defence", "clean %", "robust %", "certified %", "seconds", "of MadryPGD's", "passes, forward / backward"]
-    rows = [result(row, rivals_seconds(section, row, rival)) for row in section.rows if row.robust or row.diverged]
+    rows = [result(row, rivals_seconds(section, row)) for row in section.rows if row.robust or row.diverged]
     several = len(section.frameworks) > 1
     if several:
         headings.insert(1, "framework")
@@ -91,10 +91,8 @@ def comparison(section: Section) -> str:
     return "\n\n".join(parts)
 
 
-def rivals_seconds(section: Section, row: Row, rival: Row | None) -> float | None:
-    same = (one for one in section.rows if one.defence == RIVAL and one.framework == row.framework)
-    found = next(same, rival)
-    return None if found is None else found.seconds
+def rivals_seconds(section: Section, row: Row) -> float | None:
+    return next((one.seconds for one in section.rows if one.defence == RIVAL and one.framework == row.framework), None)
 
 
 def result(row: Row, rival_seconds: float | None) -> list[str]:
@@ -127,12 +125,18 @@ def absent(section: Section) -> str:
 def origin(name: str) -> str:
     """Where the numbers of a table come from."""
     records = [record for record in read_records(RESULTS / f"{name}.jsonl") if isinstance(record, TrainingRecord)]
-    source = records[0].provenance
+    machines = dict.fromkeys(_machine(record.provenance) for record in records)
+    return (
+        f"Records: [results/{name}.jsonl](results/{name}.jsonl); {'; and '.join(machines)}. Again: "
+        f"`art-entropic benchmark --plan benchmarks/plans/{name}.toml --results results/{name}.jsonl`"
+    )
+
+
+def _machine(source: Provenance) -> str:
     versions = ", ".join(f"{package} {version}" for package, version in source.versions.items())
     return (
-        f"Records: [results/{name}.jsonl](results/{name}.jsonl), {source.created[:10]}, {source.processor}, "
-        f"Python {source.python}, {versions}, data SHA-256 {source.data_sha256[:12]}. Again: "
-        f"`art-entropic benchmark --plan benchmarks/plans/{name}.toml --results results/{name}.jsonl`"
+        f"{source.processor}, cores used: {source.cores}, Python {source.python}, {versions}, "
+        f"data SHA-256 {source.data_sha256[:12]}"
     )
 
 
@@ -200,14 +204,23 @@ def ablation(section: Section) -> str:
             rows.append(
                 [name_of(row), shown(row.clean), shown(row.robust), shown(row.certified), _difference(row, default), seconds]
             )
-    told = " ".join(filter(None, [section.caption, epochs(section), busy_note(section)]))
+    told = " ".join(filter(None, [section.caption, _noise(default), epochs(section), busy_note(section)]))
     headings = ["row", "clean %", "robust %", "certified %", "robust, points from the default", "seconds"]
     return f"{markdown(headings, rows)}\n\n{told}"
 
 
-def _default_of(section: Section) -> str:
-    with_variants = [row.defence for row in section.rows if row.variant]
-    return with_variants[0] if with_variants else next((row.defence for row in section.rows if row.defence in DEFAULT_ROWS), "")
+def _default_of(section: Section) -> str | None:
+    """The defence that the variants change; None where there are none."""
+    return next((row.defence for row in section.rows if row.variant), None)
+
+
+def _noise(default: Row | None) -> str:
+    """How large a difference must be to say something."""
+    if default is None or default.robust is None:
+        return ""
+    share, n = default.robust.value, default.robust.n
+    points = 100 * 1.96 * math.sqrt(2 * share * (1 - share) / n)
+    return f"One seed and {n} points: differences below about {points:.0f} points are noise (95 %, two independent samples)."
 
 
 def _difference(row: Row, default: Row | None) -> str:
@@ -311,7 +324,7 @@ def benchmarks(tables: dict[str, Section]) -> str:
     if CLAIM in tables:
         parts += [f"## {heading(tables[CLAIM])}", "Discussed in [docs/claim.md](docs/claim.md)."]
         parts += [comparison(tables[CLAIM]), origin(CLAIM)]
-    parts += ["## Ablation", "One change at a time from the settings that `EntropicTrainer` takes by itself."]
+    parts += ["## Ablation", "Changes from a measure's own settings, each from the same natural weights."]
     for name, told in ABLATIONS.items():
         if name in tables:
             parts += [f"### {heading(tables[name])}", told, ablation(tables[name]), origin(name)]

@@ -12,9 +12,14 @@ os.environ["MPLCONFIGDIR"] = _scratch.name
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 from art_entropic.backends import FRAMEWORKS, framework_module  # noqa: E402
 from art_entropic.backends.architecture import Conv, Dense, Flatten  # noqa: E402
+
+# A busy machine must not fail a property.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ class World:
 
         return SimpleNamespace(
             title=name.title(), train=train, unavailable=unavailable, check_options=check_options,
-            ours=row.ours, options=row.options, default=row.default,
+            ours=row.ours, options=row.options, default=row.default, revision=row.revision,
         )  # fmt: skip
 
     def evaluate(self, estimator: FakeEstimator, x: np.ndarray, y: np.ndarray, **options: Any) -> Any:
@@ -499,6 +499,17 @@ def test_results_hold_the_plan_in_its_order_without_pictures_and_weights(world: 
     assert all(record.examples == [] for record in published if isinstance(record, EvaluationRecord))
     assert all(record.weights is None for record in published if isinstance(record, TrainingRecord))
     assert [file.name for file in results.parent.iterdir()] == ["table.jsonl"]
+
+
+def test_results_of_something_else_are_refused_before_they_are_lost(world: World, tmp_path: Path) -> None:
+    results = tmp_path / "table.jsonl"
+    run_benchmark(SMALL, tmp_path / "run", results=results, verbose=False)
+    content, trained = results.read_bytes(), len(world.trained)
+    with pytest.raises(ValueError, match=r"`results` must be new or hold records of this plan's .* they would be lost"):
+        run_benchmark(dataclasses.replace(SMALL, eps=0.05), tmp_path / "other", results=results, verbose=False)
+    with pytest.raises(ValueError, match=r"`results` must be another file than the run's own"):
+        run_benchmark(SMALL, tmp_path / "run", results=tmp_path / "run" / "records.jsonl", verbose=False)
+    assert results.read_bytes() == content and len(world.trained) == trained
 
 
 def test_what_the_results_hold_is_not_done_again_on_another_machine(world: World, tmp_path: Path) -> None:

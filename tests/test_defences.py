@@ -185,3 +185,33 @@ def test_every_defence_takes_its_steps_at_the_shared_falling_rate(framework, nam
         np.testing.assert_array_equal(array, start[key], err_msg=f"{key} moved at a learning rate of 0")
     steps = sorted(set(shares))
     np.testing.assert_allclose(steps, np.arange(6) / 6)
+
+
+@pytest.mark.parametrize(("framework", "name"), [run for run in RUNS if run[1] in ("madry_pgd", "trades")])
+def test_the_radius_of_pgd_trainers_grows_over_the_first_half(framework, name, make_classifier, points, monkeypatch):
+    from art.attacks.evasion import ProjectedGradientDescent as PGD
+
+    radii, generate = [], PGD.generate
+
+    def watched(self, *arguments, **keywords):
+        radii.append((self._attack.eps, self._attack.eps_step))
+        return generate(self, *arguments, **keywords)
+
+    monkeypatch.setattr(PGD, "generate", watched)
+    trained(framework, name, make_classifier(framework), points)
+    expected = 0.1 * np.array([0.01, 1 / 3, 2 / 3, 1, 1, 1])
+    np.testing.assert_allclose(radii, np.stack([expected, expected / 4], axis=1))
+
+
+def test_the_radius_of_fbf_grows_over_the_first_half(make_classifier, points, monkeypatch):
+    from art.defences.trainer import AdversarialTrainerFBFPyTorch as FBF
+
+    radii, process = [], FBF._batch_process
+
+    def watched(self, *arguments):
+        radii.append(self._eps)
+        return process(self, *arguments)
+
+    monkeypatch.setattr(FBF, "_batch_process", watched)
+    trained("pytorch", "fbf", make_classifier("pytorch"), points)
+    np.testing.assert_allclose(radii, 0.1 * np.array([0.01, 1 / 3, 2 / 3, 1, 1, 1]))

@@ -1,5 +1,7 @@
 """The measures: hand-computed nats, the float64 reference, and the same numbers from every framework."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -111,6 +113,34 @@ def test_first_order_loss_of_margin_by_hand():
     # Down by 3 * 0.1 on the grey pixel; brightening the black one costs 4 * 0.1, or helps and is not done.
     gradient = np.array([[[3.0, -4.0]], [[-3.0, 4.0]]])
     np.testing.assert_allclose(first_order_loss_of_margin(ops, gradient, MIDDLE, BALL), [0.7, 0.3])
+
+
+class Linear:
+    """A `View` of a linear network."""
+
+    ops = ops
+
+    def __init__(self, w):
+        self.w = w
+
+    def logits(self, x):
+        return x @ self.w
+
+    def ball(self, x, eps):
+        return Interval(np.clip(x - eps, 0, 1), np.clip(x + eps, 0, 1))
+
+    def input_gradient(self, x, direction):
+        logits = self.logits(x)
+        return logits, direction(logits) @ self.w.T
+
+
+def test_worst_case_logits_of_the_channel_are_exact_for_a_linear_network(rng):
+    """Of two classes, so that there is one rival; grey, black and white pixels; against the corners of the ball."""
+    w, x, y = rng.normal(size=(4, 2)), np.array([[0.0, 1.0, 0.5, 0.1]] * 5), np.eye(2)[[0] * 5]
+    batch = Batch(x, y, rng.uniform(-1, 1, x.shape), rng.random(5))
+    worst = MEASURES["channel"].read(Linear(w), batch, 0.2, ReadOut(1.0)).worst
+    corners = np.array(list(itertools.product(*np.stack([np.clip(x[0] - 0.2, 0, 1), np.clip(x[0] + 0.2, 0, 1)], axis=1))))
+    np.testing.assert_allclose(worst[:, 0] - worst[:, 1], np.full(5, (corners @ w @ [1, -1]).min()))
 
 
 @given(gradient=arrays(float, (1, 3), elements=st.floats(-5, 5)), share=arrays(float, (1, 3), elements=st.floats(0, 1)))

@@ -12,6 +12,7 @@ from art_entropic.backends import FRAMEWORKS, NoIntervalRuleError, backend_for
 from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool
 from art_entropic.certificates import certify
 from art_entropic.information import MEASURES
+from art_entropic.recipes import piecewise_linear
 from art_entropic.trainer import EntropicTrainer, TrainingDivergedError
 
 EPS = 0.1
@@ -235,11 +236,15 @@ def test_bad_input_is_named_before_any_work(classifier, data):
         ({"measure": "coding", "k": 0.5}, r"`k` > 0 needs a measure with worst-case logits \('interval', 'channel'\)"),
         ({"measure": "interval", "beta": -1.0}, "`beta` must not be negative"),
         ({"measure": "channel", "layers": "dense"}, "`layers` must be 'all' unless the measure reads layers"),
-        ({"layers": "dense"}, "`layers` must be 'all' unless .* got 'dense' with 'channel'"),
+        (
+            {"layers": "dense"},
+            "`layers` must be 'all' unless .* got 'dense' with 'channel'; `measure` is None, which may choose it",
+        ),
         ({"layers": []}, "`layers` must be one of 'all', 'dense', 'logits', or a tuple"),
         ({"relative": 1}, "`relative` must be True or False"),
         ({"measure": "coding", "relative": True}, "`relative` must be False unless the measure is 'interval'"),
         ({"eps_factor": 0.0}, "`eps_factor` must be positive, got 0.0"),
+        ({"eps_factor": 100.0}, "`eps_factor` 100.0 takes `eps` 0.1 too far"),
         ({"decay": 1.5}, r"`decay` must be a share of the retraining in \[0, 1\], got 1.5"),
         ({"resolution": 0.0}, "`resolution` must be positive"),
         ({"ramp": 2.0}, "`ramp` must be a share"),
@@ -469,3 +474,50 @@ def test_the_other_measures_train_and_move_what_they_read(classifier, data, meas
     if measure == "activation":
         history = trainer_of(classifier, measure=measure, beta=-1.0, ramp=0.0).fit(*data, nb_epochs=5, batch_size=32, seed=0)
         assert history.terms("information")[-1] > information[-1]
+
+
+def test_parameter_groups_keep_their_own_rates(make_classifier, points):
+    torch = pytest.importorskip("torch")
+    classifier = make_classifier("pytorch", architecture=RELU)
+    *backbone, head, bias = classifier.model.parameters()
+    groups = [{"params": backbone, "lr": 1e-5}, {"params": [head, bias], "lr": 1e-2}]
+    classifier._optimizer = torch.optim.Adam(groups)
+    seen = []
+    handle = classifier.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: seen.append([group["lr"] for group in optimizer.param_groups])
+    )
+    trainer_of(classifier).fit(*points("pytorch"), nb_epochs=2, batch_size=32, seed=0)
+    handle.remove()
+    np.testing.assert_allclose(seen, np.outer([1, 1, 1, 0.5], [1e-5, 1e-2]))
+    assert [group["lr"] for group in classifier.optimizer.param_groups] == [1e-5, 1e-2]
+
+
+def test_a_retraining_with_named_layers_is_resumed(framework, make_classifier, data, tmp_path):
+    name = backend_for(make_classifier(framework)).layer_names()[0]
+    path, ends = tmp_path / "half.npz", []
+    for stop in (None, 1):
+        classifier = make_classifier(framework)
+        trainer = trainer_of(classifier, layers=[name])
+        callbacks = [lambda epoch, stop=stop: epoch.epoch == stop]
+        trainer.fit(*data, nb_epochs=2, batch_size=32, seed=0, checkpoint=path, callbacks=callbacks)
+        if stop:
+            classifier = make_classifier(framework)
+            trainer = trainer_of(classifier, layers=[name])
+            trainer.resume(path)
+            trainer.fit(*data, nb_epochs=2, batch_size=32, seed=0)
+        ends.append(weights(classifier))
+    assert_same(*ends)
+
+
+def test_ties_in_a_constant_background_do_not_hide_that_a_network_is_piecewise_linear(framework, make_classifier, points):
+    pooled = (Conv(8, 3, padding=1), MaxPool(), Conv(8, 3, padding=1), Flatten(), Dense(8), Dense(3, None))
+    x, _ = points(framework)
+    x = np.where(x > 0.5, x, 0.0).astype(np.float32)
+    assert piecewise_linear(backend_for(make_classifier(framework, architecture=pooled)), x)
+    assert not piecewise_linear(backend_for(make_classifier(framework, architecture=SILU)), x)
+
+
+def test_smooth_networks_are_known_far_from_zero_too(framework, make_classifier, points):
+    x, _ = points(framework)
+    backend = backend_for(make_classifier(framework, architecture=SILU, clip_values=None))
+    assert not piecewise_linear(backend, x + 100.0)

@@ -219,6 +219,14 @@ class Backend(Protocol):
     @learning_rate.setter
     def learning_rate(self, value: float) -> None: ...
 
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """One for each parameter group of the optimizer; `learning_rate` is the first, and setting it sets all."""
+        ...
+
+    @learning_rates.setter
+    def learning_rates(self, values: tuple[float, ...]) -> None: ...
+
     def check_scheduler(self, scheduler: Any) -> None:
         """TypeError where `scheduler` is neither None, nor a callable epoch -> learning rate, nor the framework's own."""
 

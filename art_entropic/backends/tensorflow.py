@@ -419,6 +419,14 @@ class TensorFlowBackend:
             )
         optimizer.learning_rate = value
 
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        return (self.learning_rate,)
+
+    @learning_rates.setter
+    def learning_rates(self, values: tuple[float, ...]) -> None:
+        (self.learning_rate,) = values
+
     def check_scheduler(self, scheduler: Any) -> None:
         if scheduler is not None and not callable(scheduler):
             raise TypeError(f"`scheduler` must be a callable epoch -> learning rate, got {type(scheduler).__name__}")

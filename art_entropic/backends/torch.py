@@ -314,7 +314,15 @@ class TorchBackend:
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
-        for group in self._optimizer.param_groups:
+        self.learning_rates = (value,) * len(self._optimizer.param_groups)
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        return tuple(float(group["lr"]) for group in self._optimizer.param_groups)
+
+    @learning_rates.setter
+    def learning_rates(self, values: tuple[float, ...]) -> None:
+        for group, value in zip(self._optimizer.param_groups, values, strict=True):
             group["lr"] = value
 
     def check_scheduler(self, scheduler: Any) -> None:

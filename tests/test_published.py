@@ -1,0 +1,56 @@
+"""What is published is what the records say: pages and plans against results/."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from art_entropic.benchmark import plan_jobs, read_plan, settings_of
+from art_entropic.records import EvaluationRecord, TrainingRecord, read_records
+
+ROOT = Path(__file__).parent.parent
+PLANS = sorted((ROOT / "benchmarks" / "plans").glob("*.toml"))
+
+
+@pytest.fixture(scope="module")
+def tables():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_pages_are_made_from_the_records(tables):
+    found = tables.load()
+    assert (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8") == tables.benchmarks(found)
+    assert tables.headline(found) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_plan_has_its_place_on_the_page(tables):
+    assert {plan.stem for plan in PLANS} == {*tables.COMPARISONS, tables.CLAIM, *tables.ABLATIONS}
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda path: path.stem)
+def test_published_records_are_those_of_their_plan(plan):
+    records = list(read_records(ROOT / "results" / f"{plan.stem}.jsonl"))
+    settings = settings_of(read_plan(plan))
+    evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
+    trained = {record.key for record in records if isinstance(record, TrainingRecord) and record.status == "done"}
+    assert {record.training_key for record in evaluations} == trained
+    for record in records:
+        assert (record.problem, record.network, record.eps) == (settings.problem.name, settings.network, settings.eps)
+        assert record.seed in settings.seeds and record.framework in settings.frameworks
+    for record in evaluations:
+        assert record.battery == settings.battery and record.clean.n == settings.n_examples
+        broken = sum(attack.broken for attack in record.attacks)
+        assert record.robust.correct == record.clean.correct - broken
+        assert record.certified is None or record.certified.correct <= record.robust.correct
+    if records:
+        jobs = plan_jobs(settings, records[0].provenance.data_sha256)
+        planned = {(job.framework, job.seed, job.defence, job.variant.name if job.variant else "") for job in jobs}
+        assert {(record.framework, record.seed, record.defence, record.variant) for record in records} <= planned
+    for record in records:
+        assert record.n_train_limit == settings.n_train
+        if isinstance(record, TrainingRecord):
+            assert record.nb_epochs == settings.epochs_of(record.defence)
+            assert record.settings["learning_rate"] == settings.problem.learning_rate
