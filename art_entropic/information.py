@@ -274,6 +274,8 @@ class Measure:
     ramp: float
     passes: tuple[int, int]  # forward and backward passes of a batch through the network in one step
     eps_factor: float = 1.0  # retrains with this times eps
+    pure: float = 0.0  # share of the retraining that begins the ramp in the pure form
+    pure_beta: float = 0.0  # beta at its end
     signed: bool = False  # beta may be negative too: more information is a wish that makes sense
 
 
@@ -288,6 +290,8 @@ MEASURES: dict[str, Measure] = {
         resolution=1.0,
         ramp=0.6,
         passes=(3, 3),  # value, centre and radius
+        pure=0.3,
+        pure_beta=0.3,
     ),
     "channel": Measure(
         "first-order channel into the decision",

@@ -36,6 +36,8 @@ class Wishes:
     eps_factor: float | None = None
     warmup: float = 0.0
     ramp: float | None = None
+    pure: float | None = None
+    pure_beta: float | None = None
 
     def settle(self, measure: str) -> tuple[Schedule, EntropicObjective]:
         """Schedule and objective for a measure.
@@ -45,12 +47,16 @@ class Wishes:
         """
         row = MEASURES[choice("measure", measure, MEASURES)]
         eps = check_eps(self.eps, self.clip_values)
+        ramp = row.ramp if self.ramp is None else self.ramp
         schedule = Schedule(
             eps=self._scaled(eps, row.eps_factor),
             k=row.k if self.k is None else _weight_of_worst_case(self.k, measure),
             beta=row.beta if self.beta is None else _weight_of_information(self.beta, measure),
             warmup=self.warmup,
-            ramp=row.ramp if self.ramp is None else self.ramp,
+            ramp=ramp,
+            # A ramp that is shorter than the measure's own pure phase is all pure.
+            pure=min(row.pure, ramp) if self.pure is None else self.pure,
+            pure_beta=row.pure_beta if self.pure_beta is None else self.pure_beta,
         )
         resolution = row.resolution if self.resolution is None else self.resolution
         return schedule, EntropicObjective(measure, resolution, self.layers, self.relative)

@@ -190,7 +190,11 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         layers: those that the information is read from: "all", "dense" (fully connected), "logits", or names.
         eps_factor: retrains with eps times this; None takes the measure's own.
         warmup: share of the retraining before the ramp, with natural cross-entropy alone.
-        ramp: share of the retraining over which eps, k and beta grow to their full value; None takes the measure's own.
+        ramp: share of the retraining until eps, k and beta have their full value; None takes the measure's own.
+        pure: share of the retraining, at the beginning of the ramp, in the pure form: eps grows to its full value and beta to
+            `pure_beta`, k stays 0; over the rest of the ramp k grows and beta moves to its own value. 0 lets all three grow
+            together. None takes the measure's own.
+        pure_beta: beta at the end of the pure phase; None takes the measure's own.
         decay: share of the retraining, at its end, over which the learning rate falls linearly to 0. None takes half of it, or
             nothing where `fit` is given a scheduler or the optimizer follows a schedule of its own.
         verbose: progress bar on stderr.
@@ -213,6 +217,8 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         eps_factor: float | None = None,
         warmup: float = 0.0,
         ramp: float | None = None,
+        pure: float | None = None,
+        pure_beta: float | None = None,
         decay: float | None = None,
         verbose: bool = True,
     ) -> None:
@@ -220,7 +226,18 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         self._backend.check_trainable()
         super().__init__(classifier)
         self._wishes = Wishes(
-            eps, classifier.clip_values, beta, k, resolution, relative, _as_tuple(layers), eps_factor, warmup, ramp
+            eps,
+            classifier.clip_values,
+            beta,
+            k,
+            resolution,
+            relative,
+            _as_tuple(layers),
+            eps_factor,
+            warmup,
+            ramp,
+            pure,
+            pure_beta,
         )
         self._automatic = measure is None
         if measure is None:
@@ -590,7 +607,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
     def _choose(self, progress: _Progress, record: Epoch) -> None:
         """Keep the weights of the epoch with the lowest validation loss, once the schedule is at full strength."""
         history = progress.history
-        if record.validation is None or record.eps < self._schedule.eps:
+        if record.validation is None or not self._schedule.is_full(record.epoch / history.settings["nb_epochs"]):
             history.best_epoch = record.epoch if progress.best_weights is None else history.best_epoch
             return
         if record.validation["loss"] < progress.best_loss:

@@ -146,27 +146,43 @@ def measured(backend, batch, objective):
 
 def test_schedule_ramps_linearly_after_the_warmup():
     schedule = Schedule(eps=0.2, k=0.5, beta=1.0, warmup=0.25, ramp=0.5)
-    strengths = [schedule.strength(p) for p in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    np.testing.assert_allclose(strengths, [0.0, 0.0, 0.5, 1.0, 1.0])
+    np.testing.assert_allclose([schedule.at(p).eps for p in (0.0, 0.25, 0.5, 0.75, 1.0)], [0.0, 0.0, 0.1, 0.2, 0.2])
     np.testing.assert_allclose(schedule.at(0.5), (0.1, 0.25, 0.5))
     assert Schedule(eps=0.2, k=0.5, beta=1.0, ramp=0.0).at(0.0) == Controls(0.2, 0.5, 1.0)
 
 
-@given(warmup=st.floats(0, 1), ramp=st.floats(0, 1), one=st.floats(0, 1), two=st.floats(0, 1))
-def test_schedule_never_falls_and_ends_at_full_strength(warmup, ramp, one, two):
-    if warmup + ramp > 1:
-        with pytest.raises(ValueError, match="must not exceed 1"):
-            Schedule(1.0, 1.0, 1.0, warmup, ramp)
+def test_schedule_is_pure_first_where_it_is_asked_to_be():
+    schedule = Schedule(eps=0.2, k=0.5, beta=0.1, warmup=0.2, ramp=0.6, pure=0.4, pure_beta=1.0)
+    expected = {0.2: (0.0, 0.0, 0.0), 0.4: (0.1, 0.0, 0.5), 0.6: (0.2, 0.0, 1.0), 0.7: (0.2, 0.25, 0.55), 0.8: (0.2, 0.5, 0.1)}
+    for progress, controls in expected.items():
+        np.testing.assert_allclose(schedule.at(progress), controls, atol=1e-12)
+    assert not schedule.is_full(0.79) and schedule.is_full(0.8) and schedule.at(0.9) == schedule.full()
+
+
+share = st.floats(0, 1)
+
+
+@given(warmup=share, ramp=share, pure=share, one=share, two=share)
+def test_eps_and_k_never_fall_and_end_at_full_strength(warmup, ramp, pure, one, two):
+    if warmup + ramp > 1 or pure > ramp:
+        with pytest.raises(ValueError, match="must not exceed"):
+            Schedule(1.0, 1.0, 0.1, warmup, ramp, pure, 1.0)
         return
-    schedule = Schedule(1.0, 1.0, 1.0, warmup, ramp)
-    assert 0 <= schedule.strength(min(one, two)) <= schedule.strength(max(one, two)) <= 1
-    if warmup < 1:
-        assert schedule.strength(1.0) == pytest.approx(1.0)
+    schedule = Schedule(1.0, 1.0, 0.1, warmup, ramp, pure, 1.0)
+    early, late = schedule.at(min(one, two)), schedule.at(max(one, two))
+    assert 0 <= early.eps <= late.eps <= 1 and 0 <= early.k <= late.k <= 1 and 0 <= early.beta <= 1
+    assert schedule.at(1.0) == schedule.full() == Controls(1.0, 1.0, 0.1)
 
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [({"warmup": -0.1}, "`warmup`"), ({"ramp": 1.5}, "`ramp`"), ({"ramp": float("nan")}, "`ramp` must be finite")],
+    [
+        ({"warmup": -0.1}, "`warmup`"),
+        ({"ramp": 1.5}, "`ramp`"),
+        ({"ramp": float("nan")}, "`ramp` must be finite"),
+        ({"pure": 0.6}, "`pure` must not exceed `ramp`"),
+        ({"pure_beta": -1.0}, "`pure_beta` must not be negative"),
+    ],
 )
 def test_schedule_refuses_shares_outside_0_to_1(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -518,6 +518,12 @@ def test_ties_in_a_constant_background_do_not_hide_that_a_network_is_piecewise_l
 
 
 def test_smooth_networks_are_known_far_from_zero_too(framework, make_classifier, points):
+    """Where a step of 1e-5 would be lost to the rounding of x."""
     x, _ = points(framework)
-    backend = backend_for(make_classifier(framework, architecture=SILU, clip_values=None))
-    assert not piecewise_linear(backend, x + 100.0)
+    classifier = make_classifier(framework, architecture=(Flatten(), Dense(8, "silu"), Dense(3, None)), clip_values=None)
+    backend = backend_for(classifier)
+    state = backend.state()
+    kernel, bias = list(state)[:2]
+    state[bias] = -1000.0 * state[kernel].sum(axis=1 if framework == "pytorch" else 0)
+    backend.load_state(state)
+    assert not piecewise_linear(backend, x + 1000.0)
