@@ -244,7 +244,7 @@ def figure(tables: dict[str, Section]) -> None:
             if row.framework != section.frameworks[0] or row.variant or not row.robust or not row.seconds:
                 continue
             value, low, high = (100 * share for share in (row.robust.value, row.robust.low, row.robust.high))
-            axes.errorbar(row.seconds, value, yerr=[[value - low], [high - value]], color=shade(row), lw=0.8)
+            axes.errorbar(row.seconds, value, yerr=[[max(0.0, value - low)], [max(0.0, high - value)]], color=shade(row), lw=0.8)
             marker, size = ("*", 70) if row.ours else ("o", 36)
             handles[row.defence_title] = axes.scatter(row.seconds, value, s=size, color=shade(row), marker=marker)
         axes.set(title=f"{section.name or section.problem}, Linf {radius(section.eps)}", xlabel="training seconds")
