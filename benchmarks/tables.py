@@ -235,25 +235,31 @@ def _difference(row: Row, default: Row | None) -> str:
 def figure(tables: dict[str, Section]) -> None:
     """Robust accuracy against training seconds, one panel a comparison, every defence a point."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     panels = [tables[name] for name in PANELS if name in tables]
-    canvas = Figure(figsize=(3.4 * len(panels), 3.7), layout="constrained", facecolor="white")
+    canvas = Figure(figsize=(max(7.2, 3.4 * len(panels)), 4.0), layout="constrained", facecolor="white")
     handles: dict[str, object] = {}
     for axes, section in zip(canvas.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for row in section.rows:
             if row.framework != section.frameworks[0] or row.variant or not row.robust or not row.seconds:
                 continue
             value, low, high = (100 * share for share in (row.robust.value, row.robust.low, row.robust.high))
-            axes.errorbar(row.seconds, value, yerr=[[max(0.0, value - low)], [max(0.0, high - value)]], color=shade(row), lw=0.8)
+            # Where a bound is the value itself, rounding must not make the bar negative.
+            bars = [[max(0.0, value - low)], [max(0.0, high - value)]]
+            axes.errorbar(row.seconds, value, yerr=bars, color=shade(row), lw=0.8)
             marker, size = ("*", 70) if row.ours else ("o", 36)
             handles[row.defence_title] = axes.scatter(row.seconds, value, s=size, color=shade(row), marker=marker)
         axes.set(title=f"{section.name or section.problem}, Linf {radius(section.eps)}", xlabel="training seconds")
         axes.set(xscale="log", ylim=(-3, 103))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.2)
         axes.spines[["top", "right"]].set_visible(False)
         axes.title.set_fontsize(10)
     canvas.axes[0].set_ylabel("robust accuracy, %")
-    columns = min(len(handles), 5)
+    columns = min(len(handles), max(3, 2 * len(panels)))
     canvas.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
     FIGURE.parent.mkdir(exist_ok=True)
     canvas.savefig(FIGURE, dpi=110, metadata={"Software": None})
