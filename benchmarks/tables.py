@@ -11,12 +11,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from art_entropic.backends import FRAMEWORKS
+from art_entropic.benchmark import read_plan, settings_of
+from art_entropic.defences import DEFENCES
 from art_entropic.information import MEASURES
 from art_entropic.records import MeasurementRecord, Provenance, TrainingRecord, read_records
 from art_entropic.report import INK, NATURAL, Row, Section, busy_note, duration, percent, sections, summary
 
 ROOT = Path(__file__).parent.parent
-RESULTS, FIGURE = ROOT / "results", ROOT / "docs" / "results.png"
+RESULTS, PLANS, FIGURE = ROOT / "results", ROOT / "benchmarks" / "plans", ROOT / "docs" / "results.png"
 RIVAL = "madry_pgd"
 # In this order, each with what a reader should know before the numbers.
 COMPARISONS = {
@@ -316,6 +318,18 @@ def heading(section: Section) -> str:
     return f"{section.title}, Linf {radius(section.eps)}, {frameworks}"
 
 
+def unrun(name: str, section: Section) -> list[str]:
+    """What the plan asks for and no record holds yet, as a paragraph; none where all is there."""
+    settings = settings_of(read_plan(PLANS / f"{name}.toml"))
+    rows = {(row.defence, row.variant): row.defence_title for row in section.rows}
+    planned = [(defence, "") for defence in settings.defences]
+    planned += [(variant.defence, variant.name) for variant in settings.variants]
+    titles = [": ".join(filter(None, (DEFENCES[cell[0]].title, cell[1]))) for cell in planned if cell not in rows]
+    seeds = [str(seed) for seed in settings.seeds if seed not in section.seeds]
+    parts = [f"rows {', '.join(titles)}"] * bool(titles) + [f"seeds {', '.join(seeds)}"] * bool(seeds)
+    return [f"**Not run yet:** {'; '.join(parts)}."] if parts else []
+
+
 def benchmarks(tables: dict[str, Section]) -> str:
     """The whole of BENCHMARKS.md."""
     parts = [
@@ -326,14 +340,14 @@ def benchmarks(tables: dict[str, Section]) -> str:
     ]
     for name, told in COMPARISONS.items():
         if name in tables:
-            parts += [f"## {heading(tables[name])}", told, comparison(tables[name]), origin(name)]
+            parts += [f"## {heading(tables[name])}", told, comparison(tables[name]), *unrun(name, tables[name]), origin(name)]
     if CLAIM in tables:
         parts += [f"## {heading(tables[CLAIM])}", "Discussed in [docs/claim.md](docs/claim.md)."]
-        parts += [comparison(tables[CLAIM]), origin(CLAIM)]
+        parts += [comparison(tables[CLAIM]), *unrun(CLAIM, tables[CLAIM]), origin(CLAIM)]
     parts += ["## Ablation", "Changes from a measure's own settings, each from the same natural weights."]
     for name, told in ABLATIONS.items():
         if name in tables:
-            parts += [f"### {heading(tables[name])}", told, ablation(tables[name]), origin(name)]
+            parts += [f"### {heading(tables[name])}", told, ablation(tables[name]), *unrun(name, tables[name]), origin(name)]
     missing = [name for name in (*COMPARISONS, CLAIM, *ABLATIONS) if name not in tables]
     if missing:
         parts += ["## Not run yet", "There are plans but no records: " + ", ".join(f"`{name}`" for name in missing) + "."]
