@@ -29,7 +29,7 @@ from art_entropic import __version__
 from art_entropic._validate import check_eps, choice, positive_int
 from art_entropic.attacks import BATTERIES
 from art_entropic.backends import FRAMEWORKS, MissingFrameworkError, backend_for, framework_module, installed_frameworks
-from art_entropic.defences import DEFENCES, RIVALS, option_defaults
+from art_entropic.defences import DEFENCES, option_defaults
 from art_entropic.evaluation import CURVE_BATTERY, evaluate
 from art_entropic.information import MEASURES
 from art_entropic.objective import DECAY
@@ -442,10 +442,8 @@ def _training_key(settings: Settings, defence: str, variant: Variant | None, **f
 def _option_facts(defence: str, variant: Variant | None) -> dict[str, str]:
     """All that EntropicTrainer is told, and what it takes where it is told nothing: other defaults are another training."""
     row = DEFENCES[defence]
-    if defence in RIVALS:
-        return {name: repr(value) for name, value in RIVALS[defence].items()}
     if not row.ours:
-        return {}
+        return {name: repr(value) for name, value in row.constants.items()}
     options = {**option_defaults(), **row.options, **({} if variant is None else variant.options)}
     measure = options["measure"]
     read = MEASURES if measure is None else {measure: MEASURES[measure]}

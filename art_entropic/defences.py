@@ -22,8 +22,8 @@ import numpy as np
 from art_entropic._validate import check_eps, check_inputs, check_labels, choice, positive_int
 from art_entropic.attacks import numpy_seeded
 from art_entropic.backends import FRAMEWORKS, Array, backend_for, framework_module, framework_of
-from art_entropic.information import MEASURES
-from art_entropic.objective import DECAY, decayed
+from art_entropic.information import MEASURES, check_layer_names
+from art_entropic.objective import DECAY, falling_rate
 from art_entropic.records import Epoch, Setting
 
 PGD_STEPS = 7
@@ -35,6 +35,10 @@ TRADES_BETA_GREY, TRADES_BETA_COLOUR = 1.0, 6.0
 _LAST_EPOCH = "the held-out points are not looked at: the last epoch is kept"
 _RAMPED = "eps grows from almost 0 over the first half, as ours does; ART starts at full eps, from which it may not learn"
 _UNCOUNTED = "without the two forward passes a batch with which ART counts successful examples for its log"
+
+
+def pgd_step(eps: float) -> float:
+    return eps / 4
 
 
 class Passes(NamedTuple):
@@ -84,10 +88,6 @@ class Plan(NamedTuple):
     validation_data: tuple[Array, Array] | None
     options: Mapping[str, Any]
 
-    @property
-    def eps_step(self) -> float:
-        return self.eps / 4
-
 
 class Training(Protocol):
     """Trains the estimator on x (n, ...) and one-hot y (n, nb_classes), both float32."""
@@ -105,6 +105,7 @@ class Defence:
         ours: trained by EntropicTrainer.
         options: of ours, keyword arguments of EntropicTrainer.
         default: part of a comparison that names no defences.
+        constants: numbers of this module that determine what the training yields, part of the key of its records.
         revision: raised with every change of the code that changes what the training yields, so that old records are not taken
             for new ones.
     """
@@ -117,6 +118,7 @@ class Defence:
     ours: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     default: bool = False
+    constants: Mapping[str, float] = field(default_factory=dict)
     revision: int = 1
 
     def unavailable(self, framework: str) -> str | None:
@@ -198,11 +200,8 @@ class Defence:
         if fixed:
             raise ValueError(f"`options` must leave {', '.join(fixed)} to {self.title}, which sets it, got {options!r}")
         EntropicTrainer(estimator, eps, verbose=False, **{**self.options, **options})
-        layers = options.get("layers", "all")
-        known = () if isinstance(layers, str) else backend_for(estimator).layer_names()
-        unknown = [] if isinstance(layers, str) else [name for name in layers if name not in known]
-        if unknown:
-            raise ValueError(f"`layers` must be among the layers of the network, {', '.join(known)}; got {unknown[0]!r}")
+        if "layers" in options:
+            check_layer_names(options["layers"], backend_for(estimator).layer_names())
 
     def _all_passes(self, outcome: Outcome, n: int, plan: Plan) -> Passes:
         # An early stop leaves epochs out; a trainer without a history runs them all.
@@ -276,14 +275,13 @@ def _madry_pgd(estimator: Any, x: Array, y: Array, plan: Plan) -> Outcome:
             nb_epochs=plan.nb_epochs,
             batch_size=plan.batch_size,
             eps=plan.eps,
-            eps_step=plan.eps_step,
+            eps_step=pgd_step(plan.eps),
             max_iter=PGD_STEPS,
             num_random_init=1,
         )
         # ART's trainer leaves its attack at batches of 32, whatever the training's batch size.
         trainer.attack.set_params(batch_size=plan.batch_size)
-        course.radius = _radius_of(trainer.attack)
-        course.at(0.0)
+        course.begin(_radius_of(trainer.attack))
         with _art_bars("adversarial_trainer", plan.verbose), _uncounted(trainer.attack):
             trainer.fit(x, y)
     told = f"PGD with {PGD_STEPS} steps of eps/4, the paper's number for CIFAR-10 (40 steps on MNIST)"
@@ -295,8 +293,7 @@ def _fbf(estimator: Any, x: Array, y: Array, plan: Plan) -> Outcome:
 
     with _trainee(estimator, len(x), plan) as (twin, course):
         trainer = AdversarialTrainerFBFPyTorch(twin, eps=plan.eps)
-        course.radius = partial(setattr, trainer, "_eps")
-        course.at(0.0)
+        course.begin(partial(setattr, trainer, "_eps"))
         with _art_bars("adversarial_trainer_fbf_pytorch", plan.verbose):
             trainer.fit(x, y, batch_size=plan.batch_size, nb_epochs=plan.nb_epochs)
     return Outcome(
@@ -318,7 +315,7 @@ def _trades(estimator: Any, x: Array, y: Array, plan: Plan) -> Outcome:
         attack = ProjectedGradientDescent(
             twin,
             eps=plan.eps,
-            eps_step=plan.eps_step,
+            eps_step=pgd_step(plan.eps),
             max_iter=PGD_STEPS,
             num_random_init=1,
             batch_size=plan.batch_size,
@@ -327,8 +324,7 @@ def _trades(estimator: Any, x: Array, y: Array, plan: Plan) -> Outcome:
         colour = estimator.input_shape[0 if estimator.channels_first else -1] == 3
         beta = TRADES_BETA_COLOUR if colour else TRADES_BETA_GREY
         trainer = AdversarialTrainerTRADESPyTorch(twin, attack, beta=beta)
-        course.radius = _radius_of(attack)
-        course.at(0.0)
+        course.begin(_radius_of(attack))
         with _art_bars("adversarial_trainer_trades_pytorch", plan.verbose), _uncounted(attack):
             trainer.fit(x, y, batch_size=plan.batch_size, nb_epochs=plan.nb_epochs)
     return Outcome(
@@ -349,6 +345,10 @@ class _Course:
     eps: float
     radius: Callable[[float], Any] | None = None  # gives the trainer another radius
 
+    def begin(self, radius: Callable[[float], Any]) -> None:
+        self.radius = radius
+        self.at(0.0)
+
     def at(self, progress: float) -> None:
         """Set the radius of the points that the next step is made with.
 
@@ -359,28 +359,25 @@ class _Course:
 
 
 def _radius_of(attack: Any) -> Callable[[float], Any]:
-    return lambda eps: attack.set_params(eps=eps, eps_step=eps / 4)
+    return lambda eps: attack.set_params(eps=eps, eps_step=pgd_step(eps))
 
 
 @contextlib.contextmanager
 def _trainee(estimator: Any, n: int, plan: Plan) -> Iterator[tuple[Any, _Course]]:
     """The estimator as ART's trainers take it; its learning rate falls and its radius grows as those of EntropicTrainer do."""
-    module, backend = framework_module(framework_of(estimator)), backend_for(estimator)
-    twin, rates, course = module.for_art_trainers(estimator), backend.learning_rates, _Course(plan.eps)
+    module = framework_module(framework_of(estimator))
+    twin, course = module.for_art_trainers(estimator), _Course(plan.eps)
     steps, taken = plan.nb_epochs * math.ceil(n / plan.batch_size), itertools.count()
+    with falling_rate(backend_for(estimator), DECAY) as set_rates:
 
-    def before_step() -> None:
-        step = next(taken)
-        factor = decayed(step / steps, DECAY)
-        backend.learning_rates = tuple(rate * factor for rate in rates)
-        # This step's points are made already.
-        course.at((step + 1) / steps)
+        def before_step() -> None:
+            step = next(taken)
+            set_rates(step / steps)
+            # This step's points are made already.
+            course.at((step + 1) / steps)
 
-    with module.before_each_step(twin, before_step):
-        try:
+        with module.before_each_step(twin, before_step):
             yield twin, course
-        finally:
-            backend.learning_rates = rates
 
 
 def _art_bars(module: str, verbose: bool) -> contextlib.AbstractContextManager[None]:
@@ -412,19 +409,7 @@ def _absent(method: str, frameworks: Sequence[str] = ("tensorflow",)) -> dict[st
     return {name: f"ART 1.20.1 has no {method} for {FRAMEWORKS[name].title}" for name in frameworks}
 
 
-# Numbers above that determine what ART's trainers yield: part of the key of their records.
-RIVALS: dict[str, dict[str, float]] = {
-    "madry_pgd": {"steps": PGD_STEPS, "ramp": RAMP, "smallest": SMALLEST},
-    "fbf": {"ramp": RAMP, "smallest": SMALLEST},
-    "trades": {
-        "steps": PGD_STEPS,
-        "ramp": RAMP,
-        "smallest": SMALLEST,
-        "beta_grey": TRADES_BETA_GREY,
-        "beta_colour": TRADES_BETA_COLOUR,
-    },
-}
-
+_RAMP = {"ramp": RAMP, "smallest": SMALLEST}
 _SPERL = "inspired by Sperl & Böttinger 2020, arXiv 2008.03072"
 
 
@@ -441,9 +426,31 @@ DEFENCES: dict[str, Defence] = {
     "entropic_channel": _ours("Entropic, channel", measure="channel"),
     "entropic_activation": _ours("Entropic, activation (control)", measure="activation"),
     "entropic_coding": _ours("Entropic, coding", measure="coding"),
-    "madry_pgd": Defence("MadryPGD (ART)", _madry_pgd, {}, "Madry et al. 2018, arXiv 1706.06083", Passes(8, 8), default=True),
-    "fbf": Defence("FBF (ART)", _fbf, _absent("FBF"), "Wong et al. 2020, arXiv 2001.03994", Passes(2, 2), default=True),
+    "madry_pgd": Defence(
+        "MadryPGD (ART)",
+        _madry_pgd,
+        {},
+        "Madry et al. 2018, arXiv 1706.06083",
+        Passes(8, 8),
+        default=True,
+        constants={**_RAMP, "steps": PGD_STEPS},
+    ),
+    "fbf": Defence(
+        "FBF (ART)",
+        _fbf,
+        _absent("FBF"),
+        "Wong et al. 2020, arXiv 2001.03994",
+        Passes(2, 2),
+        default=True,
+        constants=_RAMP,
+    ),
     "trades": Defence(
-        "TRADES (ART)", _trades, _absent("TRADES"), "Zhang et al. 2019, arXiv 1901.08573", Passes(9, 9), default=True
+        "TRADES (ART)",
+        _trades,
+        _absent("TRADES"),
+        "Zhang et al. 2019, arXiv 1901.08573",
+        Passes(9, 9),
+        default=True,
+        constants={**_RAMP, "steps": PGD_STEPS, "beta_grey": TRADES_BETA_GREY, "beta_colour": TRADES_BETA_COLOUR},
     ),
 }

@@ -36,11 +36,19 @@ def choose_layers(layers: Sequence[_Layer], choice: Layers) -> tuple[_Layer, ...
         return tuple(layer for layer in layers if len(layer.shape) == 2)
     if choice == "logits":
         return tuple(layers[-1:])
-    known = [layer.name for layer in layers]
-    unknown = [name for name in choice if name not in known]
+    check_layer_names(choice, [layer.name for layer in layers])
+    return tuple(layer for layer in layers if layer.name in choice)
+
+
+def check_layer_names(choice: Layers, known: Sequence[str]) -> None:
+    """Refuse names that no layer of the network has; words of LAYER_CHOICES pass.
+
+    Raises:
+        ValueError: no layer has this name.
+    """
+    unknown = [] if isinstance(choice, str) else [name for name in choice if name not in known]
     if unknown:
         raise ValueError(f"`layers` must be among the layers of the network, {', '.join(map(repr, known))}; got {unknown[0]!r}")
-    return tuple(layer for layer in layers if layer.name in choice)
 
 
 def _units(layer: LayerInterval | LayerActivation) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from art_entropic._validate import choice, finite, non_negative
-from art_entropic.backends import Batch, Controls, Ops, Tensor, View
+from art_entropic.backends import Backend, Batch, Controls, Ops, Tensor, View
 from art_entropic.information import LAYER_CHOICES, MEASURES, Layers, ReadOut
 from art_entropic.intervals import certified
 
@@ -159,6 +161,27 @@ def _share(progress: float, start: float, length: float) -> float:
 
 
 DECAY = 0.5
+
+
+@contextlib.contextmanager
+def falling_rate(backend: Backend, decay: float) -> Iterator[Callable[[float], None]]:
+    """Gives a function that sets the learning rates for a progress in [0, 1]; afterwards they are what they were.
+
+    With a decay of 0 nothing is touched: the optimizer may follow a schedule of its own.
+    """
+    if not decay:
+        yield lambda progress: None
+        return
+    rates = backend.learning_rates
+
+    def set_rates(progress: float) -> None:
+        factor = decayed(progress, decay)
+        backend.learning_rates = tuple(rate * factor for rate in rates)
+
+    try:
+        yield set_rates
+    finally:
+        backend.learning_rates = rates
 
 
 def decayed(progress: float, decay: float) -> float:

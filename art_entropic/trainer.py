@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -20,7 +19,7 @@ from tqdm.auto import tqdm
 
 from art_entropic._validate import check_inputs, check_labels, check_logits, finite, non_negative, positive_int
 from art_entropic.backends import Array, Backend, Batch, Controls, Step, backend_for
-from art_entropic.objective import DECAY, decayed
+from art_entropic.objective import DECAY, falling_rate
 from art_entropic.recipes import AUTOMATIC, Wishes, measure_for
 from art_entropic.records import Epoch
 
@@ -494,22 +493,13 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         rates = list(self._backend.learning_rates) if options.decay else None
         fixed = {"nb_epochs": options.nb_epochs, "seed": options.seed, "decay": options.decay, "learning_rates": rates}
         progress = self._begin({**self._settings(), **fixed, **about_data}, options.seed)
-        with self._backend.training(options.seed), self._same_rate_afterwards(options):
+        with self._backend.training(options.seed), falling_rate(self._backend, options.decay) as set_rates:
             if progress.last.epoch:
                 self._backend.load_optimizer_state(progress.last.optimizer)
-            self._loop(progress, source, options)
+            self._loop(progress, source, options, set_rates)
         if progress.best_weights is not None:
             self._backend.load_state(progress.best_weights)
         return progress.history
-
-    @contextlib.contextmanager
-    def _same_rate_afterwards(self, options: _Options) -> Iterator[None]:
-        rates = self._backend.learning_rates
-        try:
-            yield
-        finally:
-            if options.decay:
-                self._backend.learning_rates = rates
 
     def _begin(self, plan: dict[str, Any], seed: int) -> _Progress:
         if self._resuming and self._progress is not None:
@@ -521,7 +511,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         self._progress = _Progress(History(seed=seed, settings=plan), plan, start)
         return self._progress
 
-    def _loop(self, progress: _Progress, source: _Source, options: _Options) -> None:
+    def _loop(self, progress: _Progress, source: _Source, options: _Options, set_rates: Callable[[float], None]) -> None:
         backend, history = self._backend, progress.history
         step = backend.training_step(self._objective)
         measure = backend.measuring_step(self._objective)
@@ -537,9 +527,9 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
                 began = time.perf_counter()
                 if callable(options.scheduler):
                     self._set_learning_rate(options.scheduler(epoch))
-                self._decay_rate(progress, epoch / options.nb_epochs, options)
+                set_rates(epoch / options.nb_epochs)
                 learning_rate = backend.learning_rate
-                terms = self._epoch(progress, source, step, epoch, options, bar)
+                terms = self._epoch(progress, source, step, epoch, options, bar, set_rates)
                 controls = self._schedule.at((epoch + 1) / options.nb_epochs)
                 shown = self._validate(measure, options)
                 if options.scheduler is not None and not callable(options.scheduler):
@@ -561,7 +551,14 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
                     break
 
     def _epoch(
-        self, progress: _Progress, source: _Source, step: Step, epoch: int, options: _Options, bar: Any
+        self,
+        progress: _Progress,
+        source: _Source,
+        step: Step,
+        epoch: int,
+        options: _Options,
+        bar: Any,
+        set_rates: Callable[[float], None],
     ) -> dict[str, float]:
         """One pass over the data; the mean of each term, weighted by the size of its batch."""
         rng = np.random.default_rng([options.seed, epoch, 1])
@@ -569,7 +566,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         for number, (x, labels) in enumerate(source.batches(epoch)):
             share = (epoch + number / source.steps) / options.nb_epochs
             controls = self._schedule.at(share)
-            self._decay_rate(progress, share, options)
+            set_rates(share)
             values = step(self._batch(x, labels, rng), controls)
             if not all(map(math.isfinite, values.values())):
                 self._backend.load_state(progress.last.weights)
@@ -580,11 +577,6 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             if number % 10 == 0:
                 bar.set_postfix(_postfix(epoch, options.nb_epochs, controls, means.values()), refresh=False)
         return means.values()
-
-    def _decay_rate(self, progress: _Progress, share: float, options: _Options) -> None:
-        if options.decay:
-            factor = decayed(share, options.decay)
-            self._backend.learning_rates = tuple(rate * factor for rate in progress.plan["learning_rates"])
 
     def _set_learning_rate(self, value: Any) -> None:
         # ART's TensorFlow convention is a callable that sets the rate itself and returns nothing.

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from art_entropic.backends import FRAMEWORKS
-from art_entropic.benchmark import read_plan, settings_of
+from art_entropic.benchmark import read_plan
 from art_entropic.defences import DEFENCES
 from art_entropic.information import MEASURES
 from art_entropic.records import MeasurementRecord, Provenance, TrainingRecord, read_records
@@ -320,12 +320,12 @@ def heading(section: Section) -> str:
 
 def unrun(name: str, section: Section) -> list[str]:
     """What the plan asks for and no record holds yet, as a paragraph; none where all is there."""
-    settings = settings_of(read_plan(PLANS / f"{name}.toml"))
+    plan = read_plan(PLANS / f"{name}.toml")
     rows = {(row.defence, row.variant): row.defence_title for row in section.rows}
-    planned = [(defence, "") for defence in settings.defences]
-    planned += [(variant.defence, variant.name) for variant in settings.variants]
+    planned = [(defence, "") for defence in plan.defences or ()]
+    planned += [(variant.defence, variant.name) for variant in plan.variants]
     titles = [": ".join(filter(None, (DEFENCES[cell[0]].title, cell[1]))) for cell in planned if cell not in rows]
-    seeds = [str(seed) for seed in settings.seeds if seed not in section.seeds]
+    seeds = [str(seed) for seed in plan.seeds if seed not in section.seeds]
     parts = [f"rows {', '.join(titles)}"] * bool(titles) + [f"seeds {', '.join(seeds)}"] * bool(seeds)
     return [f"**Not run yet:** {'; '.join(parts)}."] if parts else []
 

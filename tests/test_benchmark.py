@@ -100,7 +100,7 @@ class World:
 
         return SimpleNamespace(
             title=name.title(), train=train, unavailable=unavailable, check_options=check_options,
-            ours=row.ours, options=row.options, default=row.default, revision=row.revision,
+            ours=row.ours, options=row.options, default=row.default, constants=row.constants, revision=row.revision,
         )  # fmt: skip
 
     def evaluate(self, estimator: FakeEstimator, x: np.ndarray, y: np.ndarray, **options: Any) -> Any:

@@ -177,8 +177,7 @@ def test_every_defence_takes_its_steps_at_the_shared_falling_rate(framework, nam
         shares.append(progress)
         return 0.0
 
-    module = "art_entropic.trainer" if DEFENCES[name].ours else "art_entropic.defences"
-    monkeypatch.setattr(f"{module}.decayed", factor)
+    monkeypatch.setattr("art_entropic.objective.decayed", factor)
     start = backend_for(make_classifier(framework)).state()
     result = trained(framework, name, make_classifier(framework), points)
     for key, array in backend_for(result.estimator).state().items():
