@@ -66,12 +66,14 @@ class Variant:
         defence: a name of DEFENCES, of those that EntropicTrainer trains.
         options: keyword arguments of EntropicTrainer in place of the defence's own.
         start: "natural", or "random" for the initial weights of the seed.
+        nb_epochs: of the retraining; None takes the plan's.
     """
 
     name: str
     defence: str
     options: Mapping[str, Any] = field(default_factory=dict)
     start: str = NATURAL
+    nb_epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,9 @@ class Settings:
             f"--n-examples {self.n_examples} {n_train}--epochs {self.nb_epochs} --epochs-natural {self.nb_epochs_natural}"
         )
 
-    def epochs_of(self, defence: str) -> int:
+    def epochs_of(self, defence: str, variant: Variant | None = None) -> int:
+        if variant is not None and variant.nb_epochs is not None:
+            return variant.nb_epochs
         return self.nb_epochs_natural if defence == NATURAL else self.nb_epochs
 
 
@@ -218,6 +222,8 @@ def _check_names(plan: BenchmarkPlan) -> None:
         where = f"variants[{number}]"
         choice(f"{where}.defence", variant.defence, ours)
         choice(f"{where}.start", variant.start, STARTS)
+        if variant.nb_epochs is not None:
+            positive_int(f"{where}.nb_epochs", variant.nb_epochs)
         if not variant.name.strip():
             raise ValueError(f"`{where}.name` must not be empty, got {variant.name!r}")
         if (variant.defence, variant.name) in {(other.defence, other.name) for other in plan.variants[:number]}:
@@ -292,6 +298,7 @@ _VARIANT_KEYS: dict[str, tuple[Any, str]] = {
     "defence": (str, "the name of one of our defences"),
     "options": (dict[str, Any], "a table of keyword arguments of EntropicTrainer"),
     "start": (str, f"one of {', '.join(map(repr, STARTS))}"),
+    "nb_epochs": (int, "a whole number"),
 }
 
 
@@ -429,7 +436,7 @@ def _training_key(settings: Settings, defence: str, variant: Variant | None, **f
         variant=None if variant is None else variant.name,
         options=_option_facts(defence, variant),
         eps=settings.eps,
-        nb_epochs=settings.epochs_of(defence),
+        nb_epochs=settings.epochs_of(defence, variant),
         batch_size=problem.batch_size,
         learning_rate=problem.learning_rate,
         decay=DECAY,
@@ -759,7 +766,7 @@ class _Runner:
                 x[kept],
                 y[kept],
                 eps=self.settings.eps,
-                nb_epochs=self.settings.epochs_of(job.defence),
+                nb_epochs=self.settings.epochs_of(job.defence, job.variant),
                 batch_size=problem.batch_size,
                 seed=job.seed,
                 learning_rate=problem.learning_rate,
@@ -876,7 +883,7 @@ class _Runner:
         return TrainingRecord(
             key=job.training_key,
             status=status,
-            nb_epochs=self.settings.epochs_of(job.defence),
+            nb_epochs=self.settings.epochs_of(job.defence, job.variant),
             batch_size=self.settings.problem.batch_size,
             seconds=spent.seconds,
             settings=_titled(settings, self.settings.title),

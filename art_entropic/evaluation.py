@@ -27,7 +27,7 @@ class Evaluation:
         clean_correct: bool (n,), right without an attack.
         survived: bool (n,), right without an attack and under each attack of the battery.
         broken_by: for each attack by name, bool (n,), the points that fell to it. An attack sees only points that the
-            attacks before it left standing.
+            attacks before it left standing; those with a certificate meet the first attack alone, as a check of the proof.
         certified_points: bool (n,), no perturbation of the ball can change the prediction; None without a certificate.
         clean, robust, certified: the shares, with Wilson 95 % intervals.
         certified_reason: why there is no certificate.
@@ -109,7 +109,7 @@ def evaluate(
     clean_correct = clean_predictions == y
     with _Progress(len(names) + len(BATTERIES[CURVE_BATTERY]) * sum(r > 0 for r in radii), verbose) as progress:
         certified_points, reason = _certify(classifier, x, y, ball)
-        run = _Cascade(target, x, y, clean_correct, seed)
+        run = _Cascade(target, x, y, clean_correct, seed, certified_points)
         outcomes = [run.attack(name, ball, progress) for name in names]
         if all(outcome.error for outcome in outcomes):
             told = "; ".join(f"{outcome.attack}: {outcome.error}" for outcome in outcomes)
@@ -137,11 +137,16 @@ def evaluate(
 
 
 class _Cascade:
-    """Attacks one after another; each sees only what the ones before left standing."""
+    """Attacks one after another; each sees only what the ones before left standing.
 
-    def __init__(self, target: Target, x: Array, y: Array, standing: Array, seed: int) -> None:
+    Certified points are attacked once: no attack can break them, and one is enough to expose a wrong certificate.
+    """
+
+    def __init__(self, target: Target, x: Array, y: Array, standing: Array, seed: int, certified: Array | None = None) -> None:
         self.target, self.x, self.y, self.seed = target, x, y, seed
         self.standing = standing.copy()
+        self.certified = np.zeros(len(x), dtype=bool) if certified is None else certified
+        self.certified_were_attacked = False
         self.broken = np.zeros(len(x), dtype=bool)
         self.broken_by: dict[str, Array] = {}
         self.x_adv = x.copy()
@@ -151,7 +156,7 @@ class _Cascade:
         _, remark = attack.loss_for(int(self.target.classifier.nb_classes))
         title = f"{attack.title} ({remark})" if remark else attack.title
         progress.show(f"{attack.title} at {ball.eps:g}")
-        index = np.flatnonzero(self.standing)
+        index = np.flatnonzero(self.standing & ~self.certified if self.certified_were_attacked else self.standing)
         started = time.perf_counter()
         error = None
         fell = np.zeros(len(index), dtype=bool)
@@ -159,6 +164,7 @@ class _Cascade:
             try:
                 fell, candidates = attack_points(name, self.target, self.x[index], self.y[index], ball, self.seed)
                 self.x_adv[index[fell]] = candidates[fell]
+                self.certified_were_attacked = True
             except Exception as problem:  # recorded: one attack that cannot run must not hide what the others find
                 error = f"{type(problem).__name__}: {problem}"
         self.standing[index[fell]] = False

@@ -65,7 +65,10 @@ class Epoch(Record, frozen=True, kw_only=True):
 
 
 class AttackOutcome(Record, frozen=True, kw_only=True):
-    """One attack of a battery. `attacked` points were still standing when it began, `broken` of them fell to it."""
+    """One attack of a battery. `attacked` points were still standing when it began, `broken` of them fell to it.
+
+    Behind the first attack of a battery, points with a certificate are not attacked.
+    """
 
     attack: str
     attacked: int

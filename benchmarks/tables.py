@@ -25,6 +25,7 @@ COMPARISONS = {
     "mnist-0.3": "MNIST at the large radius.",
     "mnist-0.2": "MNIST at the middle radius.",
     "mnist-0.1": "MNIST at the small radius.",
+    "mnist-0.1-silu": "MNIST at the small radius with a smooth network, where `EntropicTrainer` chooses `channel`.",
     "mnist-0.3-large": "A larger network at the large radius.",
     "mnist-0.3-tensorflow": "The same comparison on TensorFlow, from the same initial weights, in the same order of the data.",
     "cifar10-8-255": "Colour images at the usual radius, a small network and few images: what two cores can train.",
@@ -109,10 +110,17 @@ def epochs(section: Section) -> str:
     """How long natural training and the defences trained, from their records."""
     trained = [row.training for row in section.rows if row.training is not None and row.training.status == "done"]
     natural = {training.nb_epochs for training in trained if training.defence == NATURAL}
-    others = {training.nb_epochs for training in trained if training.defence != NATURAL}
+    others = {training.nb_epochs for training in trained if training.defence != NATURAL and not training.variant}
     if len(natural) != 1 or len(others) != 1:
         raise ValueError(f"the rows must share their epochs, got {sorted(natural)} and {sorted(others)}")
-    return f"{natural.pop()} epochs of natural training, then {others.pop()} of each defence."
+    usual = others.pop()
+    told = [
+        f"{row.defence_title}: {row.training.nb_epochs}"
+        for row in section.rows
+        if row.training is not None and row.variant and row.training.nb_epochs != usual
+    ]
+    exceptions = f" ({'; '.join(told)})" if told else ""
+    return f"{natural.pop()} epochs of natural training, then {usual} of each defence{exceptions}."
 
 
 def chosen(section: Section) -> str:

@@ -337,6 +337,7 @@ def test_failed_save_leaves_no_file(tmp_path: Path) -> None:
         ({"variants": (Variant("a", "fbf"),)}, "`variants[0].defence` must be one of 'entropic', 'entropic_interval'"),
         ({"variants": (Variant(" ", "entropic"),)}, "`variants[0].name` must not be empty, got ' '"),
         ({"variants": (Variant("a", "entropic"), Variant("a", "entropic"))}, "`variants[1].name` must be one that no other"),
+        ({"variants": (Variant("a", "entropic", nb_epochs=0),)}, "`variants[0].nb_epochs` must be at least 1, got 0"),
         ({"variants": (Variant("a", "entropic", start="warm"),)}, "`variants[0].start` must be one of 'natural', 'random'"),
         (
             {"variants": (Variant("a", "entropic", {"beta": "much"}),)},
@@ -392,22 +393,22 @@ ABLATION = dataclasses.replace(
     defences=("entropic",),
     variants=(
         Variant("no information", "entropic", {"beta": 0.0, "layers": ["a", "b"]}),
-        Variant("from scratch", "entropic_channel", start="random"),
+        Variant("from scratch", "entropic_channel", start="random", nb_epochs=9),
     ),
 )
 
 
 def test_variants_are_rows_with_options_and_starts_of_their_own(world: World, tmp_path: Path) -> None:
     records = run(tmp_path, dataclasses.replace(ABLATION, seeds=(3,)))
-    assert [(name, start, told["options"]) for name, _, start, told in world.trained] == [
-        ("natural", ["init-3"], {}),
-        ("entropic", ["init-3", "natural"], {}),
-        ("entropic", ["init-3", "natural"], {"beta": 0.0, "layers": ["a", "b"]}),
-        ("entropic_channel", ["init-3"], {}),
+    assert [(name, start, told["options"], told["nb_epochs"]) for name, _, start, told in world.trained] == [
+        ("natural", ["init-3"], {}, 2),
+        ("entropic", ["init-3", "natural"], {}, 3),
+        ("entropic", ["init-3", "natural"], {"beta": 0.0, "layers": ["a", "b"]}, 3),
+        ("entropic_channel", ["init-3"], {}, 9),
     ]
     trainings = [record for record in records if isinstance(record, TrainingRecord)]
-    assert [(t.defence, t.variant) for t in trainings][2:] == [
-        ("entropic", "no information"), ("entropic_channel", "from scratch"),
+    assert [(t.defence, t.variant, t.nb_epochs) for t in trainings][2:] == [
+        ("entropic", "no information", 3), ("entropic_channel", "from scratch", 9),
     ]  # fmt: skip
     wanted = {"start": "natural", "option.beta": 0.0, "option.layers": '["a", "b"]', "trainer.measure": "chosen"}
     assert wanted.items() <= trainings[2].settings.items()
@@ -419,7 +420,7 @@ def test_variants_are_rows_with_options_and_starts_of_their_own(world: World, tm
 def test_all_that_makes_a_variant_is_part_of_its_key(world: World, tmp_path: Path) -> None:
     changes = [
         {"options": {"beta": 0.0}}, {"options": {"beta": 0.1}}, {"start": "random"}, {"defence": "entropic_channel"},
-        {"name": "other"},
+        {"name": "other"}, {"nb_epochs": 4},
     ]  # fmt: skip
     variants = [Variant(**{"name": "one", "defence": "entropic", **change}) for change in changes]
     plans = [dataclasses.replace(ABLATION, variants=(variant,)) for variant in variants]
@@ -596,6 +597,7 @@ options = { beta = 0.0, layers = "dense" }
 name = "from scratch"
 defence = "entropic_channel"
 start = "random"
+nb_epochs = 5
 """
 
 
@@ -610,7 +612,7 @@ def test_a_plan_file_says_all_that_a_plan_can(tmp_path: Path, monkeypatch: pytes
         eps=8 / 255, seeds=(0, 4), n_examples=7, n_train=100, nb_epochs=2, nb_epochs_natural=1, title="A table",
         variants=(
             Variant("no information", "entropic_interval", {"beta": 0.0, "layers": "dense"}),
-            Variant("from scratch", "entropic_channel", start="random"),
+            Variant("from scratch", "entropic_channel", start="random", nb_epochs=5),
         ),
         source="plans/table one.toml",
     )  # fmt: skip

@@ -83,6 +83,18 @@ def test_a_broken_certificate_is_a_contradiction(framework, make_classifier, bri
         evaluate(make_classifier(framework), flat(framework, [0.9, 0.45]), [0, 0], eps=0.2, battery="planted", verbose=False)
 
 
+def test_certified_points_meet_the_first_attack_that_runs_and_no_other(
+    framework, make_classifier, bright, battery, monkeypatch
+):
+    battery(Failing(), Shift(0.0, 4), Shift(0.1, 4))
+    certified = np.array([True, True, False, False])
+    monkeypatch.setattr(evaluation, "certify", lambda classifier, x, y, eps: certified)
+    x = flat(framework, [0.1, 0.2, 0.45, 0.2])
+    result = evaluate(make_classifier(framework), x, [0] * 4, eps=0.2, battery="planted", verbose=False)
+    assert [(outcome.attacked, outcome.broken) for outcome in result.attacks] == [(4, 0), (4, 0), (2, 1)]
+    np.testing.assert_array_equal(result.survived, [1, 1, 0, 1])
+
+
 def test_no_interval_rule_means_no_certificate(framework, make_classifier, bright, battery, monkeypatch):
     def certify(*_):
         raise NoIntervalRuleError("top", "Wavelet")

@@ -49,8 +49,10 @@ def test_published_records_are_those_of_their_plan(plan):
         jobs = plan_jobs(settings, records[0].provenance.data_sha256)
         planned = {(job.framework, job.seed, job.defence, job.variant.name if job.variant else "") for job in jobs}
         assert {(record.framework, record.seed, record.defence, record.variant) for record in records} <= planned
+    variants = {(variant.defence, variant.name): variant for variant in settings.variants}
     for record in records:
         assert record.n_train_limit == settings.n_train
         if isinstance(record, TrainingRecord):
-            assert record.nb_epochs == settings.epochs_of(record.defence)
+            variant = variants.get((record.defence, record.variant))
+            assert record.nb_epochs == settings.epochs_of(record.defence, variant)
             assert record.settings["learning_rate"] == settings.problem.learning_rate
