@@ -38,7 +38,7 @@ ABLATIONS = {
     "ablation-silu": "The same with SiLU in place of ReLU.",
     "ablation-batchnorm": "The same with BatchNorm after each convolution.",
     "ablation-channel": "The first-order measure where it is at home, SiLU and Linf 0.1.",
-    "ablation-channel-relu": "The first-order measure on a ReLU network, Linf 0.1.",
+    "ablation-channel-relu": "Both measures on a ReLU network, Linf 0.1.",
     "ablation-cifar10-relu": "Both measures on colour images with ReLU in place of SiLU.",
 }
 PANELS = ("mnist-0.3", "mnist-0.1", "cifar10-8-255", "digits")
