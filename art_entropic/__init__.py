@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from art_entropic.evaluation import Evaluation, evaluate
     from art_entropic.information import MEASURES
     from art_entropic.problems import PROBLEMS
+    from art_entropic.recipes import smooth_activations
     from art_entropic.report import write_report
     from art_entropic.trainer import EntropicTrainer, History, TrainingDivergedError
 
@@ -38,13 +39,14 @@ _HOMES = {
     "TrainingDivergedError": "trainer",
     "evaluate": "evaluation",
     "run_benchmark": "benchmark",
+    "smooth_activations": "recipes",
     "write_report": "report",
 }
 
 __all__ = [
     "ATTACKS", "BATTERIES", "DEFENCES", "MEASURES", "PROBLEMS", "BenchmarkPlan", "EntropicTrainer", "Evaluation",
     "History", "MissingFrameworkError", "NoIntervalRuleError", "TrainingDivergedError", "__version__", "certify", "evaluate",
-    "run_benchmark", "write_report",
+    "run_benchmark", "smooth_activations", "write_report",
 ]  # fmt: skip
 
 

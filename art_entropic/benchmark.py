@@ -193,6 +193,7 @@ def settings_of(plan: BenchmarkPlan) -> Settings:
             title=plan.title,
             source=plan.source,
         )
+        _check_defences(settings)
         _check_variants(settings)
     return settings
 
@@ -230,11 +231,27 @@ def _check_names(plan: BenchmarkPlan) -> None:
             raise ValueError(f"`{where}.name` must be one that no other variant of its defence has, got {variant.name!r}")
 
 
+def _check_defences(settings: Settings) -> None:
+    """Whether those that change the network can change this one."""
+    for name in {*settings.defences, *(variant.defence for variant in settings.variants)}:
+        if DEFENCES[name].adapt is None:
+            continue
+        for framework in settings.frameworks:
+            try:
+                DEFENCES[name].adapt_network(_network(settings, framework))
+            except ValueError as error:
+                raise ValueError(f"`defences`, {name!r} on the network {settings.network!r}: {error}") from error
+
+
+def _network(settings: Settings, framework: str) -> Any:
+    return build_classifier(settings.problem, framework, settings.seeds[0], settings.network)
+
+
 def _check_variants(settings: Settings) -> None:
     """Every option, name and value, as EntropicTrainer will judge it: a mistake must not show after hours of training."""
     for variant in settings.variants:
         for framework in settings.frameworks:
-            estimator = build_classifier(settings.problem, framework, settings.seeds[0], settings.network)
+            estimator = _network(settings, framework)
             try:
                 DEFENCES[variant.defence].check_options(estimator, settings.eps, variant.options)
             except (ValueError, TypeError) as error:
@@ -826,6 +843,7 @@ class _Runner:
     def _evaluate(self, job: Job, training: TrainingRecord) -> EvaluationRecord:
         # From the file, not from memory: an interrupted and an uninterrupted run attack the same bits.
         estimator = self._build(job)
+        DEFENCES[job.defence].adapt_network(estimator)
         backend_for(estimator).load_weights(self.store.home / str(training.weights))
         n = self.settings.n_examples
         result = evaluate(

@@ -24,6 +24,7 @@ from art_entropic.attacks import numpy_seeded
 from art_entropic.backends import FRAMEWORKS, Array, backend_for, framework_module, framework_of
 from art_entropic.information import MEASURES, check_layer_names
 from art_entropic.objective import DECAY, falling_rate
+from art_entropic.recipes import smooth_activations
 from art_entropic.records import Epoch, Setting
 
 PGD_STEPS = 7
@@ -104,6 +105,7 @@ class Defence:
         passes: per batch; None for ours, where the measure decides.
         ours: trained by EntropicTrainer.
         options: of ours, keyword arguments of EntropicTrainer.
+        adapt: changes the network in place before the training; whoever loads the trained weights does the same first.
         default: part of a comparison that names no defences.
         constants: numbers of this module that determine what the training yields, part of the key of its records.
         revision: raised with every change of the code that changes what the training yields, so that old records are not taken
@@ -117,6 +119,7 @@ class Defence:
     passes: Passes | None = None
     ours: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    adapt: Callable[[Any], Any] | None = None
     default: bool = False
     constants: Mapping[str, float] = field(default_factory=dict)
     revision: int = 1
@@ -124,6 +127,15 @@ class Defence:
     def unavailable(self, framework: str) -> str | None:
         """Why the defence cannot run on a framework, None where it can."""
         return self.obstacles.get(framework)
+
+    def adapt_network(self, estimator: Any) -> None:
+        """Change the network of a fresh estimator to the one that the defence trains; most leave it as it is.
+
+        Raises:
+            ValueError: the network is not one that can be changed so.
+        """
+        if self.adapt is not None:
+            self.adapt(estimator)
 
     def train(
         self,
@@ -140,7 +152,7 @@ class Defence:
         validation_data: tuple[Any, Any] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Trained:
-        """Train from the estimator's present weights, with its optimizer.
+        """Train from the estimator's present weights, with its optimizer, the network that `adapt_network` makes of it.
 
         Args:
             estimator: an ART classifier of a supported framework, returning logits.
@@ -170,6 +182,7 @@ class Defence:
         x, y = _checked(estimator, x, y)
         backend = backend_for(estimator)
         backend.check_trainable()
+        self.adapt_network(estimator)
         backend.learning_rate = learning_rate
         with numpy_seeded(seed), backend.training(seed):
             outcome = self.run(estimator, x, y, plan)
@@ -413,14 +426,15 @@ _RAMP = {"ramp": RAMP, "smallest": SMALLEST}
 _SPERL = "inspired by Sperl & Böttinger 2020, arXiv 2008.03072"
 
 
-def _ours(title: str, *, default: bool = False, **options: Any) -> Defence:
-    return Defence(title, _entropic, {}, _SPERL, ours=True, options=options, default=default)
+def _ours(title: str, *, default: bool = False, adapt: Callable[[Any], Any] | None = None, **options: Any) -> Defence:
+    return Defence(title, _entropic, {}, _SPERL, ours=True, options=options, adapt=adapt, default=default)
 
 
 DEFENCES: dict[str, Defence] = {
     "natural": Defence("Natural", _natural, {}, "empirical risk minimisation", Passes(1, 1), default=True),
     "uniform_noise": Defence("Uniform noise", _uniform_noise, {}, "data augmentation baseline", Passes(1, 1)),
     "entropic": _ours("Entropic", default=True),
+    "entropic_smooth": _ours("Entropic, SiLU for ReLU", adapt=smooth_activations),
     "entropic_interval": _ours("Entropic, interval", measure="interval"),
     "entropic_pure": _ours("Entropic, pure (k = 0)", measure="interval", k=0.0, beta=1.0),
     "entropic_channel": _ours("Entropic, channel", measure="channel"),

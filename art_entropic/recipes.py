@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from art_entropic._validate import check_eps, choice, finite, non_negative
-from art_entropic.backends import Array, Backend, NoIntervalRuleError
+from art_entropic.backends import Array, Backend, NoIntervalRuleError, backend_for
 from art_entropic.information import MEASURES, Layers
 from art_entropic.objective import EntropicObjective, Schedule
 
@@ -135,6 +135,33 @@ def piecewise_linear(backend: Backend, x: Array) -> bool:
     # Inputs that the network does not look at say nothing.
     used = (here != 0) | (there != 0)
     return bool(np.mean(here == there, where=used) > _EQUAL_SHARE) if used.any() else True
+
+
+def smooth_activations(classifier: Any) -> tuple[str, ...]:
+    """Give a trained network its smooth twin: SiLU in place of each ReLU, in place, with the weights that it has.
+
+    What it predicts changes, so a retraining must follow; it may be a short one. `channel`, the measure for small radii, looks
+    at gradients, which tell more of a smooth network. The weights' file stays the same and does not tell: make the same
+    change before you load them into a network with ReLU.
+
+    Args:
+        classifier: ART PyTorchClassifier (modules nn.ReLU are replaced), TensorFlowV2Classifier or KerasClassifier (the
+            argument `activation` of layers and keras.layers.Activation). What applies ReLU in code of its own, as
+            `torch.relu` in a forward method does, is not found, and what you compiled around the network keeps the old one.
+    Returns:
+        Names of the layers that were changed.
+    Raises:
+        TypeError: not an estimator of a supported kind.
+        ValueError: there is no ReLU that could be replaced, or a keras.layers.ReLU, which cannot be; nothing has been changed
+            then.
+    """
+    changed = backend_for(classifier).replace_activations("relu", "silu")
+    if not changed:
+        raise ValueError(
+            "`classifier` must have layers with ReLU to get smooth ones, got none; a ReLU that a forward method calls must be "
+            "changed there"
+        )
+    return changed
 
 
 def _range(backend: Backend, x: Array) -> float:

@@ -57,7 +57,19 @@ GALLERY_COLUMNS = 8
 
 # Okabe & Ito 2008, "Color Universal Design", without yellow and black, which vanish on white and on dark paper; then four
 # of middle lightness for long tables.
-PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999933", "#8B7BC7", "#9C6B4A", "#7F8C8D")
+PALETTE = (
+    "#D55E00",
+    "#0072B2",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#E69F00",
+    "#999933",
+    "#8B7BC7",
+    "#9C6B4A",
+    "#7F8C8D",
+    "#3FA7A0",
+)
 INK = "#010203"  # stands for the page's own text colour in a figure, see `_inline_svg`
 STROKES = (("-", "o"), ("--", "s"), (":", "^"))  # line and marker of a framework, in the order of FRAMEWORKS
 

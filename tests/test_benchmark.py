@@ -31,7 +31,7 @@ class FakeEstimator:
     """Its weights are the list of what has happened to it."""
 
     def __init__(self, framework: str, seed: int) -> None:
-        self.framework, self.weights = framework, [f"init-{seed}"]
+        self.framework, self.weights, self.adapted = framework, [f"init-{seed}"], False
 
 
 class FakeBackend:
@@ -61,6 +61,7 @@ class World:
         self.data = Data(x[:N_TRAIN], y[:N_TRAIN], x[N_TRAIN:], y[N_TRAIN:], "feed", "nowhere", "Noise")
         self.trained: list[tuple[str, str, list[str], dict[str, Any]]] = []
         self.evaluated: list[tuple[list[str], np.ndarray, dict[str, Any]]] = []
+        self.adapted: list[bool] = []
         self.networks: list[Any] = []
         self.n_pictures = 0
         self.failure: dict[str, BaseException] = {}
@@ -94,6 +95,9 @@ class World:
         def unavailable(framework: str) -> str | None:
             return f"no {name} here" if (name, framework) == ("trades", "tensorflow") else None
 
+        def adapt_network(estimator: FakeEstimator) -> None:
+            estimator.adapted = row.adapt is not None
+
         def check_options(estimator: FakeEstimator, eps: float, options: dict[str, Any]) -> None:
             if options.get("beta") == "much":
                 raise TypeError("`beta` must be a number, got 'much'")
@@ -101,10 +105,12 @@ class World:
         return SimpleNamespace(
             title=name.title(), train=train, unavailable=unavailable, check_options=check_options,
             ours=row.ours, options=row.options, default=row.default, constants=row.constants, revision=row.revision,
+            adapt=row.adapt, adapt_network=adapt_network,
         )  # fmt: skip
 
     def evaluate(self, estimator: FakeEstimator, x: np.ndarray, y: np.ndarray, **options: Any) -> Any:
         self.evaluated.append((list(estimator.weights), x, options))
+        self.adapted.append(estimator.adapted)
         if "evaluate" in self.failure:
             raise self.failure["evaluate"]
         share = Accuracy(correct=5, n=len(x), low=0.1, high=0.5)
@@ -154,6 +160,18 @@ def test_all_defences_see_the_same_points_and_hold_out_the_same(world: World, tm
     assert {told["x"].shape[1:] for _, _, _, told in world.trained} == {(1, 8, 8)}  # channels first
     both = np.concatenate([first["x"], first["validation_data"][0]]).reshape(N_TRAIN, -1)
     np.testing.assert_array_equal(np.unique(both, axis=0), np.unique(world.data.x_train.reshape(N_TRAIN, -1), axis=0))
+
+
+def test_weights_of_another_network_are_attacked_in_that_network(world: World, tmp_path: Path) -> None:
+    run(tmp_path, dataclasses.replace(SMALL, frameworks=("pytorch",), defences=("entropic", "entropic_smooth")))
+    assert world.adapted == [False, False, True]
+
+
+def test_a_defence_that_cannot_change_the_network_is_refused_before_any_training() -> None:
+    plan = BenchmarkPlan(problem="mnist", network="small_silu", defences=("entropic_smooth",), frameworks=("pytorch",))
+    wanted = "`defences`, 'entropic_smooth' on the network 'small_silu': `classifier` must have layers with ReLU"
+    with pytest.raises(ValueError, match=wanted):
+        settings_of(plan)
 
 
 def test_epochs_and_options_reach_trainers_and_attacks(world: World, tmp_path: Path) -> None:
@@ -334,7 +352,7 @@ def test_failed_save_leaves_no_file(tmp_path: Path) -> None:
         ({"network": "huge"}, "`network` must be one of 'small', got 'huge'"),
         ({"n_train": 1}, "`n_train` must be at least 2"),
         ({"n_train": 51}, "`n_train` must be at most the 50 training points, got 51"),
-        ({"variants": (Variant("a", "fbf"),)}, "`variants[0].defence` must be one of 'entropic', 'entropic_interval'"),
+        ({"variants": (Variant("a", "fbf"),)}, "`variants[0].defence` must be one of 'entropic', 'entropic_smooth'"),
         ({"variants": (Variant(" ", "entropic"),)}, "`variants[0].name` must not be empty, got ' '"),
         ({"variants": (Variant("a", "entropic"), Variant("a", "entropic"))}, "`variants[1].name` must be one that no other"),
         ({"variants": (Variant("a", "entropic", nb_epochs=0),)}, "`variants[0].nb_epochs` must be at least 1, got 0"),

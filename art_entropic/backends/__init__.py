@@ -186,6 +186,15 @@ class Backend(Protocol):
     def input_gradient(self, x: Array, v: Array, batch_size: int = 256) -> Array:
         """Gradient of sum(v * logits(x)) with respect to raw x, in inference mode."""
 
+    def replace_activations(self, there: str, then: str) -> tuple[str, ...]:
+        """Give every layer that applies one activation another one, in place; both are names of `Activation`.
+
+        Returns:
+            Names of the layers that were changed; those that apply it in code of their own are not found.
+        Raises:
+            ValueError: a layer applies it and cannot be given another one; nothing has been changed then.
+        """
+
     def training(self, seed: int | None) -> AbstractContextManager[None]:
         """Training mode and seeded framework randomness inside; on leaving, mode, gradients and generators are as before."""
 

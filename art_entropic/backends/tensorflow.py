@@ -31,6 +31,7 @@ from art_entropic.backends._tensorflow_ops import ops
 from art_entropic.backends.architecture import (
     NORM_EPSILON,
     NORM_MOMENTUM,
+    Activation,
     Architecture,
     Conv,
     Dense,
@@ -196,6 +197,18 @@ def _structure(model: Any) -> tuple[Any, ...]:
     return tuple(parts)
 
 
+def _leaves(model: Any) -> Iterator[Any]:
+    """The layers of a model and of the models inside it."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _leaves(layer)
+        else:
+            yield layer
+
+
+# Layers that are an activation and cannot be given another.
+_ACTIVATION_LAYERS = {"relu": keras.layers.ReLU}
+
 # ------------------------------------------------------------------------------------------------------------ backend
 
 
@@ -321,6 +334,23 @@ class TensorFlowBackend:
             gradient = passes.gradient(self._standardise(chunk), weights)
             parts.append((gradient if self._mean_std is None else gradient / self._mean_std[1]).numpy())
         return np.concatenate(parts)
+
+    def replace_activations(self, there: Activation, then: Activation) -> tuple[str, ...]:
+        layers = tuple(_leaves(self.model))
+        fixed = [layer.name for layer in layers if isinstance(layer, _ACTIVATION_LAYERS.get(there, ()))]
+        if fixed:
+            raise ValueError(
+                f"`classifier` must apply {there} by keras.layers.Activation or by the argument `activation` of a layer "
+                f"to have it replaced, got a layer of its own: {', '.join(fixed)}"
+            )
+        function = keras.activations.get(there)
+        found = [layer for layer in layers if getattr(layer, "activation", None) is function]
+        for layer in found:
+            layer.activation = keras.activations.get(then)
+        # Keras and ART compiled these with the old ones.
+        self.model.train_function = self.model.test_function = self.model.predict_function = None
+        self._estimator._forward_pass = tf.function(self._estimator._forward_pass.python_function, reduce_retracing=True)
+        return tuple(layer.name for layer in found)
 
     # -- training
 

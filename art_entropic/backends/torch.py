@@ -32,6 +32,7 @@ from art_entropic.backends._torch_ops import ops
 from art_entropic.backends.architecture import (
     NORM_EPSILON,
     NORM_MOMENTUM,
+    Activation,
     Architecture,
     Conv,
     Dense,
@@ -220,6 +221,18 @@ class TorchBackend:
         return np.concatenate(
             [gradient(*pair) for pair in zip(self._chunks(x, batch_size), self._chunks(v, batch_size), strict=True)]
         )
+
+    def replace_activations(self, there: Activation, then: Activation) -> tuple[str, ...]:
+        found = [
+            (parent, name, f"{path}.{name}".lstrip("."))
+            for path, parent in self.model.named_modules()
+            for name, child in parent.named_children()
+            # A subclass may do something else.
+            if type(child) is _ACTIVATIONS[there]
+        ]
+        for parent, name, _ in found:
+            setattr(parent, name, _ACTIVATIONS[then]().train(parent.training))
+        return tuple(path for _, _, path in found)
 
     # -- training
 
