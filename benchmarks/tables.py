@@ -156,7 +156,7 @@ def _machine(source: Provenance) -> str:
 
 
 def headline(tables: dict[str, Section]) -> str:
-    """Our defaults, and the smooth twin where it was run, against ART's MadryPGD; all settings are EntropicTrainer's own choice."""
+    """Our defaults, and the smooth twin where it was run, against ART's MadryPGD."""
     rows = [line for name in COMPARISONS if name in tables for line in _headlines(tables[name])]
     ours, rival = "**entropic**: clean / robust / certified %", "MadryPGD: clean / robust %"
     return markdown(["data, network", "Linf eps", "measure", ours, rival, "seconds, entropic : MadryPGD"], rows)
