@@ -219,8 +219,12 @@ class Defence:
     def _all_passes(self, outcome: Outcome, n: int, plan: Plan) -> Passes:
         # An early stop leaves epochs out; a trainer without a history runs them all.
         epochs = len(outcome.history) or plan.nb_epochs
-        per_batch = self.passes or Passes(*MEASURES[outcome.settings["measure"]].passes)
-        return per_batch.times(epochs * math.ceil(n / plan.batch_size))
+        steps = epochs * math.ceil(n / plan.batch_size)
+        if self.passes is not None:
+            return self.passes.times(steps)
+        # One of each is the natural one, of the whole batch.
+        share, passes = outcome.settings["read_share"], MEASURES[outcome.settings["measure"]].passes
+        return Passes(*(round(steps * (1 + share * (number - 1))) for number in passes))
 
 
 @cache

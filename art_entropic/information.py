@@ -280,7 +280,8 @@ class Measure:
     k: float
     resolution: float
     ramp: float
-    passes: tuple[int, int]  # forward and backward passes of a batch through the network in one step
+    passes: tuple[int, int]  # forward and backward passes of a batch through the network in one step that reads all of it
+    read_share: float = 1.0  # of each batch, read in a step of training
     eps_factor: float = 1.0  # retrains with this times eps
     pure: float = 0.0  # share of the retraining that begins the ramp in the pure form
     pure_beta: float = 0.0  # beta at its end
@@ -298,6 +299,7 @@ MEASURES: dict[str, Measure] = {
         resolution=1.0,
         ramp=0.6,
         passes=(3, 3),  # value, centre and radius
+        read_share=0.5,
         pure=0.3,
         pure_beta=0.3,
     ),
@@ -311,6 +313,7 @@ MEASURES: dict[str, Measure] = {
         resolution=1.0,
         ramp=0.2,
         passes=(2, 4),  # the double backward pass is worth two
+        read_share=0.5,
     ),
     "coding": Measure(
         "average case, by the coding rate of random shifts",

@@ -48,6 +48,8 @@ class EntropicObjective:
         layers: those that the information is read from: "all", "dense" (with one axis per example), "logits" (the last), or
             a tuple of names of `Backend.layer_names`. An unknown name is an error of the first step.
         relative: tau is in shares of each unit's standard deviation over the batch, for `interval`.
+        read_share: of each batch, in (0, 1], the first examples of which the information and the worst case are read. The
+            cross-entropy is always that of the whole batch.
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: an argument is out of its range, or layers are chosen for a measure that reads the decision alone.
@@ -57,6 +59,7 @@ class EntropicObjective:
     resolution: float
     layers: Layers = "all"
     relative: bool = False
+    read_share: float = 1.0
 
     def __post_init__(self) -> None:
         choice("measure", self.measure, MEASURES)
@@ -65,6 +68,8 @@ class EntropicObjective:
         _check_layers(self.layers, self.measure)
         if not isinstance(self.relative, bool):
             raise TypeError(f"`relative` must be True or False, got {self.relative!r}")
+        if not 0.0 < finite("read_share", self.read_share) <= 1.0:
+            raise ValueError(f"`read_share` must be in (0, 1], got {self.read_share!r}")
         if self.relative and self.measure != "interval":
             raise ValueError(f"`relative` must be False unless the measure is 'interval', got True with {self.measure!r}")
 
@@ -73,11 +78,15 @@ class EntropicObjective:
         measure knows worst-case logits, and certified_accuracy where these are bounds."""
         ops = view.ops
         read_out = ReadOut(self.resolution, self.layers, self.relative)
+        batch, others = (batch, None) if self.read_share == 1.0 else _divided(ops, batch, self.read_share)
         reading = MEASURES[self.measure].read(view, batch, controls.eps, read_out)
+        logits, y = reading.logits, batch.y
+        if others is not None:
+            logits, y = ops.concatenate(logits, view.logits(others.x)), ops.concatenate(y, others.y)
         terms = {
-            "cross_entropy": cross_entropy(ops, reading.logits, batch.y),
+            "cross_entropy": cross_entropy(ops, logits, y),
             "information": ops.mean(reading.information),
-            "accuracy": hits(ops, reading.logits, batch.y),
+            "accuracy": hits(ops, logits, y),
         }
         loss = (1.0 - controls.k) * terms["cross_entropy"] + controls.beta * terms["information"]
         if reading.worst is not None:
@@ -86,6 +95,11 @@ class EntropicObjective:
         if reading.box is not None:
             terms["certified_accuracy"] = ops.mean(certified(ops, reading.box, batch.y))
         return {"loss": loss, **terms}
+
+
+def _divided(ops: Ops, batch: Batch, share: float) -> tuple[Batch, Batch]:
+    both = [ops.parts(values, share) for values in batch]
+    return Batch(*(first for first, _ in both)), Batch(*(rest for _, rest in both))
 
 
 def natural_objective(view: View, batch: Batch, controls: Controls) -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ class Wishes:
     relative: bool = False
     layers: Layers = "all"
     eps_factor: float | None = None
+    read_share: float | None = None
     warmup: float = 0.0
     ramp: float | None = None
     pure: float | None = None
@@ -59,7 +60,8 @@ class Wishes:
             pure_beta=row.pure_beta if self.pure_beta is None else self.pure_beta,
         )
         resolution = row.resolution if self.resolution is None else self.resolution
-        return schedule, EntropicObjective(measure, resolution, self.layers, self.relative)
+        read_share = row.read_share if self.read_share is None else self.read_share
+        return schedule, EntropicObjective(measure, resolution, self.layers, self.relative, read_share)
 
     def _scaled(self, eps: float, default: float) -> float:
         factor = default if self.eps_factor is None else finite("eps_factor", self.eps_factor)

@@ -8,7 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -188,6 +188,8 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         relative: tau in shares of each unit's standard deviation over the batch ("interval" only).
         layers: those that the information is read from: "all", "dense" (fully connected), "logits", or names.
         eps_factor: retrains with eps times this; None takes the measure's own.
+        read_share: share of each batch, in (0, 1], of which the information and the worst case are read; the cross-entropy is
+            always that of all. Less is cheaper. None takes the measure's own.
         warmup: share of the retraining before the ramp, with natural cross-entropy alone.
         ramp: share of the retraining until eps, k and beta have their full value; None takes the measure's own.
         pure: share of the retraining, at the beginning of the ramp, in the pure form: eps grows to its full value and beta to
@@ -214,6 +216,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         relative: bool = False,
         layers: str | Sequence[str] = "all",
         eps_factor: float | None = None,
+        read_share: float | None = None,
         warmup: float = 0.0,
         ramp: float | None = None,
         pure: float | None = None,
@@ -233,6 +236,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             relative,
             _as_tuple(layers),
             eps_factor,
+            read_share,
             warmup,
             ramp,
             pure,
@@ -514,7 +518,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
     def _loop(self, progress: _Progress, source: _Source, options: _Options, set_rates: Callable[[float], None]) -> None:
         backend, history = self._backend, progress.history
         step = backend.training_step(self._objective)
-        measure = backend.measuring_step(self._objective)
+        measure = backend.measuring_step(replace(self._objective, read_share=1.0))
         bar = tqdm(
             total=options.nb_epochs * source.steps,
             initial=progress.last.epoch * source.steps,

@@ -41,7 +41,7 @@ def measure(framework: str) -> dict[str, float]:
     batch = random_batch(framework)
     kinds = {"natural": (natural_objective, Controls(0.0, 0.0, 0.0))}
     for name, row in MEASURES.items():
-        kinds[name] = (EntropicObjective(name, row.resolution), Controls(0.1, row.k, row.beta))
+        kinds[name] = (EntropicObjective(name, row.resolution, read_share=row.read_share), Controls(0.1, row.k, row.beta))
     medians: dict[str, list[float]] = {name: [] for name in kinds}
     with backend.training(0):
         steps = {name: (backend.training_step(objective), controls) for name, (objective, controls) in kinds.items()}

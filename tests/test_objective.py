@@ -1,5 +1,7 @@
 """Equation (2): its terms by hand, its schedule, and the same descent in both frameworks."""
 
+import importlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,6 +17,7 @@ from art_entropic.backends import (
     LayerInterval,
     Propagation,
     backend_for,
+    framework_module,
 )
 from art_entropic.backends.numpy import ops
 from art_entropic.information import MEASURES
@@ -52,6 +55,60 @@ def test_loss_by_hand():
     np.testing.assert_allclose(terms["loss"], 0.75 * natural + 0.25 * worst + 2.0 * np.log(2.0))
     # log(.8) - log(.1) = 2.08 > 1 survives the ball, log(.5) - log(.25) = 0.69 does not.
     np.testing.assert_allclose([terms["accuracy"], terms["certified_accuracy"]], [1.0, 0.5])
+
+
+class Logits:
+    """A `View` whose input is the logits, and whose boxes reach 1 to either side."""
+
+    ops = ops
+
+    def logits(self, x):
+        return x
+
+    def propagate(self, x, eps):
+        box = Interval(x - 1.0, x + 1.0)
+        return Propagation(x, box, (LayerInterval("logits", box),))
+
+
+def test_only_a_share_of_the_batch_is_read_but_all_of_it_is_classified():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(10, 3)), np.eye(3)[rng.integers(0, 3, 10)]
+    batch, controls = Batch(x, y, np.zeros((10, 3)), np.zeros(10)), Controls(0.1, 0.5, 1.0)
+    part = EntropicObjective("interval", 1.0, read_share=0.4)(Logits(), batch, controls)
+    whole = EntropicObjective("interval", 1.0)(Logits(), batch, controls)
+    first = EntropicObjective("interval", 1.0)(Logits(), Batch(*(values[:4] for values in batch)), controls)
+    for name in ("cross_entropy", "accuracy"):
+        np.testing.assert_allclose(part[name], whole[name])
+    for name in ("information", "worst_case_cross_entropy", "certified_accuracy"):
+        np.testing.assert_allclose(part[name], first[name])
+    natural, worst = whole["cross_entropy"], first["worst_case_cross_entropy"]
+    np.testing.assert_allclose(part["loss"], 0.5 * natural + 0.5 * worst + first["information"])
+
+
+@pytest.mark.parametrize(("n", "share", "first"), [(10, 0.5, 5), (10, 0.01, 2), (10, 0.99, 8), (5, 0.5, 2), (4, 0.9, 2)])
+def test_both_parts_of_a_batch_are_two_rows_or_more(framework, n, share, first):
+    x = np.arange(3.0 * n, dtype=np.float32).reshape(n, 3)
+    for there in (ops, framework_module(framework).ops):
+        head, tail = (np.asarray(part) for part in there.parts(to_tensor(there, x), share))
+        np.testing.assert_array_equal(head, x[:first])
+        np.testing.assert_array_equal(tail, x[first:])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_batch_too_small_for_two_parts_is_not_divided(framework, n):
+    x = np.arange(3.0 * n, dtype=np.float32).reshape(n, 3)
+    for there in (ops, framework_module(framework).ops):
+        for part in there.parts(to_tensor(there, x), 0.5):
+            np.testing.assert_array_equal(np.asarray(part), x)
+
+
+def to_tensor(there, x):
+    """x as the operations `there` take it."""
+    if there is ops:
+        return x
+    if there is framework_module("pytorch").ops:
+        return importlib.import_module("torch").from_numpy(x)
+    return importlib.import_module("tensorflow").constant(x)
 
 
 def test_no_strength_is_natural_training():
@@ -189,8 +246,9 @@ def test_schedule_refuses_shares_outside_0_to_1(arguments, message):
         Schedule(1.0, 1.0, 1.0, **arguments)
 
 
+@pytest.mark.parametrize("read_share", [0.5, 1.0])
 @pytest.mark.parametrize("measure", MEASURES)
-def test_three_steps_agree_between_the_frameworks(make_classifier, points, measure):
+def test_three_steps_agree_between_the_frameworks(make_classifier, points, measure, read_share):
     losses, predictions = {}, {}
     for framework, row in FRAMEWORKS.items():
         backend = backend_for(make_classifier(framework))
@@ -199,7 +257,7 @@ def test_three_steps_agree_between_the_frameworks(make_classifier, points, measu
         noise = noise.transpose(0, 3, 1, 2) if row.channels_first else noise
         rivals = np.random.default_rng(2).random(16, np.float32)
         batch = Batch(x, np.eye(3, dtype=np.float32)[labels], np.ascontiguousarray(noise), rivals)
-        step = backend.training_step(EntropicObjective(measure, 1.0))
+        step = backend.training_step(EntropicObjective(measure, 1.0, read_share=read_share))
         with backend.training(0):
             values = [step(batch, Controls(0.05, MEASURES[measure].k, 0.7)) for _ in range(3)]
         losses[framework] = [[v[name] for name in sorted(v)] for v in values]

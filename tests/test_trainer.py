@@ -245,6 +245,8 @@ def test_bad_input_is_named_before_any_work(classifier, data):
         ({"measure": "coding", "relative": True}, "`relative` must be False unless the measure is 'interval'"),
         ({"eps_factor": 0.0}, "`eps_factor` must be positive, got 0.0"),
         ({"eps_factor": 100.0}, "`eps_factor` 100.0 takes `eps` 0.1 too far"),
+        ({"read_share": 0.0}, r"`read_share` must be in \(0, 1\], got 0.0"),
+        ({"read_share": 1.1}, r"`read_share` must be in \(0, 1\], got 1.1"),
         ({"decay": 1.5}, r"`decay` must be a share of the retraining in \[0, 1\], got 1.5"),
         ({"resolution": 0.0}, "`resolution` must be positive"),
         ({"ramp": 2.0}, "`ramp` must be a share"),
@@ -442,6 +444,7 @@ def test_a_network_without_interval_rules_gets_the_first_order_measure(make_clas
 
 def test_what_is_asked_for_goes_before_what_the_measure_brings(classifier, data):
     wishes = {"measure": "interval", "beta": 0.3, "k": 0.2, "resolution": 2.0, "eps_factor": 1.2, "ramp": 0.1, "layers": ["x"]}
+    wishes["read_share"] = 0.75
     with pytest.raises(ValueError, match="`layers` must be among the layers of the network"):
         EntropicTrainer(classifier, EPS, verbose=False, **wishes).fit(*data, nb_epochs=1)
     history = EntropicTrainer(classifier, EPS, verbose=False, **{**wishes, "layers": "logits"}).fit(*data, nb_epochs=1)

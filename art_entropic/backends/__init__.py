@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from art_entropic.backends.architecture import Activation
+
 Tensor = Any  # a tensor of whichever framework is in play: np.ndarray, torch.Tensor or tf.Tensor
 Array = np.ndarray
 
@@ -41,6 +43,12 @@ class Ops(Protocol):
     def flatten(self, x: Tensor) -> Tensor: ...  # (n, ...) -> (n, m)
     def cast_like(self, x: Tensor, like: Tensor) -> Tensor: ...  # also booleans, to 0.0 and 1.0
     def concatenate(self, x: Tensor, y: Tensor) -> Tensor: ...  # along the first axis
+    def parts(self, x: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """The first rows, `share` of all in (0, 1), and the others, two rows or more each, so that both have batch statistics.
+
+        Fewer than four rows are not divided: then both parts are all of them.
+        """
+
     def halves(self, x: Tensor) -> tuple[Tensor, Tensor]: ...  # of the first axis, of even length
     def gram(self, x: Tensor, axis: int) -> Tensor: ...  # (n, m): x x^T / n (axis 0) or x^T x / n (axis 1), in float64
     def logdet1p(self, x: Tensor) -> Tensor: ...  # log det(I + x) of a Gram matrix; NaN, not an error, if x is not finite
@@ -186,8 +194,8 @@ class Backend(Protocol):
     def input_gradient(self, x: Array, v: Array, batch_size: int = 256) -> Array:
         """Gradient of sum(v * logits(x)) with respect to raw x, in inference mode."""
 
-    def replace_activations(self, there: str, then: str) -> tuple[str, ...]:
-        """Give every layer that applies one activation another one, in place; both are names of `Activation`.
+    def replace_activations(self, there: Activation, then: Activation) -> tuple[str, ...]:
+        """Give every layer that applies one activation another one, in place.
 
         Returns:
             Names of the layers that were changed; those that apply it in code of their own are not found.

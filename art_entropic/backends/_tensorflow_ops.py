@@ -70,6 +70,11 @@ class TensorFlowOps:
     def concatenate(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         return tf.concat([x, y], 0)
 
+    def parts(self, x: tf.Tensor, share: float) -> tuple[tf.Tensor, tf.Tensor]:
+        n = tf.shape(x)[0]
+        place = tf.clip_by_value(tf.cast(tf.round(share * tf.cast(n, tf.float64)), n.dtype), 2, tf.maximum(n - 2, 2))
+        return x[: tf.where(n < 4, n, place)], x[tf.where(n < 4, 0, place) :]
+
     def halves(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         first, second = tf.split(x, 2)
         return first, second

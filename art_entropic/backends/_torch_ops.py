@@ -75,6 +75,13 @@ class TorchOps:
     def concatenate(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return torch.cat((x, y))
 
+    def parts(self, x: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+        n = len(x)
+        if n < 4:
+            return x, x
+        place = min(max(round(share * n), 2), n - 2)
+        return x[:place], x[place:]
+
     def halves(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         first, second = x.chunk(2)
         return first, second

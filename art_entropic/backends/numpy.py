@@ -59,6 +59,13 @@ class NumpyOps:
     def concatenate(self, x: Tensor, y: Tensor) -> Tensor:
         return np.concatenate((x, y))
 
+    def parts(self, x: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        n = len(x)
+        if n < 4:
+            return x, x
+        place = min(max(round(share * n), 2), n - 2)
+        return x[:place], x[place:]
+
     def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         first, second = np.split(x, 2)
         return first, second
