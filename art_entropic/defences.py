@@ -430,8 +430,10 @@ _RAMP = {"ramp": RAMP, "smallest": SMALLEST}
 _SPERL = "inspired by Sperl & Böttinger 2020, arXiv 2008.03072"
 
 
-def _ours(title: str, *, default: bool = False, adapt: Callable[[Any], Any] | None = None, **options: Any) -> Defence:
-    return Defence(title, _entropic, {}, _SPERL, ours=True, options=options, adapt=adapt, default=default)
+def _ours(
+    title: str, *, adapt: Callable[[Any], Any] | None = None, default: bool = False, revision: int = 1, **options: Any
+) -> Defence:
+    return Defence(title, _entropic, {}, _SPERL, ours=True, options=options, adapt=adapt, default=default, revision=revision)
 
 
 DEFENCES: dict[str, Defence] = {

@@ -103,8 +103,9 @@ def _weight_of_information(beta: Any, measure: str) -> float:
 def measure_for(backend: Backend, x: Array, eps: float) -> str:
     """The measure that suits a network and a radius.
 
-    The worst case by intervals wants piecewise linear activations, for which its rules are exact unit by unit, and a radius at
-    which the first order no longer tells what happens. The first order wants a network that is smooth or a small radius.
+    The worst case by intervals wants piecewise linear activations, for which its rules are exact unit by unit, and is worth its
+    price where the first order no longer tells what happens. Everything else gets the first order, which is at its best with a
+    smooth network and a small radius.
 
     Args:
         x: some points of the data, (n, ...), float32, raw units.
@@ -142,14 +143,14 @@ def piecewise_linear(backend: Backend, x: Array) -> bool:
 def smooth_activations(classifier: Any) -> tuple[str, ...]:
     """Give a trained network its smooth twin: SiLU in place of each ReLU, in place, with the weights that it has.
 
-    What it predicts changes, so a retraining must follow; it may be a short one. `channel`, the measure for small radii, looks
-    at gradients, which tell more of a smooth network. The weights' file stays the same and does not tell: make the same
-    change before you load them into a network with ReLU.
+    What it predicts changes, so a retraining must follow. `channel`, the measure that EntropicTrainer then takes, looks at
+    gradients, which tell more of a smooth network. It is for small radii (at MNIST 0.3 it collapses) and gives no
+    certificates. The weights' file does not tell of the change: make it before you load them into a network with ReLU.
 
     Args:
         classifier: ART PyTorchClassifier (modules nn.ReLU are replaced), TensorFlowV2Classifier or KerasClassifier (the
             argument `activation` of layers and keras.layers.Activation). What applies ReLU in code of its own, as
-            `torch.relu` in a forward method does, is not found, and what you compiled around the network keeps the old one.
+            `torch.relu` in a forward method does, stays as it is, and what you compiled around the network keeps the old one.
     Returns:
         Names of the layers that were changed.
     Raises:

@@ -24,6 +24,19 @@ def test_pages_are_made_from_the_records(tables):
     found = tables.load()
     assert (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8") == tables.benchmarks(found)
     assert tables.headline(found) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert tables.claim(found[tables.CLAIM]) in (ROOT / "docs" / "claim.md").read_text(encoding="utf-8")
+
+
+def test_a_page_can_be_made_of_what_is_there_so_far(tables):
+    records = list(read_records(ROOT / "results" / "mnist-0.3.jsonl"))
+    natural = [record for record in records if record.defence == "natural"]
+    (section,) = tables.sections(natural)
+    assert tables.comparison(section) and tables.headline({"mnist-0.3": section})
+    (told,) = tables.unrun("mnist-0.3", section)
+    assert "MadryPGD (ART)" in told and "Natural" not in told
+    unattacked = [record for record in records if isinstance(record, TrainingRecord) or record.defence != "trades"]
+    (section,) = tables.sections(unattacked)
+    assert "rows" in tables.unrun("mnist-0.3", section)[0] and "TRADES (ART)" in tables.unrun("mnist-0.3", section)[0]
 
 
 def test_every_plan_has_its_place_on_the_page(tables):

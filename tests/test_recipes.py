@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from art_entropic import EntropicTrainer, smooth_activations
+from art_entropic.backends import backend_for
 from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool
 
 
@@ -43,15 +44,16 @@ def test_modules_are_found_at_any_depth_and_keep_their_mode():
     class Deep(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.act = torch.nn.ReLU()
+            self.act = self.again = torch.nn.ReLU()
             self.body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 4), torch.nn.ReLU6(), torch.nn.ReLU())
 
         def forward(self, x):
-            return self.act(self.body(self.act(x)))
+            return self.again(self.body(self.act(x)))
 
     model = Deep().eval()
-    assert smooth_activations(PyTorchClassifier(model, torch.nn.CrossEntropyLoss(), (4,), 4)) == ("act", "body.3")
-    assert [type(module).__name__ for module in (model.act, *model.body)] == ["SiLU", "Flatten", "Linear", "ReLU6", "SiLU"]
+    assert smooth_activations(PyTorchClassifier(model, torch.nn.CrossEntropyLoss(), (4,), 4)) == ("act", "again", "body.3")
+    kinds = [type(module).__name__ for module in (model.act, model.again, *model.body)]
+    assert kinds == ["SiLU", "SiLU", "Flatten", "Linear", "ReLU6", "SiLU"]
     assert not any(module.training for module in model.modules())
 
 
@@ -65,6 +67,38 @@ def test_keras_does_not_go_on_with_what_it_compiled_before(make_classifier, poin
     classifier = TensorFlowV2Classifier(model, nb_classes=3, input_shape=(6, 6, 2))
     smooth_activations(classifier)
     np.testing.assert_allclose(model.predict(x, verbose=0), classifier.predict(x), rtol=1e-5, atol=1e-6)
+
+
+def test_every_way_to_write_a_relu_in_keras_is_found():
+    keras = pytest.importorskip("keras")
+    import tensorflow as tf
+    from art.estimators.classification import KerasClassifier
+
+    class Block(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.inner = keras.layers.Dense(5, activation="relu", name="inner")
+
+        def call(self, x):
+            return self.inner(x)
+
+    layers = [
+        keras.layers.Input((4, 3)), keras.layers.TimeDistributed(keras.layers.Dense(5, activation="relu", name="timed")),
+        keras.layers.Dense(5, activation=tf.nn.relu, name="raw"), keras.layers.Dense(5, activation=keras.ops.relu, name="ops"),
+        keras.layers.Dense(5, activation=keras.layers.ReLU(), name="layer"), Block(),
+        keras.layers.SimpleRNN(5, activation="relu", name="recurrent"), keras.layers.ReLU(max_value=6.0),
+        keras.layers.Activation("relu", name="alone"), keras.layers.Dense(3),
+    ]  # fmt: skip
+    model = keras.Sequential(layers)
+    model.compile("adam", keras.losses.CategoricalCrossentropy(from_logits=True))
+    classifier = KerasClassifier(model, use_logits=True, clip_values=(0, 1))
+    x = np.random.default_rng(0).random((5, 4, 3), np.float32)
+    backend_for(classifier).logits(x), classifier.predict(x)
+    assert {"timed", "raw", "ops", "layer", "inner", "alone"} < set(smooth_activations(classifier))
+    assert model.layers[5].cell.activation is keras.activations.silu
+    wanted = model(x).numpy()
+    for found in (classifier.predict(x), backend_for(classifier).logits(x), model.predict(x, verbose=0)):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_a_relu_that_keras_cannot_exchange_is_named_and_nothing_is_changed():

@@ -197,17 +197,24 @@ def _structure(model: Any) -> tuple[Any, ...]:
     return tuple(parts)
 
 
-def _leaves(model: Any) -> Iterator[Any]:
-    """The layers of a model and of the models inside it."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _leaves(layer)
-        else:
-            yield layer
+# Names of an activation beside the one that Keras gives it.
+_SAME_ACTIVATION = {"relu": (keras.activations.relu, keras.ops.relu, tf.nn.relu), "silu": (keras.activations.silu, tf.nn.silu)}
 
 
-# Layers that are an activation and cannot be given another.
-_ACTIVATION_LAYERS = {"relu": keras.layers.ReLU}
+def _is_plain_relu(layer: Any) -> bool:
+    return type(layer) is keras.layers.ReLU and layer.max_value is None and not layer.negative_slope and not layer.threshold
+
+
+def _applies(layer: Any, activation: Activation) -> bool:
+    """Whether a layer has that activation as an attribute that can be set; a recurrent layer shows that of its cell."""
+    own = getattr(type(layer), "activation", None)
+    if isinstance(own, property) and own.fset is None:
+        return False
+    function = getattr(layer, "activation", None)
+    if activation == "relu" and _is_plain_relu(function):
+        return True
+    return any(function is same for same in _SAME_ACTIVATION[activation])
+
 
 # ------------------------------------------------------------------------------------------------------------ backend
 
@@ -336,18 +343,19 @@ class TensorFlowBackend:
         return np.concatenate(parts)
 
     def replace_activations(self, there: Activation, then: Activation) -> tuple[str, ...]:
-        layers = tuple(_leaves(self.model))
-        fixed = [layer.name for layer in layers if isinstance(layer, _ACTIVATION_LAYERS.get(there, ()))]
+        layers = self.model._flatten_layers(include_self=False)
+        found = [layer for layer in layers if _applies(layer, there)]
+        within = {id(layer.activation) for layer in found}
+        fixed = [layer.name for layer in layers if there == "relu" and _is_plain_relu(layer) and id(layer) not in within]
         if fixed:
             raise ValueError(
                 f"`classifier` must apply {there} by keras.layers.Activation or by the argument `activation` of a layer "
                 f"to have it replaced, got a layer of its own: {', '.join(fixed)}"
             )
-        function = keras.activations.get(there)
-        found = [layer for layer in layers if getattr(layer, "activation", None) is function]
         for layer in found:
             layer.activation = keras.activations.get(then)
-        # Keras and ART compiled these with the old ones.
+        # We, Keras and ART compiled these with the old ones.
+        _inference.pop(self.model, None)
         self.model.train_function = self.model.test_function = self.model.predict_function = None
         self._estimator._forward_pass = tf.function(self._estimator._forward_pass.python_function, reduce_retracing=True)
         return tuple(layer.name for layer in found)

@@ -226,7 +226,8 @@ class TorchBackend:
         found = [
             (parent, name, f"{path}.{name}".lstrip("."))
             for path, parent in self.model.named_modules()
-            for name, child in parent.named_children()
+            # Not named_children: it names a module that is used twice only once.
+            for name, child in parent._modules.items()
             # A subclass may do something else.
             if type(child) is _ACTIVATIONS[there]
         ]
