@@ -91,7 +91,8 @@ class BenchmarkPlan:
         eps: radius of the Linf ball, in the units of the data, which lie in [0, 1].
         seeds: one training of every defence for each; a seed sets the initial weights, the order of the data and the
             held-out points.
-        n_examples: how many test points are attacked, from the first on.
+        n_examples: how many test points are attacked.
+        first_example: number of the first of them, from 0.
         n_train: how many training points there are, from the first on, those that are held out among them.
         nb_epochs: epochs of every defence's retraining.
         nb_epochs_natural: epochs of the natural training before it.
@@ -108,6 +109,7 @@ class BenchmarkPlan:
     eps: float | None = None
     seeds: tuple[int, ...] = (0,)
     n_examples: int | None = None
+    first_example: int = 0
     n_train: int | None = None
     nb_epochs: int | None = None
     nb_epochs_natural: int | None = None
@@ -128,6 +130,7 @@ class Settings:
     eps: float
     seeds: tuple[int, ...]
     n_examples: int
+    first_example: int
     n_train: int | None
     nb_epochs: int
     nb_epochs_natural: int
@@ -142,11 +145,13 @@ class Settings:
         if self.variants:
             return _python_command(self)
         n_train = "" if self.n_train is None else f"--n-train {self.n_train} "
+        first = f"--first-example {self.first_example} " if self.first_example else ""
         return (
             f"art-entropic benchmark --problem {self.problem.name} --network {self.network} "
             f"--framework {','.join(self.frameworks)} --defence {','.join(self.defences)} "
             f"--battery {self.battery} --eps {self.eps!r} --seeds {','.join(map(str, self.seeds))} "
-            f"--n-examples {self.n_examples} {n_train}--epochs {self.nb_epochs} --epochs-natural {self.nb_epochs_natural}"
+            f"--n-examples {self.n_examples} {first}{n_train}"
+            f"--epochs {self.nb_epochs} --epochs-natural {self.nb_epochs_natural}"
         )
 
     def epochs_of(self, defence: str, variant: Variant | None = None) -> int:
@@ -184,6 +189,7 @@ def settings_of(plan: BenchmarkPlan) -> Settings:
             eps=check_eps(problem.eps if plan.eps is None else plan.eps, CLIP_VALUES),
             seeds=_seeds(plan.seeds),
             n_examples=positive_int("n_examples", problem.n_examples if plan.n_examples is None else plan.n_examples),
+            first_example=_whole("first_example", plan.first_example),
             n_train=_n_train(plan.n_train),
             nb_epochs=positive_int("nb_epochs", problem.nb_epochs if plan.nb_epochs is None else plan.nb_epochs),
             nb_epochs_natural=positive_int(
@@ -286,6 +292,12 @@ def _seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(seeds))
 
 
+def _whole(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"`{name}` must be a whole number of at least 0, got {value!r}")
+    return value
+
+
 def _n_train(n_train: int | None) -> int | None:
     if n_train is not None and positive_int("n_train", n_train) < 2:
         raise ValueError(f"`n_train` must be at least 2, one point to train on and one to hold out, got {n_train!r}")
@@ -305,6 +317,7 @@ _PLAN_KEYS: dict[str, tuple[Any, str]] = {
     "eps": (float | str, 'a number, or a fraction such as "8/255"'),
     "seeds": (tuple[int, ...], "a list of whole numbers"),
     "n_examples": (int, "a whole number"),
+    "first_example": (int, "a whole number"),
     "n_train": (int, "a whole number"),
     "nb_epochs": (int, "a whole number"),
     "nb_epochs_natural": (int, "a whole number"),
@@ -492,6 +505,8 @@ def _evaluation_key(settings: Settings, training_key: str) -> str:
         revision=EVALUATION_REVISION,
         eps=settings.eps,
         n_examples=settings.n_examples,
+        # Left out where it is 0, as it was before there was a choice: the evaluations are the same.
+        **({"first_example": settings.first_example} if settings.first_example else {}),
         curve_eps=settings.problem.curve_eps,
         n_gallery=N_GALLERY,
     )
@@ -560,8 +575,12 @@ def run_benchmark(
 def _shared_data(settings: Settings) -> Data:
     """The data of the problem, cut to the training points that every defence may see."""
     data = load_data(settings.problem.name)
-    if settings.n_examples > len(data.x_test):
-        raise ValueError(f"`n_examples` must be at most the {len(data.x_test)} test points, got {settings.n_examples}")
+    left = len(data.x_test) - settings.first_example
+    if left < 1:
+        raise ValueError(f"`first_example` must be below the {len(data.x_test)} test points, got {settings.first_example}")
+    if settings.n_examples > left:
+        behind = f" from number {settings.first_example} on" if settings.first_example else ""
+        raise ValueError(f"`n_examples` must be at most the {left} test points{behind}, got {settings.n_examples}")
     n = settings.n_train
     if n is None:
         return data
@@ -689,7 +708,7 @@ class Store:
         """
         wanted = set(evaluation_keys)
         evaluations = [record for record in self._records.values() if isinstance(record, EvaluationRecord)]
-        latest = {(ground_of(one), seat_of(one), one.battery, one.clean.n): one.key for one in evaluations}
+        latest = {(ground_of(one), seat_of(one), one.battery, one.clean.n, one.first_example): one.key for one in evaluations}
         overtaken = [key for key in self._records if key in wanted and key not in latest.values()]
         for key in overtaken:
             self.append(self._records[key])
@@ -841,15 +860,18 @@ class _Runner:
         return name
 
     def _evaluate(self, job: Job, training: TrainingRecord) -> EvaluationRecord:
+        import msgspec
+
         # From the file, not from memory: an interrupted and an uninterrupted run attack the same bits.
         estimator = self._build(job)
         DEFENCES[job.defence].adapt_network(estimator)
         backend_for(estimator).load_weights(self.store.home / str(training.weights))
-        n = self.settings.n_examples
+        first = self.settings.first_example
+        attacked = slice(first, first + self.settings.n_examples)
         result = evaluate(
             estimator,
-            for_framework(self.data.x_test[:n], job.framework),
-            self.data.y_test[:n],
+            for_framework(self.data.x_test[attacked], job.framework),
+            self.data.y_test[attacked],
             eps=self.settings.eps,
             norm="inf",
             battery=self.settings.battery,
@@ -861,6 +883,7 @@ class _Runner:
         return EvaluationRecord(
             key=job.evaluation_key,
             training_key=job.training_key,
+            first_example=first,
             battery=self.settings.battery,
             clean=result.clean,
             robust=result.robust,
@@ -868,7 +891,7 @@ class _Runner:
             certified_reason=result.certified_reason,
             attacks=list(result.attacks),
             curve=list(result.curve),
-            examples=list(result.examples),
+            examples=[msgspec.structs.replace(example, index=first + example.index) for example in result.examples],
             seconds=result.seconds,
             provenance=_stamped(self.source),
             **self._cell(job),

@@ -30,8 +30,8 @@ DEFAULT_PROBLEM, DEFAULT_BATTERY = "digits", "standard"
 # Option of the command line -> field of BenchmarkPlan.
 PLAN_OPTIONS = {
     "problem": "problem", "network": "network", "framework": "frameworks", "defence": "defences", "battery": "battery",
-    "eps": "eps", "seeds": "seeds", "n_examples": "n_examples", "n_train": "n_train", "epochs": "nb_epochs",
-    "epochs_natural": "nb_epochs_natural",
+    "eps": "eps", "seeds": "seeds", "n_examples": "n_examples", "first_example": "first_example", "n_train": "n_train",
+    "epochs": "nb_epochs", "epochs_natural": "nb_epochs_natural",
 }  # fmt: skip
 WEIGHTS = "weights"
 CHECKPOINT = "checkpoint.npz"
@@ -137,6 +137,7 @@ def _add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         help="seeds such as 0,1,2: every defence is trained once for each (default: 0)",
     )  # fmt: skip
     parser.add_argument("--n-examples", type=int, help="how many test points are attacked (default: the problem's own)")
+    parser.add_argument("--first-example", type=int, help="number of the first of them (default: 0)")
     parser.add_argument("--n-train", type=int, help="only the first so many training points (default: all)")
     parser.add_argument("--epochs", type=int, help="epochs of each retraining (default: the problem's own)")
     parser.add_argument("--epochs-natural", type=int, help="epochs of natural training (default: the problem's own)")

@@ -134,6 +134,7 @@ class EvaluationRecord(Cell, frozen=True, kw_only=True, tag="evaluation", tag_fi
     """One trained network under one battery of attacks."""
 
     training_key: str = ""  # key of the training whose network was attacked
+    first_example: int = 0  # number of the first test point; the others follow it
     battery: str
     clean: Accuracy
     robust: Accuracy

@@ -195,6 +195,7 @@ class Section:
     norm: str
     battery: str | None
     n: int
+    first_example: int
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
     name: str | None = None  # the title that its plan asked for
@@ -244,8 +245,9 @@ class Section:
             if len(self.seeds) == 1
             else f"Mean over {len(self.seeds)} seeds; brackets: lowest and highest seed."
         )
+        points = f"{self.n} test points" + (f" from number {self.first_example} on" if self.first_example else "")
         return (
-            f"Attack battery {self.battery}{attacks}, {self.radius}, n = {self.n} test points, "
+            f"Attack battery {self.battery}{attacks}, {self.radius}, n = {points}, "
             f"seed{'s' if len(self.seeds) > 1 else ''} {seeds}. {brackets} Robust accuracy is {UPPER_BOUND}."
         )
 
@@ -299,12 +301,12 @@ def pool(accuracies: Sequence[Accuracy]) -> Estimate | None:
 def sections(records: Iterable[AnyRecord]) -> list[Section]:
     """Records -> comparisons, in the order of their first appearance.
 
-    Evaluations belong together where problem, network, training points, eps, norm, battery and number of test points agree. A
+    Evaluations belong together where problem, network, training points, eps, norm, battery and test points agree. A
     training that has no evaluation (unavailable, diverged, interrupted) shows in every comparison on its ground.
     """
     trainings: dict[str, TrainingRecord] = {}
     latest: dict[Ground, dict[Seat, TrainingRecord]] = {}
-    evaluations: dict[tuple[Ground, str | None, int], dict[Seat, EvaluationRecord]] = {}
+    evaluations: dict[tuple[Ground, str | None, int, int], dict[Seat, EvaluationRecord]] = {}
     for record in records:
         if isinstance(record, MeasurementRecord):
             continue
@@ -313,14 +315,15 @@ def sections(records: Iterable[AnyRecord]) -> list[Section]:
             trainings[record.key] = record
             latest.setdefault(ground, {})[seat] = record
         else:
-            evaluations.setdefault((ground, record.battery, record.clean.n), {})[seat] = record
-    attacked = {ground for ground, _, _ in evaluations}
+            points = record.clean.n, record.first_example
+            evaluations.setdefault((ground, record.battery, *points), {})[seat] = record
+    attacked = {ground for ground, *_ in evaluations}
     for ground in latest:
         if ground not in attacked:
-            evaluations[(ground, None, 0)] = {}
+            evaluations[(ground, None, 0, 0)] = {}
     return [
-        _section(ground, battery, n, tests, latest.get(ground, {}), trainings)
-        for (ground, battery, n), tests in evaluations.items()
+        _section(ground, battery, n, first, tests, latest.get(ground, {}), trainings)
+        for (ground, battery, n, first), tests in evaluations.items()
     ]
 
 
@@ -328,6 +331,7 @@ def _section(
     ground: Ground,
     battery: str | None,
     n: int,
+    first_example: int,
     evaluations: dict[Seat, EvaluationRecord],
     latest: dict[Seat, TrainingRecord],
     by_key: dict[str, TrainingRecord],
@@ -344,7 +348,7 @@ def _section(
     rows = [_row(*place, seeds, trained, evaluations) for *_, place in sorted(places)]
     names = {training.settings.get(TITLE) for training in trained.values()}
     name = str(names.pop()) if len(names) == 1 and None not in names else None
-    return Section(*ground, battery=battery, n=n, seeds=seeds, rows=_coloured(rows), name=name)
+    return Section(*ground, battery=battery, n=n, first_example=first_example, seeds=seeds, rows=_coloured(rows), name=name)
 
 
 def _coloured(rows: Sequence[Row]) -> tuple[Row, ...]:

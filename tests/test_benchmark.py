@@ -185,6 +185,24 @@ def test_epochs_and_options_reach_trainers_and_attacks(world: World, tmp_path: P
         assert (told["eps"], told["battery"], told["seed"]) == (0.2, "quick", 7)
 
 
+def test_points_from_the_middle_are_attacked_told_and_another_evaluation(world: World, tmp_path: Path) -> None:
+    from art_entropic.report import sections
+
+    world.n_pictures = 1
+    plan = dataclasses.replace(SMALL, frameworks=("tensorflow",), defences=("entropic",))
+    run(tmp_path, plan)
+    records = run(tmp_path, dataclasses.replace(plan, first_example=8))
+    assert len(world.trained) == 2, "the networks are those that there are"
+    for _, x, _ in world.evaluated[2:]:
+        np.testing.assert_array_equal(x, world.data.x_test[8:18])
+    evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
+    assert {(record.first_example, record.clean.n) for record in evaluations} == {(8, 10)}
+    assert {example.index for record in evaluations for example in record.examples} == {PICTURE.index + 8}
+    whole, middle = sections(read_records(tmp_path / "records.jsonl"))
+    assert "n = 10 test points, seed 0" in whole.caption
+    assert "n = 10 test points from number 8 on, seed 0" in middle.caption
+
+
 def test_records_hold_what_was_done(world: World, tmp_path: Path) -> None:
     returned = run(tmp_path)
     records = list(read_records(tmp_path / "records.jsonl"))
@@ -347,6 +365,9 @@ def test_failed_save_leaves_no_file(tmp_path: Path) -> None:
         ({"seeds": (-1,)}, "`seeds` must be whole numbers from 0"),
         ({"seeds": ()}, "`seeds` must name at least one"),
         ({"n_examples": 0}, "`n_examples` must be at least 1"),
+        ({"first_example": -1}, "`first_example` must be a whole number of at least 0, got -1"),
+        ({"first_example": 20}, "`first_example` must be below the 20 test points, got 20"),
+        ({"first_example": 11}, "`n_examples` must be at most the 9 test points from number 11 on, got 10"),
         ({"n_examples": 21}, "`n_examples` must be at most the 20 test points, got 21"),
         ({"nb_epochs": 0}, "`nb_epochs` must be at least 1"),
         ({"network": "huge"}, "`network` must be one of 'small', got 'huge'"),
@@ -602,6 +623,7 @@ battery = "quick"
 eps = "8/255"
 seeds = [0, 4]
 n_examples = 7
+first_example = 3
 n_train = 100
 nb_epochs = 2
 nb_epochs_natural = 1
@@ -627,7 +649,8 @@ def test_a_plan_file_says_all_that_a_plan_can(tmp_path: Path, monkeypatch: pytes
     plan = read_plan(file)
     assert plan == BenchmarkPlan(
         problem="cifar10", network="six_dense", frameworks=("pytorch",), defences=("entropic", "fbf"), battery="quick",
-        eps=8 / 255, seeds=(0, 4), n_examples=7, n_train=100, nb_epochs=2, nb_epochs_natural=1, title="A table",
+        eps=8 / 255, seeds=(0, 4), n_examples=7, first_example=3, n_train=100, nb_epochs=2, nb_epochs_natural=1,
+        title="A table",
         variants=(
             Variant("no information", "entropic_interval", {"beta": 0.0, "layers": "dense"}),
             Variant("from scratch", "entropic_channel", start="random", nb_epochs=5),

@@ -267,11 +267,13 @@ def test_benchmark_passes_its_options_on(
     monkeypatch.setattr("art_entropic.report.write_report", lambda folder: (folder / "a.md", folder / "a.html"))
     words = "benchmark --problem mnist --framework pytorch,tensorflow --defence entropic --defence fbf --battery quick"
     words += " --eps 0.2 --seeds 0,2 --n-examples 50 --epochs 3 --epochs-natural 1 --quiet --network large --n-train 99"
+    words += " --first-example 7"
     assert said(capsys, words.split()) == (0, "", "")
     assert asked == [
         art_entropic.BenchmarkPlan(
             problem="mnist", frameworks=("pytorch", "tensorflow"), defences=("entropic", "fbf"), battery="quick",
             eps=0.2, seeds=(0, 2), n_examples=50, nb_epochs=3, nb_epochs_natural=1, network="large", n_train=99,
+            first_example=7,
         ),
         Path("runs/mnist"),
         None,

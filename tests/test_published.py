@@ -54,7 +54,8 @@ def test_published_records_are_those_of_their_plan(plan):
         assert (record.problem, record.network, record.eps) == (settings.problem.name, settings.network, settings.eps)
         assert record.seed in settings.seeds and record.framework in settings.frameworks
     for record in evaluations:
-        assert record.battery == settings.battery and record.clean.n == settings.n_examples
+        assert record.battery == settings.battery
+        assert (record.clean.n, record.first_example) == (settings.n_examples, settings.first_example)
         broken = sum(attack.broken for attack in record.attacks)
         assert record.robust.correct == record.clean.correct - broken
         assert record.certified is None or record.certified.correct <= record.robust.correct
