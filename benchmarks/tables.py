@@ -192,7 +192,7 @@ def _headlines(section: Section) -> list[list[str]]:
         ours, rival = rows.get((framework, "entropic")), rows.get((framework, RIVAL))
         if ours is None:
             continue
-        where = f"{section.title}, {FRAMEWORKS[framework].title}"
+        where = f"{section.title}, {FRAMEWORKS[framework].title}{fresh(section)}"
         best = max((row for place, row in rows.items() if place[0] == framework), key=lambda row: row.robust.value)
         winner = f"{best.defence_title}, {_value(best.robust)} %"
         measure = f"`{setting(ours, 'measure')}`"
@@ -350,7 +350,11 @@ def load() -> dict[str, Section]:
 
 def heading(section: Section) -> str:
     frameworks = " and ".join(FRAMEWORKS[framework].title for framework in section.frameworks)
-    return f"{section.title}, Linf {radius(section.eps)}, {frameworks}"
+    return f"{section.title}, Linf {radius(section.eps)}, {frameworks}{fresh(section)}"
+
+
+def fresh(section: Section) -> str:
+    return f", test points from number {section.first_example} on" if section.first_example else ""
 
 
 def unrun(name: str, section: Section) -> list[str]:
