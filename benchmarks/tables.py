@@ -194,7 +194,7 @@ def _headlines(section: Section) -> list[list[str]]:
             continue
         where = f"{section.title}, {FRAMEWORKS[framework].title}{fresh(section)}"
         best = max((row for place, row in rows.items() if place[0] == framework), key=lambda row: row.robust.value)
-        winner = f"{best.defence_title}, {_value(best.robust)} %"
+        winner = "-" if rival is None else f"{best.defence_title}, {_value(best.robust)} %"
         measure = f"`{setting(ours, 'measure')}`"
         lines.append([where, radius(section.eps), measure, _three(ours), _two(rival), _seconds(ours, rival), winner])
     return lines
