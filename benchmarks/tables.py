@@ -46,6 +46,7 @@ ABLATIONS = {
     "ablation-channel-relu": "Both measures on a ReLU network, Linf 0.1.",
     "ablation-cifar10-relu": "Both measures on colour images with ReLU in place of SiLU.",
 }
+LEGEND_INCHES = 2.4  # the longest title of a defence beside its marker
 PANELS = ("mnist-0.3", "mnist-0.1", "cifar10-8-255", "digits")
 
 
@@ -296,7 +297,7 @@ def figure(tables: dict[str, Section]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.title.set_fontsize(10)
     canvas.axes[0].set_ylabel("robust accuracy, %")
-    columns = min(len(handles), max(3, 2 * len(panels)))
+    columns = max(1, int(canvas.get_figwidth() / LEGEND_INCHES))
     canvas.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
     FIGURE.parent.mkdir(exist_ok=True)
     canvas.savefig(FIGURE, dpi=110, metadata={"Software": None})
