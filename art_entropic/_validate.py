@@ -34,6 +34,13 @@ def non_negative(name: str, value: Any) -> float:
     return number
 
 
+def whole_number(name: str, value: Any) -> int:
+    """A whole number of at least 0, as an int."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
+        raise ValueError(f"`{name}` must be a whole number of at least 0, got {value!r}")
+    return int(value)
+
+
 def positive_int(name: str, value: Any) -> int:
     """An integer >= 1."""
     if isinstance(value, bool) or not isinstance(value, Integral):

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from art_entropic import __version__
-from art_entropic._validate import check_eps, choice, positive_int
+from art_entropic._validate import check_eps, choice, positive_int, whole_number
 from art_entropic.attacks import BATTERIES
 from art_entropic.backends import FRAMEWORKS, MissingFrameworkError, backend_for, framework_module, installed_frameworks
 from art_entropic.defences import DEFENCES, option_defaults
@@ -189,7 +189,7 @@ def settings_of(plan: BenchmarkPlan) -> Settings:
             eps=check_eps(problem.eps if plan.eps is None else plan.eps, CLIP_VALUES),
             seeds=_seeds(plan.seeds),
             n_examples=positive_int("n_examples", problem.n_examples if plan.n_examples is None else plan.n_examples),
-            first_example=_whole("first_example", plan.first_example),
+            first_example=whole_number("first_example", plan.first_example),
             n_train=_n_train(plan.n_train),
             nb_epochs=positive_int("nb_epochs", problem.nb_epochs if plan.nb_epochs is None else plan.nb_epochs),
             nb_epochs_natural=positive_int(
@@ -290,12 +290,6 @@ def _seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     if not seeds:
         raise ValueError(f"`seeds` must name at least one seed, got {seeds!r}")
     return tuple(dict.fromkeys(seeds))
-
-
-def _whole(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"`{name}` must be a whole number of at least 0, got {value!r}")
-    return value
 
 
 def _n_train(n_train: int | None) -> int | None:

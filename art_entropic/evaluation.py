@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from art_entropic._validate import check_eps, check_inputs, check_labels, check_logits, choice, non_negative
+from art_entropic._validate import check_eps, check_inputs, check_labels, check_logits, choice, non_negative, whole_number
 from art_entropic.attacks import ATTACKS, BATTERIES, Ball, Target, attack_points, check_norm
 from art_entropic.backends import Array, NoIntervalRuleError
 from art_entropic.certificates import certify
@@ -99,7 +99,7 @@ def evaluate(
     target = Target.of(classifier)
     ball = Ball(check_eps(eps, classifier.clip_values), check_norm(norm))
     names = BATTERIES[choice("battery", battery, BATTERIES)]
-    seed, n_gallery = _whole("seed", seed), _whole("n_gallery", n_gallery)
+    seed, n_gallery = whole_number("seed", seed), whole_number("n_gallery", n_gallery)
     radii = _check_radii(curve_eps, classifier.clip_values)
     x = check_inputs(x, input_shape=tuple(classifier.input_shape), clip_values=classifier.clip_values)
     y = check_labels(y, n=len(x), nb_classes=int(classifier.nb_classes))
@@ -260,12 +260,6 @@ def _images(target: Target, points: Array) -> Array:
 def _check_radii(curve_eps: Sequence[float], clip_values: Any) -> list[float]:
     radii = {non_negative("curve_eps", radius) for radius in curve_eps}
     return sorted(check_eps(radius, clip_values) if radius > 0 else radius for radius in radii)
-
-
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-        raise ValueError(f"`{name}` must be a whole number of at least 0, got {value!r}")
-    return int(value)
 
 
 def _shown(share: Accuracy) -> str:

@@ -394,7 +394,7 @@ def benchmarks(tables: dict[str, Section]) -> str:
             parts += [f"## {heading(tables[name])}", told, comparison(tables[name]), *unrun(name, tables[name]), origin(name)]
     if CLAIM in tables:
         parts += [f"## {heading(tables[CLAIM])}", "Discussed in [docs/claim.md](docs/claim.md)."]
-        parts += [comparison(tables[CLAIM]), *unrun(CLAIM, tables[CLAIM]), origin(CLAIM)]
+        parts += [claim(tables[CLAIM]), origin(CLAIM)]
     parts += ["## Ablation", "Changes from a measure's own settings, each from the same natural weights."]
     for name, told in ABLATIONS.items():
         if name in tables:

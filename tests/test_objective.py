@@ -27,24 +27,24 @@ LOGITS = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
 Y = np.eye(3)[[0, 1]]
 
 
-class Canned:
-    """A `View` that answers with fixed boxes."""
+class Logits:
+    """A `View` whose input is the logits, and whose boxes reach 0.5 to either side."""
 
     ops = ops
 
     def logits(self, x):
-        return LOGITS
+        return x
 
     def propagate(self, x, eps):
-        box = Interval(LOGITS - 0.5, LOGITS + 0.5)
-        return Propagation(LOGITS, box, (LayerInterval("logits", box),))
+        box = Interval(x - 0.5, x + 0.5)
+        return Propagation(x, box, (LayerInterval("logits", box),))
 
 
-BATCH = Batch(np.zeros((2, 1)), Y, np.zeros((2, 1)), np.zeros(2))
+BATCH = Batch(LOGITS, Y, np.zeros((2, 1)), np.zeros(2))
 
 
 def test_loss_by_hand():
-    terms = EntropicObjective("interval", 1.0)(Canned(), BATCH, Controls(0.1, 0.25, 2.0))
+    terms = EntropicObjective("interval", 1.0)(Logits(), BATCH, Controls(0.1, 0.25, 2.0))
     natural = -np.log([0.5, 0.8]).mean()
     # The label's odds fall by e^-0.5, its rivals' rise by e^0.5.
     down, up = np.exp(-0.5), np.exp(0.5)
@@ -55,19 +55,6 @@ def test_loss_by_hand():
     np.testing.assert_allclose(terms["loss"], 0.75 * natural + 0.25 * worst + 2.0 * np.log(2.0))
     # log(.8) - log(.1) = 2.08 > 1 survives the ball, log(.5) - log(.25) = 0.69 does not.
     np.testing.assert_allclose([terms["accuracy"], terms["certified_accuracy"]], [1.0, 0.5])
-
-
-class Logits:
-    """A `View` whose input is the logits, and whose boxes reach 1 to either side."""
-
-    ops = ops
-
-    def logits(self, x):
-        return x
-
-    def propagate(self, x, eps):
-        box = Interval(x - 1.0, x + 1.0)
-        return Propagation(x, box, (LayerInterval("logits", box),))
 
 
 def test_only_a_share_of_the_batch_is_read_but_all_of_it_is_classified():
@@ -112,15 +99,15 @@ def to_tensor(there, x):
 
 
 def test_no_strength_is_natural_training():
-    terms = EntropicObjective("interval", 1.0)(Canned(), BATCH, Controls(0.0, 0.0, 0.0))
-    np.testing.assert_allclose(terms["loss"], natural_objective(Canned(), BATCH, None)["loss"])
+    terms = EntropicObjective("interval", 1.0)(Logits(), BATCH, Controls(0.0, 0.0, 0.0))
+    np.testing.assert_allclose(terms["loss"], natural_objective(Logits(), BATCH, None)["loss"])
 
 
 SHAPES = {"conv": (2, 2, 2, 1), "hidden": (2, 5), "logits": (2, 3)}
 WIDTHS = {"conv": 1.0, "hidden": 2.0, "logits": 3.0}
 
 
-class Layered(Canned):
+class Layered(Logits):
     """An image-shaped layer, one with one axis per example, and the logits, whose widths and values differ."""
 
     def propagate(self, x, eps):

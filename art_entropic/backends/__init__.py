@@ -54,6 +54,14 @@ class Ops(Protocol):
     def logdet1p(self, x: Tensor) -> Tensor: ...  # log det(I + x) of a Gram matrix; NaN, not an error, if x is not finite
 
 
+def division(n: int, share: float) -> tuple[int, int]:
+    """Where the first of the two parts of `Ops.parts` ends and the other one begins, for n rows of known number."""
+    if n < 4:
+        return n, 0
+    place = min(max(round(share * n), 2), n - 2)
+    return place, place
+
+
 class Interval(NamedTuple):
     """An axis-aligned box around a tensor: lower <= value <= upper for every input of the ball."""
 

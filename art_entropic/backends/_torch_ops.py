@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from art_entropic.backends import division
+
 
 class _Gram(torch.autograd.Function):
     """x x^T in float64. Its gradient is one product in the precision of x, where autodiff takes two in float64."""
@@ -76,11 +78,8 @@ class TorchOps:
         return torch.cat((x, y))
 
     def parts(self, x: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
-        n = len(x)
-        if n < 4:
-            return x, x
-        place = min(max(round(share * n), 2), n - 2)
-        return x[:place], x[place:]
+        end, start = division(len(x), share)
+        return x[:end], x[start:]
 
     def halves(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         first, second = x.chunk(2)

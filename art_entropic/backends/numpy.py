@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import log_softmax, softmax
 
-from art_entropic.backends import Tensor
+from art_entropic.backends import Tensor, division
 
 
 class NumpyOps:
@@ -60,11 +60,8 @@ class NumpyOps:
         return np.concatenate((x, y))
 
     def parts(self, x: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        n = len(x)
-        if n < 4:
-            return x, x
-        place = min(max(round(share * n), 2), n - 2)
-        return x[:place], x[place:]
+        end, start = division(len(x), share)
+        return x[:end], x[start:]
 
     def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         first, second = np.split(x, 2)
