@@ -1,7 +1,7 @@
 """ART's attacks, as rows of a table, each run so that it can be believed.
 
-An attack sees a second estimator around the user's model (same weights, the attack's own loss, logits out), runs on the points
-that still stand, and what it returns is checked before it counts.
+An attack sees a second estimator around the user's model (same weights, the attack's own loss, logits out) and runs on the
+points that still stand. What it finds, at its end or on its way, is checked before it counts.
 """
 
 from __future__ import annotations
@@ -16,14 +16,80 @@ from typing import Any
 
 import numpy as np
 
-from art_entropic.backends import Array, Backend, backend_for, framework_module, framework_of
+from art_entropic.backends import (
+    Array,
+    AttackObjective,
+    Backend,
+    Ops,
+    Tensor,
+    View,
+    backend_for,
+    framework_module,
+    framework_of,
+)
 
 # Float32 rounding of x + d, relative to the range of the data.
 ROUNDING = 1e-6
 MAX_RIVALS = 9
 PGD_RESTARTS = 10
+# Features of a batch: on a processor the layers of a small network then stay in its caches.
+BATCH_FEATURES = {"processor": 2**17, "accelerator": 2**21}
+_TINY = 1e-12
 # ART tiles an image 5 x 5; a tile of one pixel divides zero by zero.
 SQUARE_L2_SIDE = 10
+
+
+# -------------------------------------------------------------------------------------------------------------- losses
+
+
+def _true_logit(ops: Ops, z: Tensor, y: Tensor) -> Tensor:
+    return ops.sum(ops.where(y == 1, z, 0 * z), axis=1)
+
+
+def cross_entropy(ops: Ops, z: Tensor, y: Tensor) -> Tensor:
+    """-log softmax(z)_y, (n,)."""
+    return -_true_logit(ops, ops.log_softmax(z), y)
+
+
+def margin(ops: Ops, z: Tensor, y: Tensor) -> Tensor:
+    """max_{i != y} z_i - z_y, (n,): positive exactly where the prediction is wrong."""
+    return ops.max(ops.where(y == 1, z - math.inf, z), axis=1) - _true_logit(ops, z, y)
+
+
+def margin_to_rival(ops: Ops, z: Tensor, y: Tensor) -> Tensor:
+    """z_t - z_y, (n,)."""
+    rival = ops.sum(ops.where((y > 0) & (y < 1), z, 0 * z), axis=1)
+    return rival - _true_logit(ops, z, y)
+
+
+def dlr_to_rival(ops: Ops, z: Tensor, y: Tensor) -> Tensor:
+    """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2), the targeted difference of logits ratio of Croce & Hein 2020, eq. (7)."""
+    top = ops.largest(z, 4)
+    return margin_to_rival(ops, z, y) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY)
+
+
+Loss = Callable[[Ops, Tensor, Tensor], Tensor]
+"""Logits (n, nb_classes) and one-hot rows, the rival of a row marked by a value between 0 and 1, to what is climbed, (n,)."""
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": cross_entropy,
+    "margin": margin,
+    "margin_to_rival": margin_to_rival,
+    "dlr_to_rival": dlr_to_rival,
+}
+
+
+def of_logits(loss: Loss) -> AttackObjective:
+    """An attack's objective that looks at the logits only."""
+
+    def objective(view: View, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        z = view.logits(x)
+        return z, loss(view.ops, z, y)
+
+    return objective
+
+
+# ------------------------------------------------------------------------------------------------------------- attacks
 
 
 @dataclass(frozen=True)
@@ -43,7 +109,7 @@ class Attack:
     """One row of ATTACKS.
 
     Attributes:
-        loss: what the attacked estimator computes; see `with_loss` of a backend. None where the attack reads logits only.
+        loss: a name of LOSSES. None where the attack reads logits only.
         build: makes the ART attack from an estimator, a ball and a batch size.
         rounds: number of runs, each on what the one before left standing, for a model with that many classes.
         rivals: round r is aimed at the r-th best wrong class.
@@ -155,6 +221,7 @@ class Target:
     classifier: Any
     backend: Backend
     framework: str
+    is_deterministic: bool = True
     _twins: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -172,9 +239,23 @@ class Target:
 
     def twin(self, loss: str) -> Any:
         """The second estimator with that loss, built once."""
+        from art_entropic.attacked import Attacked
+
         if loss not in self._twins:
-            self._twins[loss] = framework_module(self.framework).with_loss(self.classifier, loss)
+            objective = of_logits(LOSSES[loss])
+            self._twins[loss] = Attacked(self.backend, objective, self.batch_size, remembers=self.is_deterministic)
         return self._twins[loss]
+
+    @property
+    def forward_passes(self) -> int:
+        """Points that attacks have sent through the network so far."""
+        return sum(twin.forward_passes for twin in self._twins.values())
+
+    @property
+    def batch_size(self) -> int:
+        """Of an attack."""
+        features = BATCH_FEATURES["accelerator" if self.backend.is_accelerated else "processor"]
+        return int(np.clip(features // max(1, math.prod(self.classifier.input_shape)), 16, 512))
 
     def untouched(self) -> contextlib.AbstractContextManager[None]:
         context: contextlib.AbstractContextManager[None] = framework_module(self.framework).untouched(self.classifier)
@@ -235,32 +316,42 @@ def attack_points(name: str, target: Target, x: Array, y: Array, ball: Ball, see
     broken = np.zeros(len(x), dtype=bool)
     rivals = np.argsort(-_wrong_only(target.logits(x), y), axis=1, kind="stable") if attack.rivals else None
     with target.untouched():
-        art_attack = attack.build(target.twin(loss), ball, _batch_size(x))
+        twin = target.twin(loss)
+        art_attack = attack.build(twin, ball, target.batch_size)
         for number in range(attack.rounds(nb_classes)):
-            standing = np.flatnonzero(~broken)
-            if not len(standing):
-                break
-            labels = np.eye(nb_classes, dtype=np.float32)[y[standing]]
+            labels = np.eye(nb_classes, dtype=np.float32)[y]
             if rivals is not None:
                 # Marks the rival for the loss; the true class stays the largest entry, so ART still attacks untargeted.
-                labels[np.arange(len(standing)), rivals[standing, number]] = 0.5
+                labels[np.arange(len(y)), rivals[:, number]] = 0.5
+            standing = np.flatnonzero(~broken)
             with numpy_seeded(_seed(seed, name, number)):
-                candidates = np.asarray(art_attack.generate(x[standing].copy(), y=labels), dtype=np.float32)
-            fell = within_ball(x[standing], candidates, ball, target.classifier.clip_values)
-            fell[fell] = target.predict(candidates[fell]) != y[standing[fell]]
-            broken[standing[fell]] = True
-            result[standing[fell]] = candidates[fell]
+                for start in range(0, len(standing), target.batch_size):
+                    index = standing[start : start + target.batch_size]
+                    path = _followed(target, art_attack, twin, x[index], y[index], labels[index], ball)
+                    broken[index], result[index] = path.fallen, path.x_adv
     return broken, result
+
+
+def _followed(target: Target, art_attack: Any, twin: Any, x: Array, y: Array, labels: Array, ball: Ball) -> Any:
+    """The path of one batch through an attack, with what the attack returned at its end."""
+    from art_entropic.attacked import Path
+
+    def succeeds(index: Array, candidates: Array) -> Array:
+        valid = within_ball(x[index], candidates, ball, target.classifier.clip_values)
+        valid[valid] = target.predict(candidates[valid]) != y[index[valid]]
+        return valid
+
+    path = Path(x, y, succeeds)
+    with twin.following(path):
+        candidates = np.asarray(art_attack.generate(x.copy(), y=labels), dtype=np.float32)
+    path.see(np.arange(len(x)), candidates, target.logits(candidates))
+    return path
 
 
 def _wrong_only(logits: Array, y: Array) -> Array:
     result = np.array(logits, dtype=np.float64)
     result[np.arange(len(y)), y] = -np.inf
     return result
-
-
-def _batch_size(x: Array) -> int:
-    return int(np.clip(2**21 // max(1, math.prod(x.shape[1:])), 16, 512))
 
 
 def _seed(seed: int, name: str, number: int) -> int:

@@ -53,7 +53,7 @@ STARTS = (NATURAL, "random")
 VALIDATION_SHARE = 0.1
 N_GALLERY = 6
 # Raised with every change of the attacks' code or parameters, so that old records are not taken for new ones.
-EVALUATION_REVISION = 1
+EVALUATION_REVISION = 2
 SHARED_PACKAGES = ("adversarial-robustness-toolbox", "numpy", "scipy", "scikit-learn")
 
 
@@ -885,6 +885,7 @@ class _Runner:
             certified_reason=result.certified_reason,
             attacks=list(result.attacks),
             curve=list(result.curve),
+            points=result.points_record(),
             examples=[msgspec.structs.replace(example, index=first + example.index) for example in result.examples],
             seconds=result.seconds,
             provenance=_stamped(self.source),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from art_entropic._validate import check_eps, check_inputs, check_labels, check_
 from art_entropic.attacks import ATTACKS, BATTERIES, Ball, Target, attack_points, check_norm
 from art_entropic.backends import Array, NoIntervalRuleError
 from art_entropic.certificates import certify
-from art_entropic.records import Accuracy, AttackedExample, AttackOutcome, CurvePoint
+from art_entropic.records import Accuracy, AttackedExample, AttackOutcome, CurvePoint, PointsRecord, pack
 from art_entropic.statistics import accuracy
 
 CURVE_BATTERY = "quick"
@@ -52,6 +52,15 @@ class Evaluation:
     curve: list[CurvePoint]
     examples: list[AttackedExample]
     seconds: float
+
+    def points_record(self) -> PointsRecord:
+        """What became of each point, for a record."""
+        return PointsRecord(
+            clean=pack(self.clean_correct),
+            robust=pack(self.survived),
+            certified=None if self.certified_points is None else pack(self.certified_points),
+            broken_by={name: pack(broken) for name, broken in self.broken_by.items()},
+        )
 
     def __str__(self) -> str:
         shares = f"clean {_shown(self.clean)}, robust {_shown(self.robust)}"
@@ -103,7 +112,9 @@ def evaluate(
     radii = _check_radii(curve_eps, classifier.clip_values)
     x = check_inputs(x, input_shape=tuple(classifier.input_shape), clip_values=classifier.clip_values)
     y = check_labels(y, n=len(x), nb_classes=int(classifier.nb_classes))
-    check_logits(target.logits(x), int(classifier.nb_classes))
+    logits = target.logits(x)
+    check_logits(logits, int(classifier.nb_classes))
+    target = replace(target, is_deterministic=np.array_equal(logits, target.logits(x)))
 
     clean_predictions = target.predict(x)
     clean_correct = clean_predictions == y
@@ -157,7 +168,7 @@ class _Cascade:
         title = f"{attack.title} ({remark})" if remark else attack.title
         progress.show(f"{attack.title} at {ball.eps:g}")
         index = np.flatnonzero(self.standing & ~self.certified if self.certified_were_attacked else self.standing)
-        started = time.perf_counter()
+        started, queries = time.perf_counter(), self.target.forward_passes
         error = None
         fell = np.zeros(len(index), dtype=bool)
         if len(index):
@@ -177,6 +188,7 @@ class _Cascade:
             attacked=len(index),
             broken=int(fell.sum()),
             seconds=time.perf_counter() - started,
+            queries=self.target.forward_passes - queries,
             error=error,
         )
 

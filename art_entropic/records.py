@@ -6,6 +6,7 @@ know instead of guessing.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import warnings
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 SCHEMA = 1
 
@@ -64,6 +66,38 @@ class Epoch(Record, frozen=True, kw_only=True):
     validation: dict[str, float] | None = None
 
 
+class PointsRecord(Record, frozen=True, kw_only=True):
+    """What became of each test point, in their order: one bit a point, as `pack` writes them.
+
+    With it, defences can be compared point by point, and attacks joined, without attacking again.
+    """
+
+    clean: str  # right without an attack
+    robust: str  # right under every attack
+    certified: str | None = None
+    broken_by: dict[str, str] = {}  # name of an attack -> the points that fell to it
+
+
+def pack(points: np.ndarray) -> str:
+    """One bit a point, bool (n,): eight to a byte, the first one highest, in base 64."""
+    return base64.b64encode(np.packbits(points).tobytes()).decode("ascii")
+
+
+def unpack(text: str, n: int) -> np.ndarray:
+    """The n points of `pack`, bool (n,).
+
+    Raises:
+        ValueError: not the bits of n points.
+    """
+    try:
+        bits = np.unpackbits(np.frombuffer(base64.b64decode(text, validate=True), np.uint8))
+    except ValueError as error:
+        raise ValueError(f"`text` must be bits in base 64, got {text!r}: {error}") from error
+    if len(bits) != -(-n // 8) * 8 or bits[n:].any():
+        raise ValueError(f"`text` must hold the bits of {n} points, got {len(bits)}: {text!r}")
+    return bits[:n].astype(bool)
+
+
 class AttackOutcome(Record, frozen=True, kw_only=True):
     """One attack of a battery. `attacked` points were still standing when it began, `broken` of them fell to it.
 
@@ -74,6 +108,7 @@ class AttackOutcome(Record, frozen=True, kw_only=True):
     attacked: int
     broken: int
     seconds: float
+    queries: int = 0  # points sent through the network; 0 where they were not counted
     error: str | None = None
 
 
@@ -142,6 +177,7 @@ class EvaluationRecord(Cell, frozen=True, kw_only=True, tag="evaluation", tag_fi
     certified_reason: str | None = None  # why there is no certificate
     attacks: list[AttackOutcome]
     curve: list[CurvePoint] = []
+    points: PointsRecord | None = None
     examples: list[AttackedExample] = []
     seconds: float
     provenance: Provenance

@@ -3,9 +3,11 @@ import random
 import numpy as np
 import pytest
 
-from art_entropic.attacks import ATTACKS, BATTERIES, Attack, Ball, Target, attack_points, check_norm, within_ball
+from art_entropic.attacked import Path
+from art_entropic.attacks import ATTACKS, BATTERIES, LOSSES, Attack, Ball, Target, attack_points, check_norm, within_ball
 from art_entropic.backends import FRAMEWORKS, backend_for, framework_module
 from art_entropic.backends.architecture import Dense, Flatten
+from art_entropic.backends.numpy import ops as numpy_ops
 
 LINEAR = (Flatten(), Dense(5, None))
 
@@ -58,7 +60,7 @@ def test_attack_breaks_what_can_be_broken_and_nothing_else(framework, name, norm
     assert broken[lowest < -0.02].mean() >= share
 
 
-def test_both_frameworks_see_the_same_losses_and_gradients(rng):
+def test_both_frameworks_climb_the_same_losses(rng):
     y = np.eye(5, dtype=np.float32)[[0, 1, 2, 3]]
     y[np.arange(4), [4, 3, 0, 1]] = 0.5
     x = rng.uniform(-1, 1, (4, 6, 6, 2)).astype(np.float32)
@@ -72,17 +74,81 @@ def test_both_frameworks_see_the_same_losses_and_gradients(rng):
         "margin_to_rival": rival - true,
         "dlr_to_rival": (rival - true) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2),
     }
+    assert set(expected) == set(LOSSES)
     for kind, values in expected.items():
+        np.testing.assert_allclose(LOSSES[kind](numpy_ops, z, y), values, rtol=1e-9)
         gradients = []
         for framework in FRAMEWORKS:
-            twin = framework_module(framework).with_loss(linear(framework), kind)
+            twin = Target.of(linear(framework)).twin(kind)
             first = FRAMEWORKS[framework].channels_first
             inputs = np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if first else x
             np.testing.assert_allclose(twin.compute_loss(inputs, y, reduction="none"), values, rtol=1e-4, atol=1e-5)
             gradient = twin.loss_gradient(inputs, y)
             gradients.append(np.moveaxis(gradient, 1, -1) if first else gradient)
-            np.testing.assert_allclose(twin.predict(inputs, batch_size=3).shape, (4, 5))
+            np.testing.assert_allclose(twin.predict(inputs), z, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-6)
+
+
+class Passing:
+    """Walks over the boundary and back again."""
+
+    def __init__(self, twin, ball, batch_size):
+        self.twin, self.ball = twin, ball
+
+    def generate(self, x, y):
+        best = x + self.ball.eps * np.sign(self.twin.loss_gradient(x, y))
+        self.twin.loss_gradient(best, y)
+        return x
+
+
+def test_an_adversarial_example_on_the_way_counts(framework, monkeypatch):
+    monkeypatch.setitem(ATTACKS, "passing", Attack("Passing", "margin", Passing))
+    target = Target.of(linear(framework))
+    x = images(framework, 60)
+    y, ball = target.predict(x), Ball(0.05, np.inf)
+    broken, x_adv = attack_points("passing", target, x, y, ball, seed=0)
+    # One step along the sign is the best there is against the strongest rival of a linear network.
+    lowest = lowest_margins(target.classifier, x, y, ball)
+    assert broken[lowest < -0.5].all() and broken.any() and not broken[lowest > 1e-4].any()
+    np.testing.assert_array_equal(target.predict(x_adv) != y, broken)
+
+
+def test_the_network_is_asked_nothing_twice_and_nothing_about_fallen_points(framework):
+    target = Target.of(linear(framework))
+    x = images(framework, 10)
+    y = target.predict(x)
+    labels = np.eye(5, dtype=np.float32)[y]
+    twin = target.twin("margin")
+    path = Path(x, y, lambda index, candidates: index < 4)
+    with twin.following(path):
+        values = twin.compute_loss(x, labels)
+        gradient = twin.loss_gradient(x, labels)
+        assert twin.forward_passes == twin.backward_passes == 10
+        moved = x.copy()
+        moved[[0, 5]] += np.float32(9) * np.sign(gradient[[0, 5]])  # both look broken, one is believed
+        later = twin.loss_gradient(moved, labels)
+        assert twin.backward_passes == 12
+        np.testing.assert_array_equal(path.fallen, np.arange(10) == 0)
+        np.testing.assert_array_equal(path.x_adv[0], moved[0])
+        np.testing.assert_array_equal(later[0], 0)
+        np.testing.assert_array_equal(later[[1, 2, 3]], gradient[[1, 2, 3]])
+        assert twin.compute_loss(moved, labels)[0] == 0
+        twin.loss_gradient(x, labels)  # point 0 is done with, 5 has gone back
+        assert twin.backward_passes == 13
+    np.testing.assert_allclose(values, np.sort(target.logits(x), axis=1)[:, -2] - target.logits(x).max(axis=1), rtol=1e-5)
+    before = twin.forward_passes
+    for batch in (x, x[3:], np.concatenate([x[:2], moved[:1]])):
+        np.testing.assert_allclose(twin.predict(batch), target.logits(batch), rtol=1e-4, atol=1e-5)
+    assert twin.forward_passes == before + 11
+    assert twin.predict(x[:0]).shape == (0, 5)
+
+
+def test_a_network_that_answers_at_random_is_asked_each_time(framework):
+    target = Target(**{**vars(Target.of(linear(framework))), "is_deterministic": False})
+    x = images(framework, 3)
+    twin = target.twin("margin")
+    twin.predict(x), twin.predict(x)
+    assert twin.forward_passes == 6
 
 
 def test_a_keras_classifier_with_preprocessing_is_attacked_in_raw_units(make_classifier, points):

@@ -5,6 +5,7 @@ import art_entropic.evaluation as evaluation
 from art_entropic.attacks import ATTACKS, BATTERIES, Attack
 from art_entropic.backends import FRAMEWORKS, NoIntervalRuleError
 from art_entropic.evaluation import evaluate
+from art_entropic.records import pack, unpack
 
 
 class Shift:
@@ -120,6 +121,15 @@ def test_real_evaluation_is_coherent_and_repeatable(framework, make_classifier, 
     shares = [point.robust.correct for point in result.curve]
     assert shares[0] == 36 and shares == sorted(shares, reverse=True)
     np.testing.assert_array_equal(result.survived, ~np.any(list(result.broken_by.values()), axis=0) & result.clean_correct)
+    bits = result.points_record()
+    for text, expected in [
+        (bits.clean, result.clean_correct),
+        (bits.robust, result.survived),
+        (bits.certified, result.certified_points),
+        (bits.broken_by["pgd_margin"], result.broken_by["pgd_margin"]),
+    ]:
+        np.testing.assert_array_equal(unpack(text, 40), expected)
+    assert 36 + 20 <= result.attacks[0].queries <= 36 * 22  # at least one point stood to the end
     for example in result.examples:
         image = np.array(example.attacked).reshape(example.shape)
         clean = np.moveaxis(x, 1, -1) if FRAMEWORKS[framework].channels_first else x
@@ -154,3 +164,16 @@ def test_probabilities_are_refused(framework, make_classifier, monkeypatch):
     monkeypatch.setattr(backend, "logits", lambda self, x, batch_size=256: np.full((len(x), 3), 1 / 3, np.float32))
     with pytest.raises(ValueError, match="must return logits, got probabilities"):
         evaluate(classifier, flat(framework, [0.1, 0.2]), [0, 1], eps=0.1, verbose=False)
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 64])
+def test_bits_come_back(n, rng):
+    points = rng.random(n) < 0.5
+    np.testing.assert_array_equal(unpack(pack(points), n), points)
+    assert pack(np.array([True, False, False])) == "gA=="
+
+
+@pytest.mark.parametrize(("text", "n"), [("gA==", 9), ("gA==", 17), ("gQ==", 3), ("no bits", 3)])
+def test_bits_of_another_number_of_points_are_refused(text, n):
+    with pytest.raises(ValueError, match="`text` must"):
+        unpack(text, n)

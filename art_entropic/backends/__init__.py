@@ -36,6 +36,7 @@ class Ops(Protocol):
     def sum(self, x: Tensor, axis: int | None = None) -> Tensor: ...
     def mean(self, x: Tensor, axis: int | None = None) -> Tensor: ...
     def max(self, x: Tensor, axis: int) -> Tensor: ...
+    def largest(self, x: Tensor, k: int) -> Tensor: ...  # the k largest of each row, in descending order
     def cumsum(self, x: Tensor, axis: int) -> Tensor: ...
     def one_hot(self, index: Tensor, depth: int) -> Tensor: ...  # index: whole numbers of any dtype
     def softmax(self, x: Tensor) -> Tensor: ...
@@ -170,6 +171,17 @@ Objective = Callable[[View, Batch, Controls], Mapping[str, Tensor]]
 Step = Callable[[Batch, Controls], dict[str, float]]
 """Takes NumPy arrays and floats, returns the value of each term."""
 
+AttackObjective = Callable[[View, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Maps raw inputs (n, ...) and one-hot labels to the logits (n, nb_classes), and to what an attack climbs, (n,)."""
+
+
+class Ascent(NamedTuple):
+    """What an attack learns from one query."""
+
+    logits: Array  # (n, nb_classes)
+    values: Array  # (n,), of the objective
+    gradient: Array  # (n, ...), of the sum of the values with respect to raw x
+
 
 class Backend(Protocol):
     """One ART estimator. Everything outside `training_step` takes and returns NumPy arrays."""
@@ -201,6 +213,14 @@ class Backend(Protocol):
 
     def input_gradient(self, x: Array, v: Array, batch_size: int = 256) -> Array:
         """Gradient of sum(v * logits(x)) with respect to raw x, in inference mode."""
+
+    def ascent(self, objective: AttackObjective) -> Callable[[Array, Array], Ascent]:
+        """What an attack that climbs `objective` asks at x with one-hot y: one pass forward and one back, inference mode."""
+
+    @property
+    def is_accelerated(self) -> bool:
+        """Whether the network runs on an accelerator, which wants large batches, and not on the processor's cores."""
+        ...
 
     def replace_activations(self, there: Activation, then: Activation) -> tuple[str, ...]:
         """Give every layer that applies one activation another one, in place.
@@ -353,6 +373,8 @@ __all__ = [
     "FRAMEWORKS",
     "Activations",
     "Array",
+    "Ascent",
+    "AttackObjective",
     "Backend",
     "Batch",
     "Controls",

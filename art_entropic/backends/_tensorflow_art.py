@@ -1,8 +1,7 @@
-"""TensorFlow: ART estimators around a user's own Keras model, for ART's attacks and adversarial trainers.
+"""TensorFlow: a second ART estimator around a user's own Keras model for ART's adversarial trainers.
 
-An attack needs a loss that the user's estimator does not have, and must leave that estimator as it found it. So each attack
-works on a second estimator that shares the model. Its gradient and its training step are compiled once: ART's own run eagerly
-or are traced anew with every batch. A KerasClassifier gets a TensorFlowV2Classifier, which more of ART's attacks accept.
+Its gradient and its training step are compiled once: ART's own run eagerly or are traced anew with every batch. A
+KerasClassifier gets a TensorFlowV2Classifier, which more of ART accepts.
 """
 
 from __future__ import annotations
@@ -15,63 +14,18 @@ import numpy as np
 import tensorflow as tf
 from art.estimators.classification import TensorFlowV2Classifier
 
-_TINY = 1e-12
-
-PerExample = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-
-
-def _logit(z: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    return tf.gather(z, index, batch_dims=1)
-
-
-def _true_logit(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    return _logit(z, tf.argmax(y, axis=1))
-
-
-def _best_wrong_logit(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    true = tf.one_hot(tf.argmax(y, axis=1), tf.shape(z)[1], on_value=True, off_value=False)
-    return tf.reduce_max(tf.where(true, tf.constant(-np.inf, z.dtype), z), axis=1)
-
-
-def _rival_logit(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    return _logit(z, tf.argmax(tf.cast((y > 0) & (y < 1), tf.int32), axis=1))
-
 
 def cross_entropy(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """-log softmax(z)_y."""
-    return tf.reduce_logsumexp(z, axis=1) - _true_logit(z, y)
+    """-log softmax(z)_y of one-hot y, (n,)."""
+    return tf.nn.softmax_cross_entropy_with_logits(labels=y, logits=z)
 
 
-def margin(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """max_{i != y} z_i - z_y: positive exactly where the prediction is wrong."""
-    return _best_wrong_logit(z, y) - _true_logit(z, y)
-
-
-def margin_to_rival(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """z_t - z_y."""
-    return _rival_logit(z, y) - _true_logit(z, y)
-
-
-def dlr_to_rival(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2), the targeted difference of logits ratio of Croce & Hein 2020, eq. (7)."""
-    top = tf.math.top_k(z, 4).values
-    return margin_to_rival(z, y) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY)
-
-
-_LOSSES: dict[str, PerExample] = {
-    "cross_entropy": cross_entropy,
-    "margin": margin,
-    "margin_to_rival": margin_to_rival,
-    "dlr_to_rival": dlr_to_rival,
-}
-
-
-class _Attacked(TensorFlowV2Classifier):  # type: ignore[misc]
-    """A TensorFlowV2Classifier with one named loss, whose three uses by an attack are compiled for any batch size."""
+class _Trainee(TensorFlowV2Classifier):  # type: ignore[misc]
+    """A TensorFlowV2Classifier with cross-entropy, whose three uses by an attack are compiled for any batch size."""
 
     remarks = ("gradient and training step are compiled once: ART's own trace the step anew with every batch",)
 
-    def __init__(self, per_example: PerExample, **arguments: Any) -> None:
+    def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         inputs = tf.TensorSpec((None, *self.input_shape), tf.float32)
         labels = tf.TensorSpec((None, self.nb_classes), tf.float32)
@@ -86,14 +40,14 @@ class _Attacked(TensorFlowV2Classifier):  # type: ignore[misc]
 
         @tf.function(input_signature=[inputs, labels])
         def losses(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-            return per_example(logits(x), y)
+            return cross_entropy(logits(x), y)
 
         @tf.function(input_signature=[inputs, labels])
         def gradient(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(x)
                 # The sum and not the mean: the gradient at one example must not shrink with the size of the batch.
-                loss = tf.reduce_sum(per_example(logits(x), y))
+                loss = tf.reduce_sum(cross_entropy(logits(x), y))
             return tape.gradient(loss, x)
 
         self._forward, self._losses, self._gradient = forward, losses, gradient
@@ -115,43 +69,6 @@ class _Attacked(TensorFlowV2Classifier):  # type: ignore[misc]
 
 def _tensor(value: Any) -> tf.Tensor:
     return tf.cast(value, tf.float32)
-
-
-def _around(estimator: Any, kind: str, **training: Any) -> Any:
-    """An ART estimator with the named loss and the input side (shape, clip range, preprocessing) of `estimator`."""
-    standardisation = estimator.preprocessing
-    if standardisation is not None:
-        # As numbers, so that ART builds the differentiable form also for a KerasClassifier.
-        standardisation = (standardisation.mean, standardisation.std)
-    twin = _Attacked(
-        _LOSSES[kind],
-        model=estimator.model,
-        nb_classes=estimator.nb_classes,
-        input_shape=estimator.input_shape,
-        channels_first=estimator.channels_first,
-        clip_values=estimator.clip_values,
-        preprocessing_defences=estimator.preprocessing_defences,
-        preprocessing=standardisation,
-        **training,
-    )
-    if not twin.all_framework_preprocessing:
-        names = ", ".join(type(operation).__name__ for operation in twin.preprocessing_operations)
-        raise ValueError(f"`classifier` must have preprocessing that TensorFlow can differentiate, got {names}")
-    return twin
-
-
-def with_loss(estimator: Any, kind: str) -> Any:
-    """A second ART estimator around the same model whose loss is the one named.
-
-    Postprocessing is left out: an attack sees the logits.
-
-    Args:
-        kind: "cross_entropy", "margin", "margin_to_rival" or "dlr_to_rival". Labels are one-hot rows; for the last two, the
-            rival class of each row is marked by a value between 0 and 1.
-    Raises:
-        ValueError: the estimator has a preprocessing defence that is not differentiable.
-    """
-    return _around(estimator, kind)
 
 
 @contextlib.contextmanager
@@ -180,6 +97,9 @@ def for_art_trainers(estimator: Any) -> Any:
     """A second ART estimator that shares model and optimizer, with cross-entropy on logits and a training step traced once.
 
     Its `remarks` say what differs from ART's own way in a manner that a comparison should mention.
+
+    Raises:
+        ValueError: the estimator has a preprocessing defence that is not differentiable.
     """
     model = estimator.model
     optimizer = getattr(estimator, "optimizer", None) or model.optimizer
@@ -193,4 +113,22 @@ def for_art_trainers(estimator: Any) -> Any:
         gradients = tape.gradient(loss, model.trainable_variables)
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
 
-    return _around(estimator, "cross_entropy", optimizer=optimizer, train_step=train_step)
+    standardisation = estimator.preprocessing
+    if standardisation is not None:
+        # As numbers, so that ART builds the differentiable form also for a KerasClassifier.
+        standardisation = (standardisation.mean, standardisation.std)
+    twin = _Trainee(
+        model=model,
+        nb_classes=estimator.nb_classes,
+        input_shape=estimator.input_shape,
+        channels_first=estimator.channels_first,
+        clip_values=estimator.clip_values,
+        preprocessing_defences=estimator.preprocessing_defences,
+        preprocessing=standardisation,
+        optimizer=optimizer,
+        train_step=train_step,
+    )
+    if not twin.all_framework_preprocessing:
+        names = ", ".join(type(operation).__name__ for operation in twin.preprocessing_operations)
+        raise ValueError(f"`classifier` must have preprocessing that TensorFlow can differentiate, got {names}")
+    return twin

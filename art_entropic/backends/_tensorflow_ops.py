@@ -49,6 +49,9 @@ class TensorFlowOps:
     def max(self, x: tf.Tensor, axis: int) -> tf.Tensor:
         return tf.reduce_max(x, axis)
 
+    def largest(self, x: tf.Tensor, k: int) -> tf.Tensor:
+        return tf.math.top_k(x, k).values
+
     def cumsum(self, x: tf.Tensor, axis: int) -> tf.Tensor:
         return tf.cumsum(x, axis)
 

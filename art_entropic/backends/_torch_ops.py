@@ -56,6 +56,9 @@ class TorchOps:
     def max(self, x: torch.Tensor, axis: int) -> torch.Tensor:
         return x.amax(axis)
 
+    def largest(self, x: torch.Tensor, k: int) -> torch.Tensor:
+        return x.topk(k, dim=1).values
+
     def cumsum(self, x: torch.Tensor, axis: int) -> torch.Tensor:
         return x.cumsum(axis)
 

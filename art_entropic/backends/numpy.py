@@ -38,6 +38,9 @@ class NumpyOps:
     def max(self, x: Tensor, axis: int) -> Tensor:
         return np.max(x, axis=axis)
 
+    def largest(self, x: Tensor, k: int) -> Tensor:
+        return np.sort(x, axis=1)[:, : -k - 1 : -1]
+
     def cumsum(self, x: Tensor, axis: int) -> Tensor:
         return np.cumsum(x, axis=axis)
 

@@ -16,6 +16,8 @@ from art_entropic import intervals
 from art_entropic.backends import (
     Activations,
     Array,
+    Ascent,
+    AttackObjective,
     Batch,
     Controls,
     Interval,
@@ -25,7 +27,7 @@ from art_entropic.backends import (
     Propagation,
 )
 from art_entropic.backends._preprocessing import standardisation
-from art_entropic.backends._tensorflow_art import before_each_step, for_art_trainers, untouched, with_loss
+from art_entropic.backends._tensorflow_art import before_each_step, for_art_trainers, untouched
 from art_entropic.backends._tensorflow_bounds import Joint, Walk, box_of, has_graph, require_graph, straight_relu
 from art_entropic.backends._tensorflow_ops import ops
 from art_entropic.backends.architecture import (
@@ -342,6 +344,28 @@ class TensorFlowBackend:
             parts.append((gradient if self._mean_std is None else gradient / self._mean_std[1]).numpy())
         return np.concatenate(parts)
 
+    def ascent(self, objective: AttackObjective) -> Callable[[Array, Array], Ascent]:
+        view = self._view(training=False)
+        images = tf.TensorSpec((None, *self._input_shape), tf.float32)
+        labels = tf.TensorSpec((None, self._nb_classes), tf.float32)
+
+        @_compiled(images, labels)
+        def passes(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(x)
+                logits, values = objective(view, x, y)
+                total = tf.reduce_sum(values)
+            return logits, values, tape.gradient(total, x)
+
+        def ask(x: Array, y: Array) -> Ascent:
+            return Ascent(*(t.numpy() for t in passes(*(np.asarray(part, np.float32) for part in (x, y)))))
+
+        return ask
+
+    @property
+    def is_accelerated(self) -> bool:
+        return bool(tf.config.list_logical_devices("GPU"))
+
     def replace_activations(self, there: Activation, then: Activation) -> tuple[str, ...]:
         layers = self.model._flatten_layers(include_self=False)
         found = [layer for layer in layers if _applies(layer, there)]
@@ -609,5 +633,5 @@ def _same_padding(layer: Conv, length: int) -> bool:
 
 __all__ = [
     "TensorFlowBackend", "TensorFlowView", "before_each_step", "build_classifier", "estimator_backend",
-    "for_art_trainers", "untouched", "with_loss",
+    "for_art_trainers", "untouched",
 ]  # fmt: skip

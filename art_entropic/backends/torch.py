@@ -16,6 +16,8 @@ from art_entropic import intervals
 from art_entropic.backends import (
     Activations,
     Array,
+    Ascent,
+    AttackObjective,
     Batch,
     Controls,
     Interval,
@@ -26,7 +28,7 @@ from art_entropic.backends import (
     Step,
 )
 from art_entropic.backends._preprocessing import standardisation
-from art_entropic.backends._torch_art import before_each_step, for_art_trainers, untouched, with_loss
+from art_entropic.backends._torch_art import before_each_step, for_art_trainers, untouched
 from art_entropic.backends._torch_bounds import BoundTensor, Recorder, Trace, TwiceDifferentiated
 from art_entropic.backends._torch_ops import ops
 from art_entropic.backends.architecture import (
@@ -221,6 +223,22 @@ class TorchBackend:
         return np.concatenate(
             [gradient(*pair) for pair in zip(self._chunks(x, batch_size), self._chunks(v, batch_size), strict=True)]
         )
+
+    def ascent(self, objective: AttackObjective) -> Callable[[Array, Array], Ascent]:
+        view = TorchView(self, differentiable=True)
+
+        def ask(x: Array, y: Array) -> Ascent:
+            with _inference(self.model), torch.enable_grad():
+                point = self._tensor(x).requires_grad_(True)
+                logits, values = objective(view, point, self._tensor(y))
+                (gradient,) = torch.autograd.grad(values.sum(), point)
+            return Ascent(*(tensor.detach().cpu().numpy() for tensor in (logits, values, gradient)))
+
+        return ask
+
+    @property
+    def is_accelerated(self) -> bool:
+        return self.device.type != "cpu"
 
     def replace_activations(self, there: Activation, then: Activation) -> tuple[str, ...]:
         found = [
@@ -454,5 +472,4 @@ __all__ = [
     "estimator_backend",
     "for_art_trainers",
     "untouched",
-    "with_loss",
 ]
