@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from art_entropic.backends import MissingFrameworkError, NoIntervalRuleError
     from art_entropic.benchmark import BenchmarkPlan, run_benchmark
     from art_entropic.certificates import certify
+    from art_entropic.checks import CHECKS
+    from art_entropic.comparison import Comparison, compare, leaderboard_entry
     from art_entropic.defences import DEFENCES
     from art_entropic.evaluation import Evaluation, evaluate
     from art_entropic.information import MEASURES
@@ -27,9 +29,12 @@ _HOMES = {
     "ATTACKS": "attacks",
     "BATTERIES": "attacks",
     "BenchmarkPlan": "benchmark",
+    "CHECKS": "checks",
+    "Comparison": "comparison",
     "MissingFrameworkError": "backends",
     "NoIntervalRuleError": "backends",
     "certify": "certificates",
+    "compare": "comparison",
     "DEFENCES": "defences",
     "EntropicTrainer": "trainer",
     "Evaluation": "evaluation",
@@ -38,15 +43,16 @@ _HOMES = {
     "PROBLEMS": "problems",
     "TrainingDivergedError": "trainer",
     "evaluate": "evaluation",
+    "leaderboard_entry": "comparison",
     "run_benchmark": "benchmark",
     "smooth_activations": "recipes",
     "write_report": "report",
 }
 
 __all__ = [
-    "ATTACKS", "BATTERIES", "DEFENCES", "MEASURES", "PROBLEMS", "BenchmarkPlan", "EntropicTrainer", "Evaluation",
-    "History", "MissingFrameworkError", "NoIntervalRuleError", "TrainingDivergedError", "__version__", "certify", "evaluate",
-    "run_benchmark", "smooth_activations", "write_report",
+    "ATTACKS", "BATTERIES", "CHECKS", "DEFENCES", "MEASURES", "PROBLEMS", "BenchmarkPlan", "Comparison", "EntropicTrainer",
+    "Evaluation", "History", "MissingFrameworkError", "NoIntervalRuleError", "TrainingDivergedError", "__version__", "certify",
+    "compare", "evaluate", "leaderboard_entry", "run_benchmark", "smooth_activations", "write_report",
 ]  # fmt: skip
 
 

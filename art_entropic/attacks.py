@@ -10,9 +10,9 @@ import contextlib
 import math
 import random
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from art_entropic.backends import (
     Array,
     AttackObjective,
     Backend,
+    Batch,
+    NoIntervalRuleError,
     Ops,
     Tensor,
     View,
@@ -27,6 +29,10 @@ from art_entropic.backends import (
     framework_module,
     framework_of,
 )
+from art_entropic.information import MEASURES, ReadOut
+
+if TYPE_CHECKING:
+    from art_entropic.attacked import Attacked, Path
 
 # Float32 rounding of x + d, relative to the range of the data.
 ROUNDING = 1e-6
@@ -34,6 +40,10 @@ MAX_RIVALS = 9
 PGD_RESTARTS = 10
 # Features of a batch: on a processor the layers of a small network then stay in its caches.
 BATCH_FEATURES = {"processor": 2**17, "accelerator": 2**21}
+# Weights of the information beside the margin, in an attack on our own defence.
+ENTROPIC_WEIGHTS = (-1.0, -0.1, 0.1, 1.0)
+# Attacks that ask thousands of questions a point attack so many points.
+COSTLY_POINTS = 50
 _TINY = 1e-12
 # ART tiles an image 5 x 5; a tile of one pixel divides zero by zero.
 SQUARE_L2_SIDE = 10
@@ -82,9 +92,42 @@ LOSSES: dict[str, Loss] = {
 def of_logits(loss: Loss) -> AttackObjective:
     """An attack's objective that looks at the logits only."""
 
-    def objective(view: View, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def objective(view: View, x: Tensor, y: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
         z = view.logits(x)
         return z, loss(view.ops, z, y)
+
+    return objective
+
+
+def with_information(measure: str, weight: float, eps: float) -> AttackObjective:
+    """Margin plus `weight` times the information, in nats, that the defence was trained to keep small.
+
+    With a positive weight the attack looks where the defence lets perturbations through, with a negative one it walks where the
+    defence believes itself safe. The measure is read with its own resolution, at the box or the ball around the iterate.
+    """
+    row = MEASURES[measure]
+
+    def objective(view: View, x: Tensor, y: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+        ops = view.ops
+        still = 0.0 * x
+        batch = Batch(x, y, still, ops.sum(ops.flatten(still), axis=1) + 0.5)  # the middle of the posterior
+        reading = row.read(view, batch, eps, ReadOut(row.resolution))
+        return reading.logits, margin(ops, reading.logits, y) + weight * reading.information
+
+    return objective
+
+
+def with_features(layer: str) -> AttackObjective:
+    """Margin plus how far a layer has moved from where the clean point put it, ||t(x') - t(x)|| / ||t(x)||."""
+
+    def objective(view: View, x: Tensor, y: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+        ops = view.ops
+        there = view.activations(x)
+        here = view.activations(ops.reshape_like(more, x))
+        (moved,) = (one.value for one in there.layers if one.name == layer)
+        (clean,) = (one.value for one in here.layers if one.name == layer)
+        shift, scale = (ops.sqrt(ops.sum(ops.flatten(t * t), axis=1) + _TINY) for t in (moved - clean, clean))
+        return there.logits, margin(ops, there.logits, y) + shift / (scale + _TINY)
 
     return objective
 
@@ -104,28 +147,50 @@ class Ball:
         return "inf" if math.isinf(self.norm) else f"{self.norm:g}"
 
 
+class CannotRunError(ValueError):
+    """An attack has nothing to work with here; the message says what is missing."""
+
+
+class Round(NamedTuple):
+    """One run of an attack, on what the ones before left standing.
+
+    Attributes:
+        name: of the objective, for attacks that share it.
+        objective: what it climbs.
+        rival: number of the wrong class that it is aimed at, 0 the likeliest one; None aims at none.
+        knows_origin: the objective is told the clean point.
+        source: the classifier that is attacked in place of the target, for what it finds to be tried on the target.
+    """
+
+    name: str
+    objective: AttackObjective
+    rival: int | None = None
+    knows_origin: bool = False
+    source: Target | None = None
+
+
 @dataclass(frozen=True)
 class Attack:
     """One row of ATTACKS.
 
     Attributes:
-        loss: a name of LOSSES. None where the attack reads logits only.
         build: makes the ART attack from an estimator, a ball and a batch size.
-        rounds: number of runs, each on what the one before left standing, for a model with that many classes.
-        rivals: round r is aimed at the r-th best wrong class.
+        rounds: its runs on a target.
+        reads_gradients: a white-box attack.
+        max_points: attacks so many of the points it is given, no more.
+        remark: what differs from the title for a model with that many classes.
     """
 
     title: str
-    loss: str | None
     build: Callable[[Any, Ball, int], Any]
-    rounds: Callable[[int], int] = lambda nb_classes: 1
-    rivals: bool = False
+    rounds: Callable[[Target, Ball], Sequence[Round]]
+    reads_gradients: bool = True
+    max_points: int | None = None
+    remark: Callable[[int], str] = lambda nb_classes: ""
 
-    def loss_for(self, nb_classes: int) -> tuple[str, str]:
-        """The loss for a model with that many classes, and a remark where it is not the one of the table."""
-        if self.loss == "dlr_to_rival" and nb_classes < 4:
-            return "margin_to_rival", f"margin in place of DLR, which needs 4 classes, the model has {nb_classes}"
-        return self.loss or "margin", ""
+    def title_for(self, nb_classes: int) -> str:
+        remark = self.remark(nb_classes)
+        return f"{self.title} ({remark})" if remark else self.title
 
 
 def _pgd(steps: int) -> Callable[[Any, Ball, int], Any]:
@@ -146,31 +211,48 @@ def _pgd(steps: int) -> Callable[[Any, Ball, int], Any]:
     return build
 
 
-def _apgd(estimator: Any, ball: Ball, batch_size: int) -> Any:
-    from art.attacks.evasion import AutoProjectedGradientDescent
+def _apgd(steps: int) -> Callable[[Any, Ball, int], Any]:
+    def build(estimator: Any, ball: Ball, batch_size: int) -> Any:
+        from art.attacks.evasion import AutoProjectedGradientDescent
 
-    # loss_type None: the estimator's own loss. ART's own ones refuse a KerasClassifier, and its DLR builds n x n logits.
-    return AutoProjectedGradientDescent(
-        estimator,
-        norm=ball.norm,
-        eps=ball.eps,
-        eps_step=2 * ball.eps,
-        max_iter=100,
-        nb_random_init=1,
-        batch_size=batch_size,
-        loss_type=None,
-        verbose=False,
-    )
+        if ball.norm == 1:
+            # It steps along the gradient itself, where the steepest way in L1 is a single feature: on a linear network it finds
+            # about half of what there is.
+            raise CannotRunError("ART's APGD does not climb steepest in L1, got the norm 1; PGD does")
+        # loss_type None: the estimator's own loss. ART's own ones refuse other estimators, and its DLR builds n x n logits.
+        return AutoProjectedGradientDescent(
+            estimator,
+            norm=ball.norm,
+            eps=ball.eps,
+            eps_step=2 * ball.eps,
+            max_iter=steps,
+            nb_random_init=1,
+            batch_size=batch_size,
+            loss_type=None,
+            verbose=False,
+        )
+
+    return build
+
+
+def _one_step(estimator: Any, ball: Ball, batch_size: int) -> Any:
+    from art.attacks.evasion import FastGradientMethod
+
+    return FastGradientMethod(estimator, norm=ball.norm, eps=ball.eps, batch_size=batch_size)
 
 
 def _square(estimator: Any, ball: Ball, batch_size: int) -> Any:
     from art.attacks.evasion import SquareAttack
 
+    if len(estimator.input_shape) != 3:
+        raise CannotRunError(f"Square attacks images, got inputs of shape {estimator.input_shape}")
     if estimator.clip_values is None:
-        raise ValueError("`classifier` must have clip_values for Square, got None")
+        raise CannotRunError("`classifier` must have clip_values for Square, got None")
+    if ball.norm == 1:
+        raise CannotRunError("Square knows the norms inf and 2, got 1")
     shape = estimator.input_shape[1:] if estimator.channels_first else estimator.input_shape[:-1]
     if ball.norm == 2 and min(shape, default=0) < SQUARE_L2_SIDE:
-        raise ValueError(
+        raise CannotRunError(
             f"images must have {SQUARE_L2_SIDE} pixels a side for Square in L2, got {shape}: its tiles would be empty"
         )
     return SquareAttack(
@@ -178,26 +260,96 @@ def _square(estimator: Any, ball: Ball, batch_size: int) -> Any:
     )
 
 
+def _hop_skip_jump(estimator: Any, ball: Ball, batch_size: int) -> Any:
+    from art.attacks.evasion import HopSkipJump
+
+    if ball.norm == 1:
+        raise CannotRunError("HopSkipJump knows the norms inf and 2, got 1")
+    return HopSkipJump(estimator, batch_size=batch_size, norm=ball.norm, max_iter=20, max_eval=500, verbose=False)
+
+
+def _minimum_norm(estimator: Any, ball: Ball, batch_size: int) -> Any:
+    from art.attacks.evasion import CarliniL2Method
+
+    if ball.norm != 2:
+        raise CannotRunError(f"Carlini & Wagner look for the nearest example in L2, got the norm {ball.norm_name}")
+    return CarliniL2Method(estimator, max_iter=100, binary_search_steps=6, batch_size=batch_size, verbose=False)
+
+
+def _one(loss: str) -> Callable[[Target, Ball], Sequence[Round]]:
+    return _times(1, loss)
+
+
+def _times(number: int, loss: str) -> Callable[[Target, Ball], Sequence[Round]]:
+    return lambda target, ball: [Round(loss, of_logits(LOSSES[loss]))] * number
+
+
+def _rival_loss(nb_classes: int) -> str:
+    return "dlr_to_rival" if nb_classes >= 4 else "margin_to_rival"
+
+
+def _no_dlr(nb_classes: int) -> str:
+    if nb_classes >= 4:
+        return ""
+    return f"margin in place of DLR, which needs 4 classes, the model has {nb_classes}"
+
+
+def _each_rival(target: Target, ball: Ball) -> Sequence[Round]:
+    loss = _rival_loss(target.nb_classes)
+    number = min(target.nb_classes - 1, MAX_RIVALS)
+    return [Round(loss, of_logits(LOSSES[loss]), rival=rival) for rival in range(number)]
+
+
+def _entropic(target: Target, ball: Ball) -> Sequence[Round]:
+    if not math.isinf(ball.norm):
+        raise CannotRunError(f"the information is read over the Linf ball, got the norm {ball.norm_name}")
+    measure = target.known_measure
+    return [
+        Round(f"{measure} {weight:+g} at {ball.eps:g}", with_information(measure, weight, ball.eps))
+        for weight in ENTROPIC_WEIGHTS
+    ]
+
+
+def _each_layer(target: Target, ball: Ball) -> Sequence[Round]:
+    try:
+        names = target.backend.layer_names()
+    except NoIntervalRuleError as error:
+        raise CannotRunError(f"the layers of the network cannot be read: {error}") from error
+    return [Round(f"features {name}", with_features(name), knows_origin=True) for name in names]
+
+
+def _each_source(target: Target, ball: Ball) -> Sequence[Round]:
+    if not target.sources:
+        raise CannotRunError("no other classifier was given to craft on: pass `transfer_from`")
+    objective = of_logits(margin)
+    return [Round("margin", objective, source=source) for source in target.sources.values()]
+
+
 ATTACKS: dict[str, Attack] = {
-    "pgd_ce": Attack("PGD-20 on cross-entropy", "cross_entropy", _pgd(20)),
-    "pgd_margin": Attack("PGD-20 on margin", "margin", _pgd(20)),
-    "apgd_ce": Attack("APGD on cross-entropy", "cross_entropy", _apgd),
-    "apgd_t": Attack(
-        "APGD-T on DLR",
-        "dlr_to_rival",
-        _apgd,
-        rounds=lambda nb_classes: min(nb_classes - 1, MAX_RIVALS),
-        rivals=True,
+    "fgsm": Attack("FGSM", _one_step, _one("cross_entropy")),
+    "pgd_ce": Attack("PGD-20 on cross-entropy", _pgd(20), _one("cross_entropy")),
+    "pgd_margin": Attack("PGD-20 on margin", _pgd(20), _one("margin")),
+    "apgd_ce": Attack("APGD on cross-entropy", _apgd(100), _one("cross_entropy")),
+    "apgd_t": Attack("APGD-T on DLR", _apgd(100), _each_rival, remark=_no_dlr),
+    "pgd_restarts": Attack(f"PGD-20 on margin, {PGD_RESTARTS} restarts", _pgd(20), _times(PGD_RESTARTS, "margin")),
+    "apgd_long": Attack("APGD on margin, 500 steps", _apgd(500), _one("margin")),
+    "square": Attack("Square", _square, _one("margin"), reads_gradients=False),
+    "entropic": Attack("PGD-40 on margin and information, 4 weights", _pgd(40), _entropic),
+    "features": Attack("PGD-40 on margin and features, each layer", _pgd(40), _each_layer),
+    "transfer": Attack("APGD on margin, crafted on other classifiers", _apgd(100), _each_source, reads_gradients=False),
+    "hop_skip_jump": Attack(
+        f"HopSkipJump, {COSTLY_POINTS} points", _hop_skip_jump, _one("margin"), reads_gradients=False, max_points=COSTLY_POINTS
     ),
-    "pgd_restarts": Attack(
-        f"PGD-20 on margin, {PGD_RESTARTS} restarts", "margin", _pgd(20), rounds=lambda nb_classes: PGD_RESTARTS
+    "minimum_norm": Attack(
+        f"Carlini & Wagner, nearest in L2, {COSTLY_POINTS} points", _minimum_norm, _one("margin"), max_points=COSTLY_POINTS
     ),
-    "square": Attack("Square", None, _square),
 }
 
+_STANDARD = ("apgd_ce", "apgd_t", "pgd_restarts", "square")
 BATTERIES: dict[str, tuple[str, ...]] = {
     "quick": ("pgd_ce", "pgd_margin"),
-    "standard": ("apgd_ce", "apgd_t", "pgd_restarts", "square"),
+    "standard": _STANDARD,
+    "full": (*_STANDARD, "entropic", "features", "transfer", "minimum_norm", "hop_skip_jump"),
 }
 
 
@@ -205,46 +357,72 @@ def check_norm(norm: Any) -> float:
     """The norm of the ball as a number.
 
     Raises:
-        ValueError: neither infinity nor 2.
+        ValueError: none of infinity, 2 and 1.
     """
     if norm in ("inf", np.inf):
         return math.inf
-    if norm in ("2", 2):
-        return 2.0
-    raise ValueError(f"`norm` must be 'inf', np.inf or 2, got {norm!r}")
+    if norm in ("2", 2, "1", 1) and not isinstance(norm, bool):
+        return float(norm)
+    raise ValueError(f"`norm` must be 'inf', np.inf, 2 or 1, got {norm!r}")
+
+
+# -------------------------------------------------------------------------------------------------------------- target
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A classifier under attack."""
+    """A classifier under attack.
+
+    Attributes:
+        is_deterministic: it answers the same each time.
+        measure: the information measure that it was retrained with, where that is known.
+        sources: other classifiers, for transfer.
+    """
 
     classifier: Any
     backend: Backend
     framework: str
     is_deterministic: bool = True
-    _twins: dict[str, Any] = field(default_factory=dict)
+    measure: str | None = None
+    sources: Mapping[str, Target] = field(default_factory=dict)
+    _twins: dict[str, Attacked] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, classifier: Any) -> Target:
-        return cls(classifier, backend_for(classifier), framework_of(classifier))
+    def of(cls, classifier: Any, measure: str | None = None, sources: Mapping[str, Any] | None = None) -> Target:
+        others = {name: cls.of(source) for name, source in (sources or {}).items()}
+        return cls(classifier, backend_for(classifier), framework_of(classifier), measure=measure, sources=others)
+
+    @property
+    def nb_classes(self) -> int:
+        return int(self.classifier.nb_classes)
+
+    @property
+    def known_measure(self) -> str:
+        """The measure it was retrained with; where nobody said, `interval` if its layers have rules, else `channel`."""
+        if self.measure is not None:
+            return self.measure
+        try:
+            self.backend.intervals(np.zeros((1, *self.classifier.input_shape), np.float32), 0.0)
+        except NoIntervalRuleError:
+            return "channel"
+        return "interval"
 
     def logits(self, x: Array) -> Array:
         """(n, nb_classes), also for no point at all."""
-        return self.backend.logits(x) if len(x) else np.zeros((0, int(self.classifier.nb_classes)), np.float32)
+        return self.backend.logits(x) if len(x) else np.zeros((0, self.nb_classes), np.float32)
 
     def predict(self, x: Array) -> Array:
         """Classes, int64 (n,); -1 where a logit is not finite."""
         logits = self.logits(x)
         return np.where(np.isfinite(logits).all(axis=1), np.argmax(logits, axis=1), -1)
 
-    def twin(self, loss: str) -> Any:
-        """The second estimator with that loss, built once."""
+    def twin(self, name: str, objective: AttackObjective) -> Attacked:
+        """The second estimator with that objective, built once for each name."""
         from art_entropic.attacked import Attacked
 
-        if loss not in self._twins:
-            objective = of_logits(LOSSES[loss])
-            self._twins[loss] = Attacked(self.backend, objective, self.batch_size, remembers=self.is_deterministic)
-        return self._twins[loss]
+        if name not in self._twins:
+            self._twins[name] = Attacked(self.backend, objective, self.batch_size, remembers=self.is_deterministic)
+        return self._twins[name]
 
     @property
     def forward_passes(self) -> int:
@@ -289,63 +467,130 @@ def within_ball(x: Array, x_adv: Array, ball: Ball, clip_values: Any) -> Array:
     slack = ROUNDING * float(scale)
     finite = np.isfinite(x_adv).reshape(n, -1).all(axis=1)
     inside = ((x_adv >= low - slack) & (x_adv <= high + slack)).reshape(n, -1).all(axis=1)
-    distance = np.nan_to_num(x_adv.astype(np.float64) - x, nan=np.inf).reshape(n, -1)
-    size = np.linalg.norm(distance, ord=ball.norm, axis=1)
-    allowed = ball.eps + slack * (1.0 if math.isinf(ball.norm) else math.sqrt(distance.shape[1]))
-    return np.asarray(finite & inside & (size <= allowed))
+    # The rounding of every feature adds up in the norm.
+    allowed = ball.eps + slack * math.prod(x.shape[1:]) ** (1 / ball.norm)
+    return np.asarray(finite & inside & (distances(x, x_adv, ball.norm) <= allowed))
 
 
-def attack_points(name: str, target: Target, x: Array, y: Array, ball: Ball, seed: int) -> tuple[Array, Array]:
-    """Run one attack of ATTACKS.
+def largest_distance(clip_values: Any, shape: tuple[int, ...], norm: float) -> float:
+    """Of two inputs of that shape."""
+    span = float(np.max(np.asarray(clip_values[1]) - np.asarray(clip_values[0])))
+    return span * float(math.prod(shape) ** (1 / norm))
+
+
+def distances(x: Array, x_adv: Array, norm: float) -> Array:
+    """||x_adv - x||_norm of each point, float64 (n,); infinite where a feature is NaN."""
+    difference = np.nan_to_num(x_adv.astype(np.float64) - x, nan=np.inf).reshape(len(x), -1)
+    return np.asarray(np.linalg.norm(difference, ord=norm, axis=1))
+
+
+@dataclass(frozen=True, eq=False)
+class AttackRun:
+    """What an attack did to each of its points, (n,) each.
+
+    Attributes:
+        broken: a candidate was checked to lie in the ball and in the clip range, and the classifier gets it wrong.
+        x_adv: candidates of x's shape, equal to x where the point stands.
+        distance: of the adversarial example that the attack found, inside the ball or not, in the ball's norm; NaN without.
+        queries: how often the network was asked about the point, as far as a query tells which points it is about.
+        out_of_bounds: what the attack returned lies outside the ball or the clip range, or is not finite; it never counts.
+        flat_at_start: the first gradient was zero in every feature, or not finite.
+        gradients, flat, not_finite: how many gradients were taken, and how many of them were all zero, or not finite.
+    """
+
+    broken: Array
+    x_adv: Array
+    distance: Array
+    queries: Array
+    out_of_bounds: Array
+    flat_at_start: Array
+    gradients: Array
+    flat: Array
+    not_finite: Array
+
+    @classmethod
+    def on(cls, x: Array) -> AttackRun:
+        """Nothing done yet."""
+        n = len(x)
+        no, zero = np.zeros((3, n), dtype=bool), np.zeros((4, n), np.int64)
+        return cls(no[0], x.copy(), np.full(n, np.nan), zero[0], no[1], no[2], *zero[1:])
+
+
+def attack_points(attack: str | Attack, target: Target, x: Array, y: Array, ball: Ball, seed: int) -> AttackRun:
+    """Run one attack.
 
     Args:
-        name: a name of ATTACKS.
+        attack: a name of ATTACKS, or a row of one's own.
         target: the classifier.
         x: points that the classifier gets right, (n, ...), float32, raw units.
         y: their classes, int64 (n,).
         ball: the perturbations.
         seed: of the attack's random numbers.
-    Returns:
-        (broken, x_adv): bool (n,); candidates of x's shape, equal to x where the point stands. Broken means that the candidate
-        was checked to lie in the ball and in the clip range, and that the classifier gets it wrong.
+    Raises:
+        CannotRunError: the attack has nothing to work with here.
     """
-    attack = ATTACKS[name]
-    nb_classes = int(target.classifier.nb_classes)
-    loss, _ = attack.loss_for(nb_classes)
-    result = np.array(x)
-    broken = np.zeros(len(x), dtype=bool)
-    rivals = np.argsort(-_wrong_only(target.logits(x), y), axis=1, kind="stable") if attack.rivals else None
-    with target.untouched():
-        twin = target.twin(loss)
-        art_attack = attack.build(twin, ball, target.batch_size)
-        for number in range(attack.rounds(nb_classes)):
-            labels = np.eye(nb_classes, dtype=np.float32)[y]
-            if rivals is not None:
-                # Marks the rival for the loss; the true class stays the largest entry, so ART still attacks untargeted.
-                labels[np.arange(len(y)), rivals[:, number]] = 0.5
-            standing = np.flatnonzero(~broken)
-            with numpy_seeded(_seed(seed, name, number)):
-                for start in range(0, len(standing), target.batch_size):
-                    index = standing[start : start + target.batch_size]
-                    path = _followed(target, art_attack, twin, x[index], y[index], labels[index], ball)
-                    broken[index], result[index] = path.fallen, path.x_adv
-    return broken, result
+    name, row = (attack, ATTACKS[attack]) if isinstance(attack, str) else (attack.title, attack)
+    run = AttackRun.on(x)
+    rounds = row.rounds(target, ball)
+    rivals = np.argsort(-_wrong_only(target.logits(x), y), axis=1, kind="stable")
+    within = np.arange(len(x)) < (len(x) if row.max_points is None else row.max_points)
+    for number, one in enumerate(rounds):
+        labels = np.eye(target.nb_classes, dtype=np.float32)[y]
+        if one.rival is not None:
+            # Marks the rival for the loss; the true class stays the largest entry, so ART still attacks untargeted.
+            labels[np.arange(len(y)), rivals[:, one.rival]] = 0.5
+        victim = target if one.source is None else one.source
+        twin = victim.twin(one.name, one.objective)
+        with victim.untouched(), numpy_seeded(_seed(seed, name, number)):
+            art_attack = row.build(twin, ball, victim.batch_size)
+            standing = np.flatnonzero(~run.broken & within)
+            for start in range(0, len(standing), victim.batch_size):
+                index = standing[start : start + victim.batch_size]
+                _run_batch(run, index, art_attack, twin, target, x[index], y[index], labels[index], ball, one)
+    return run
 
 
-def _followed(target: Target, art_attack: Any, twin: Any, x: Array, y: Array, labels: Array, ball: Ball) -> Any:
-    """The path of one batch through an attack, with what the attack returned at its end."""
+def _run_batch(
+    run: AttackRun,
+    index: Array,
+    art_attack: Any,
+    twin: Attacked,
+    target: Target,
+    x: Array,
+    y: Array,
+    labels: Array,
+    ball: Ball,
+    one: Round,
+) -> None:
+    """One batch through one round, written into the run at `index`."""
     from art_entropic.attacked import Path
 
-    def succeeds(index: Array, candidates: Array) -> Array:
-        valid = within_ball(x[index], candidates, ball, target.classifier.clip_values)
-        valid[valid] = target.predict(candidates[valid]) != y[index[valid]]
+    def succeeds(places: Array, candidates: Array) -> Array:
+        valid = within_ball(x[places], candidates, ball, target.classifier.clip_values)
+        valid[valid] = target.predict(candidates[valid]) != y[places[valid]]
         return valid
 
-    path = Path(x, y, succeeds)
-    with twin.following(path):
+    path = Path(x, y, succeeds, x.reshape(len(x), -1) if one.knows_origin else None)
+    # A source falls long before what it is good for has been found.
+    with twin.following(path) if one.source is None else contextlib.nullcontext():
         candidates = np.asarray(art_attack.generate(x.copy(), y=labels), dtype=np.float32)
-    path.see(np.arange(len(x)), candidates, target.logits(candidates))
-    return path
+    logits = target.logits(candidates)
+    path.see(np.arange(len(x)), candidates, logits)
+    _write(run, index, path, x, candidates, np.argmax(logits, axis=1) != y, ball, target.classifier.clip_values)
+
+
+def _write(
+    run: AttackRun, index: Array, path: Path, x: Array, candidates: Array, wrong: Array, ball: Ball, clip_values: Any
+) -> None:
+    found = np.where(path.fallen.reshape(-1, *[1] * (x.ndim - 1)), path.x_adv, candidates)
+    distance = np.where(path.fallen | wrong, distances(x, found, ball.norm), np.nan)
+    run.broken[index], run.x_adv[index] = path.fallen, path.x_adv
+    run.distance[index] = np.fmin(run.distance[index], distance)
+    run.out_of_bounds[index] |= ~path.fallen & ~within_ball(x, candidates, ball, clip_values)
+    first = run.gradients[index] == 0
+    run.flat_at_start[index[first]] = path.flat_at_start[first]
+    for field_name in ("queries", "gradients", "flat", "not_finite"):
+        getattr(run, field_name)[index] += getattr(path, field_name)
 
 
 def _wrong_only(logits: Array, y: Array) -> Array:

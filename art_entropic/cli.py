@@ -37,6 +37,8 @@ WEIGHTS = "weights"
 CHECKPOINT = "checkpoint.npz"
 HISTORY = "history.jsonl"
 README = "README.txt"
+EVALUATION = "evaluation.json"
+POINTS = "points.csv"
 TEST_SHARE = 0.2  # held out of `x`, `y` where a file has no test data of its own
 
 
@@ -106,6 +108,13 @@ def _whole_numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"must be whole numbers such as 0,1,2, got {text!r}") from None
 
 
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(name) for name in _names(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers such as 0,0.1,0.2, got {text!r}") from None
+
+
 def _add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     from art_entropic.attacks import BATTERIES
     from art_entropic.backends import FRAMEWORKS
@@ -154,16 +163,11 @@ def _add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     from art_entropic.information import MEASURES
 
-    parser.add_argument(
-        "--estimator", required=True, metavar="MODULE:FACTORY",
-        help="a function without arguments that returns a trained ART estimator. Its module is looked for in the "
-        "current folder first; this is the only place where code of yours runs",
-    )  # fmt: skip
+    _add_estimator_arguments(parser)
     parser.add_argument(
         "--data", required=True, type=Path, metavar="FILE.npz",
         help="arrays x_train, y_train, x_test, y_test, or x, y (then a seeded fifth is held out for the test)",
     )  # fmt: skip
-    parser.add_argument("--eps", required=True, type=float, help="Linf radius, in the units of the data")
     parser.add_argument("--out", type=Path, help="folder for weights and history (default: runs/FACTORY)")
     parser.add_argument("--measure", choices=list(MEASURES), help="default: chosen by the network and eps")
     parser.add_argument("--beta", type=float, help="weight of the information (default: the measure's own)")
@@ -181,6 +185,42 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with an interrupted retraining in the same folder")
     again.add_argument("--force", action="store_true", help="start over in a folder that holds weights")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def _add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--estimator", required=True, metavar="MODULE:FACTORY",
+        help="a function without arguments that returns a trained ART estimator. Its module is looked for in the "
+        "current folder first; this is the only place where code of yours runs",
+    )  # fmt: skip
+    parser.add_argument("--eps", required=True, type=float, help="radius of the perturbations, in the units of the data")
+
+
+def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    from art_entropic.attacks import BATTERIES
+    from art_entropic.information import MEASURES
+
+    _add_estimator_arguments(parser)
+    parser.add_argument("--data", required=True, type=Path, metavar="FILE.npz", help="arrays x_test and y_test, or x and y")
+    parser.add_argument("--norm", choices=["inf", "2", "1"], default="inf", help="default: inf")
+    parser.add_argument("--battery", choices=list(BATTERIES), default=DEFAULT_BATTERY, help=f"default: {DEFAULT_BATTERY}")
+    parser.add_argument(
+        "--seeds", type=_whole_numbers, default=[0], metavar="SEEDS",
+        help="of the attacks' random numbers, such as 0,1,2; a point has to survive all (default: 0)",
+    )  # fmt: skip
+    parser.add_argument("--measure", choices=list(MEASURES), help="that it was retrained with, for the attack on it in `full`")
+    parser.add_argument(
+        "--transfer-from", action="append", default=[], metavar="MODULE:FACTORY",
+        help="another classifier, such as the natural or an adversarially trained twin; its adversarial examples are tried too",
+    )  # fmt: skip
+    parser.add_argument(
+        "--curve", type=_numbers, default=[], metavar="RADII", help="radii of the security curve, such as 0,0.1,0.2,0.3"
+    )
+    parser.add_argument("--n-examples", type=int, default=1000, help="test points (default: the first 1000)")
+    parser.add_argument("--no-checks", action="store_true", help="leave the sanity checks out")
+    parser.add_argument("--no-cascade", action="store_true", help="every attack on every point, at a multiple of the time")
+    parser.add_argument("--out", type=Path, help="folder for the result (default: runs/FACTORY-evaluation)")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 
@@ -268,6 +308,67 @@ def _train(options: argparse.Namespace) -> None:
     print(f"weights: {weights}\n{_how_to_load(options.estimator, weights)}")
 
 
+def _evaluate(options: argparse.Namespace) -> None:
+    import msgspec
+
+    from art_entropic._validate import positive_int
+    from art_entropic.evaluation import evaluate
+
+    module, factory = _factory_names(options.estimator)
+    others = {text: _factory_names(text) for text in options.transfer_from}
+    n = positive_int("n-examples", options.n_examples)
+    out = options.out or Path("runs") / f"{factory}-evaluation"
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"`out` must be a folder, got the file {out}")
+    x, y = load_test_arrays(options.data)
+    estimator = _made(module, factory)
+    with _folder(out):
+        result = evaluate(
+            estimator,
+            x[:n],
+            y[:n],
+            options.eps,
+            norm=options.norm,
+            battery=options.battery,
+            seeds=options.seeds,
+            checks=not options.no_checks,
+            cascade=not options.no_cascade,
+            measure=options.measure,
+            transfer_from={text: _made(*names) for text, names in others.items()},
+            curve_eps=options.curve,
+            folder=out / "attacks",
+            verbose=not options.quiet,
+        )
+    result.to_frame().to_csv(out / POINTS, index=False)
+    (out / EVALUATION).write_bytes(msgspec.json.format(msgspec.json.encode(result.summary()), indent=2) + b"\n")
+    _print_evaluation(result)
+    if not options.quiet:
+        print(f"result: {out / EVALUATION}, one row for each point and attack: {out / POINTS}", file=sys.stderr)
+
+
+def _print_evaluation(result: Evaluation) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
+    attacks = Table("attack", "points", "broken", "seconds", "remark", box=None, pad_edge=False)
+    for one in result.attacks:
+        attacks.add_row(one.attack, str(one.attacked), str(one.broken), f"{one.seconds:.1f}", one.error or one.skipped or "")
+    console.print(attacks)
+    if result.checks:
+        checks = Table("check", "status", "value", "threshold", "n", "remark", box=None, pad_edge=False)
+        for check in result.checks:
+            numbers = ["" if one is None else f"{one:.3g}" for one in (check.value, check.threshold)]
+            remark = check.reason or (f"{check.meaning}: {check.advice}" if check.advice else "")
+            checks.add_row(check.title, check.status, *numbers, str(check.n), remark)
+        console.print()
+        console.print(checks)
+    for point in result.curve:
+        print(f"eps {point.eps:g}: robust {_share(point.robust)}")
+    print()
+    print(result)
+
+
 class _Command(NamedTuple):
     summary: str
     description: str
@@ -292,6 +393,14 @@ _COMMANDS: dict[str, _Command] = {
         "The same command with --resume goes on after the last finished epoch.",
         _add_train_arguments,
         _train,
+    ),
+    "evaluate": _Command(
+        "attack your own ART estimator, and look for reasons not to believe the result",
+        "Attacks the estimator that a function of yours returns with a battery of ART's attacks, certifies it where its layers "
+        "allow, runs sanity checks and prints a verdict. Interrupted, the same command goes on with the next attack.",
+        "The same command goes on with the next attack.",
+        _add_evaluate_arguments,
+        _evaluate,
     ),
     "report": _Command(
         "rebuild the report of a folder from its records",
@@ -322,9 +431,30 @@ def load_arrays(path: Path, seed: int) -> Arrays:
         FileNotFoundError: there is no such file.
         ValueError: not an .npz of plain arrays, or an array is missing.
     """
-    import numpy as np
-
     from art_entropic.benchmark import hold_out
+
+    found = _plain_arrays(path)
+    if set(Arrays._fields) <= set(found):
+        return Arrays(**{name: found[name] for name in Arrays._fields})
+    x, y = _labelled(path, found, ("x", "y"), "x_train, y_train, x_test, y_test, or x and y")
+    train, test = hold_out(len(x), TEST_SHARE, seed)
+    return Arrays(x[train], y[train], x[test], y[test])
+
+
+def load_test_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Test points of an .npz file: x_test and y_test, or x and y.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not an .npz of plain arrays, or an array is missing.
+    """
+    found = _plain_arrays(path)
+    names = ("x_test", "y_test") if "x_test" in found else ("x", "y")
+    return _labelled(path, found, names, "x_test and y_test, or x and y")
+
+
+def _plain_arrays(path: Path) -> dict[str, np.ndarray]:
+    import numpy as np
 
     if not path.is_file():
         raise FileNotFoundError(f"`data` must be an .npz file, got {path}, which does not exist")
@@ -332,22 +462,19 @@ def load_arrays(path: Path, seed: int) -> Arrays:
         raise ValueError(f"`data` must be an .npz file with named arrays, got {path}, which is none")
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files if name in {*Arrays._fields, "x", "y"}}
-            names = list(file.files)
+            return {name: file[name] for name in file.files}
     except (zipfile.BadZipFile, EOFError, ValueError) as error:  # NumPy's ValueError asks to trust pickles: refused
         reason = str(error).partition(".")[0]
         raise ValueError(f"`data` must hold plain arrays of numbers, got {path}: {reason}") from error
-    if set(Arrays._fields) <= set(found):
-        return Arrays(**{name: found[name] for name in Arrays._fields})
-    if not {"x", "y"} <= set(found):
-        raise ValueError(
-            f"`data` must hold x_train, y_train, x_test, y_test, or x and y; {path} has {', '.join(names) or 'nothing'}"
-        )
-    x, y = found["x"], found["y"]
+
+
+def _labelled(path: Path, found: dict[str, np.ndarray], names: tuple[str, str], wish: str) -> tuple[np.ndarray, np.ndarray]:
+    if not set(names) <= set(found):
+        raise ValueError(f"`data` must hold {wish}; {path} has {', '.join(found) or 'nothing'}")
+    x, y = (found[name] for name in names)
     if len(x) != len(y):
-        raise ValueError(f"`data` must hold one label for each example, got x {x.shape} and y {y.shape}")
-    train, test = hold_out(len(x), TEST_SHARE, seed)
-    return Arrays(x[train], y[train], x[test], y[test])
+        raise ValueError(f"`data` must hold one label for each example, got {names[0]} {x.shape} and {names[1]} {y.shape}")
+    return x, y
 
 
 def _checked(arrays: Arrays, estimator: Any) -> Arrays:
@@ -462,18 +589,20 @@ def _attacked(estimator: Any, arrays: Arrays, options: argparse.Namespace) -> Ev
         arrays.y_test[:n],
         options.eps,
         battery="quick",
-        seed=options.seed,
+        seeds=options.seed,
+        checks=False,
         verbose=not options.quiet,
     )
 
 
-def _described(result: Evaluation) -> str:
-    def shown(accuracy: Any) -> str:
-        return f"{100 * accuracy.value:.1f} % [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+def _share(accuracy: Any) -> str:
+    return f"{100 * accuracy.value:.1f} % [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
 
-    certified = f"none ({result.certified_reason})" if result.certified is None else shown(result.certified)
+
+def _described(result: Evaluation) -> str:
+    certified = f"none ({result.certified_reason})" if result.certified is None else _share(result.certified)
     return (
-        f"clean {shown(result.clean)}, robust {shown(result.robust)} (quick battery, an upper bound), "
+        f"clean {_share(result.clean)}, robust {_share(result.robust)} (quick battery, an upper bound), "
         f"certified {certified}, n = {result.clean.n}"
     )
 

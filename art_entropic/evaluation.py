@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from art_entropic._validate import check_eps, check_inputs, check_labels, check_logits, choice, non_negative, whole_number
-from art_entropic.attacks import ATTACKS, BATTERIES, Ball, Target, attack_points, check_norm
+from art_entropic.attacks import (
+    ATTACKS,
+    BATTERIES,
+    AttackRun,
+    Ball,
+    CannotRunError,
+    Target,
+    attack_points,
+    check_norm,
+    largest_distance,
+)
 from art_entropic.backends import Array, NoIntervalRuleError
 from art_entropic.certificates import certify
-from art_entropic.records import Accuracy, AttackedExample, AttackOutcome, CurvePoint, PointsRecord, pack
+from art_entropic.checks import CHECKED_POINTS, UPPER_BOUND, Scene, run_checks, verdict
+from art_entropic.information import MEASURES
+from art_entropic.records import Accuracy, AttackedExample, AttackOutcome, CheckOutcome, CurvePoint, PointsRecord, pack
 from art_entropic.statistics import accuracy
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CURVE_BATTERY = "quick"
 
@@ -26,23 +45,27 @@ class Evaluation:
     Attributes:
         clean_correct: bool (n,), right without an attack.
         survived: bool (n,), right without an attack and under each attack of the battery.
-        broken_by: for each attack by name, bool (n,), the points that fell to it. An attack sees only points that the
-            attacks before it left standing; those with a certificate meet the first attack alone, as a check of the proof.
+        broken_by: for each attack by name, bool (n,), the points that fell to it. In a cascade an attack sees only points that
+            the attacks before it left standing; those with a certificate meet the first attack alone, as a check of the proof.
+        runs: for each attack by name, what it did to each point, as `to_frame` shows it.
         certified_points: bool (n,), no perturbation of the ball can change the prediction; None without a certificate.
         clean, robust, certified: the shares, with Wilson 95 % intervals.
         certified_reason: why there is no certificate.
-        attacks: one outcome per attack of the battery, in order.
+        attacks: one outcome per attack of the battery and seed, in order.
         curve: robust accuracy under the quick battery, one point per radius, ascending.
+        checks: of the evaluation, in the order of CHECKS; empty where they were not asked for.
+        verdict: "no symptom found ...", "suspicious: ..." or "broken by ...".
         examples: points that fell, beside what they fell to.
     """
 
     eps: float
     norm: str
     battery: str
-    seed: int
+    seeds: tuple[int, ...]
     clean_correct: Array
     survived: Array
     broken_by: dict[str, Array]
+    runs: dict[str, AttackRun]
     certified_points: Array | None
     clean: Accuracy
     robust: Accuracy
@@ -50,8 +73,15 @@ class Evaluation:
     certified_reason: str | None
     attacks: list[AttackOutcome]
     curve: list[CurvePoint]
+    checks: list[CheckOutcome]
+    verdict: str
     examples: list[AttackedExample]
     seconds: float
+
+    @property
+    def missing(self) -> list[str]:
+        """The attacks of the battery that did not run, each with the reason."""
+        return [f"{one.attack}: {one.error or one.skipped}" for one in self.attacks if one.error or one.skipped]
 
     def points_record(self) -> PointsRecord:
         """What became of each point, for a record."""
@@ -62,12 +92,53 @@ class Evaluation:
             broken_by={name: pack(broken) for name, broken in self.broken_by.items()},
         )
 
+    def summary(self) -> dict[str, Any]:
+        """Everything but what became of each point, for a file in JSON."""
+        names = ("eps", "norm", "battery", "seeds", "clean", "robust", "certified", "certified_reason", "verdict", "missing",
+                 "attacks", "curve", "checks", "seconds")  # fmt: skip
+        return {name: getattr(self, name) for name in names} | {"points": self.points_record(), "note": UPPER_BOUND}
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each point and attack: attacked, success, distance (in the norm of the ball), queries, seconds.
+
+        The seconds of an attack are shared out by queries. Distance is that of the adversarial example found, inside the ball
+        or not, NaN without one. Queries are those of which the attack told what they are about.
+        """
+        import pandas as pd
+
+        n = len(self.clean_correct)
+        frames = []
+        for name, run in self.runs.items():
+            seconds = sum(one.seconds for one in self.attacks if one.attack == self._titles[name])
+            share = run.queries / max(1, int(run.queries.sum()))
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "point": np.arange(n),
+                        "attack": name,
+                        "clean": self.clean_correct,
+                        "attacked": run.queries > 0,
+                        "success": run.broken,
+                        "distance": run.distance,
+                        "queries": run.queries,
+                        "seconds": seconds * share,
+                    }
+                )
+            )
+        return pd.concat(frames, ignore_index=True)
+
+    @property
+    def _titles(self) -> dict[str, str]:
+        names = BATTERIES[self.battery]
+        return {name: outcome.attack for name, outcome in zip(names * len(self.seeds), self.attacks, strict=True)}
+
     def __str__(self) -> str:
         shares = f"clean {_shown(self.clean)}, robust {_shown(self.robust)}"
         certified = "" if self.certified is None else f", certified {_shown(self.certified)}"
+        missing = f" The battery was incomplete: {'; '.join(self.missing)}." if self.missing else ""
         return (
             f"{shares}{certified}; n = {self.robust.n}, L{self.norm} eps {self.eps:g}, battery {self.battery!r}. "
-            "Robust accuracy is an upper bound: a better attack may do better."
+            f"Verdict: {self.verdict}. {UPPER_BOUND}{missing}"
         )
 
 
@@ -78,12 +149,18 @@ def evaluate(
     eps: float,
     norm: float | str = "inf",
     battery: str = "standard",
-    seed: int = 0,
+    seeds: int | Sequence[int] = 0,
+    *,
+    checks: bool = True,
+    cascade: bool = True,
+    measure: str | None = None,
+    transfer_from: Mapping[str, Any] | None = None,
     curve_eps: Sequence[float] = (),
     n_gallery: int = 0,
+    folder: str | os.PathLike[str] | None = None,
     verbose: bool = True,
 ) -> Evaluation:
-    """Attack a classifier on test data, and certify it where its layers allow.
+    """Attack a classifier on test data, certify it where its layers allow, and look for symptoms of attacks that fail.
 
     Args:
         classifier: an ART PyTorchClassifier, TensorFlowV2Classifier or KerasClassifier that returns logits. It leaves as it
@@ -91,11 +168,19 @@ def evaluate(
         x: test points of shape (n, *classifier.input_shape), raw units, inside clip_values.
         y: their classes, indices (n,) or one-hot rows (n, nb_classes).
         eps: radius of the perturbations, in the units of x.
-        norm: "inf" or np.inf, or 2.
+        norm: "inf" or np.inf, 2, or 1.
         battery: a name of BATTERIES.
-        seed: of the attacks' random numbers, >= 0.
+        seeds: of the attacks' random numbers, >= 0; with several, the battery runs once for each, and a point must survive all.
+        checks: run CHECKS on the first 200 points that are right without an attack.
+        cascade: each attack sees only what the ones before it left standing. The worst case is the same without, at a
+            multiple of the time; then every attack sees every point that is right.
+        measure: a name of MEASURES, the one that the classifier was retrained with, for the adaptive attack of the battery
+            `full`. None takes `interval` where every layer has a rule, else `channel`.
+        transfer_from: other classifiers by name, on the same inputs, such as the natural and an adversarially trained twin:
+            examples crafted on them are tried here, by the battery `full` and by a check.
         curve_eps: radii of the security curve, >= 0. A point that falls at one stays fallen at all larger ones.
         n_gallery: number of attacked examples to keep, at most one of each class. Only image data has a gallery.
+        folder: where finished attacks are kept, so that an interrupted evaluation goes on with the next one; None keeps none.
         verbose: show progress on stderr.
     Returns:
         Points that the classifier gets wrong without an attack count as broken.
@@ -105,11 +190,13 @@ def evaluate(
         RuntimeError: no attack of the battery could run, or an attack broke a point that was certified.
     """
     started = time.perf_counter()
-    target = Target.of(classifier)
-    ball = Ball(check_eps(eps, classifier.clip_values), check_norm(norm))
+    if measure is not None:
+        choice("measure", measure, MEASURES)
+    target = Target.of(classifier, measure, _check_sources(classifier, transfer_from))
+    ball = _check_ball(eps, norm, classifier)
     names = BATTERIES[choice("battery", battery, BATTERIES)]
-    seed, n_gallery = whole_number("seed", seed), whole_number("n_gallery", n_gallery)
-    radii = _check_radii(curve_eps, classifier.clip_values)
+    n_gallery, all_seeds = whole_number("n_gallery", n_gallery), _check_seeds(seeds)
+    radii = _check_radii(curve_eps, ball.norm, classifier)
     x = check_inputs(x, input_shape=tuple(classifier.input_shape), clip_values=classifier.clip_values)
     y = check_labels(y, n=len(x), nb_classes=int(classifier.nb_classes))
     logits = target.logits(x)
@@ -118,79 +205,185 @@ def evaluate(
 
     clean_predictions = target.predict(x)
     clean_correct = clean_predictions == y
-    with _Progress(len(names) + len(BATTERIES[CURVE_BATTERY]) * sum(r > 0 for r in radii), verbose) as progress:
+    total = len(names) * len(all_seeds) + len(BATTERIES[CURVE_BATTERY]) * sum(r > 0 for r in radii) + checks
+    with _Progress(total, verbose) as progress:
         certified_points, reason = _certify(classifier, x, y, ball)
-        run = _Cascade(target, x, y, clean_correct, seed, certified_points)
-        outcomes = [run.attack(name, ball, progress) for name in names]
-        if all(outcome.error for outcome in outcomes):
-            told = "; ".join(f"{outcome.attack}: {outcome.error}" for outcome in outcomes)
+        store = None if folder is None else _Finished(Path(folder), target, x, y)
+        run = _Cascade(target, x, y, clean_correct, certified_points if cascade else None, cascade=cascade, store=store)
+        outcomes = [run.attack(name, ball, seed, progress) for seed in all_seeds for name in names]
+        if all(outcome.error or outcome.skipped for outcome in outcomes):
+            told = "; ".join(f"{outcome.attack}: {outcome.error or outcome.skipped}" for outcome in outcomes)
             raise RuntimeError(f"no attack of the battery {battery!r} could run, so there is no robust accuracy. {told}")
         _check_certificates(certified_points, run.broken, f"the battery {battery!r}")
-        curve = _curve(target, x, y, clean_correct, seed, radii, ball, certified_points, progress)
+        curve = _curve(target, x, y, clean_correct, all_seeds[0], radii, ball, certified_points, progress)
+        findings = _checked(run, clean_correct, ball, all_seeds[0], names, progress) if checks else []
+    robust = accuracy(run.standing)
     return Evaluation(
         eps=ball.eps,
         norm=ball.norm_name,
         battery=battery,
-        seed=seed,
+        seeds=all_seeds,
         clean_correct=clean_correct,
         survived=run.standing,
-        broken_by=run.broken_by,
+        broken_by={name: one.broken for name, one in run.runs.items()},
+        runs=run.runs,
         certified_points=certified_points,
         clean=accuracy(clean_correct),
-        robust=accuracy(run.standing),
+        robust=robust,
         certified=None if certified_points is None else accuracy(certified_points),
         certified_reason=reason,
         attacks=outcomes,
         curve=curve,
+        checks=findings,
+        verdict=verdict(robust, target.nb_classes, _tally(outcomes), findings),
         examples=_gallery(target, x, y, clean_predictions, run, n_gallery),
         seconds=time.perf_counter() - started,
     )
 
 
+def _tally(outcomes: Sequence[AttackOutcome]) -> dict[str, int]:
+    tally: dict[str, int] = {}
+    for outcome in outcomes:
+        tally[outcome.attack] = tally.get(outcome.attack, 0) + outcome.broken
+    return tally
+
+
+def _checked(
+    run: _Cascade, right: Array, ball: Ball, seed: int, names: Sequence[str], progress: _Progress
+) -> list[CheckOutcome]:
+    index = np.flatnonzero(right)[:CHECKED_POINTS]
+    scene = Scene(run.target, run.x[index], run.y[index], run.standing[index], ball, seed, names)
+    findings = run_checks(scene, progress.show)
+    progress.advance()
+    return findings
+
+
 class _Cascade:
-    """Attacks one after another; each sees only what the ones before left standing.
+    """Attacks one after another; each sees only what the ones before left standing, or, if not a cascade, all that was right.
 
     Certified points are attacked once: no attack can break them, and one is enough to expose a wrong certificate.
     """
 
-    def __init__(self, target: Target, x: Array, y: Array, standing: Array, seed: int, certified: Array | None = None) -> None:
-        self.target, self.x, self.y, self.seed = target, x, y, seed
+    def __init__(
+        self,
+        target: Target,
+        x: Array,
+        y: Array,
+        standing: Array,
+        certified: Array | None = None,
+        *,
+        cascade: bool = True,
+        store: _Finished | None = None,
+    ) -> None:
+        self.target, self.x, self.y = target, x, y
         self.standing = standing.copy()
-        self.certified = np.zeros(len(x), dtype=bool) if certified is None else certified
-        self.certified_were_attacked = False
         self.broken = np.zeros(len(x), dtype=bool)
-        self.broken_by: dict[str, Array] = {}
+        self.runs: dict[str, AttackRun] = {}
         self.x_adv = x.copy()
+        self._right = standing.copy()
+        self._cascade, self._store = cascade, store
+        self._certified = np.zeros(len(x), dtype=bool) if certified is None else certified
+        self._certified_were_attacked = False
 
-    def attack(self, name: str, ball: Ball, progress: _Progress) -> AttackOutcome:
-        attack = ATTACKS[name]
-        _, remark = attack.loss_for(int(self.target.classifier.nb_classes))
-        title = f"{attack.title} ({remark})" if remark else attack.title
-        progress.show(f"{attack.title} at {ball.eps:g}")
-        index = np.flatnonzero(self.standing & ~self.certified if self.certified_were_attacked else self.standing)
-        started, queries = time.perf_counter(), self.target.forward_passes
-        error = None
-        fell = np.zeros(len(index), dtype=bool)
+    def _points(self) -> Array:
+        if not self._cascade:
+            return np.flatnonzero(self._right)
+        return np.flatnonzero(self.standing & ~self._certified if self._certified_were_attacked else self.standing)
+
+    def attack(self, name: str, ball: Ball, seed: int, progress: _Progress) -> AttackOutcome:
+        title = ATTACKS[name].title_for(self.target.nb_classes)
+        progress.show(f"{title} at {ball.eps:g}")
+        index = self._points()
+        queries, run, facts = self.target.forward_passes, AttackRun.on(self.x[index]), {}
+        started, spent = time.perf_counter(), None
         if len(index):
             try:
-                fell, candidates = attack_points(name, self.target, self.x[index], self.y[index], ball, self.seed)
-                self.x_adv[index[fell]] = candidates[fell]
-                self.certified_were_attacked = True
+                run, spent = self._run(name, index, ball, seed)
+                self._certified_were_attacked = True
+            except CannotRunError as problem:
+                facts = {"skipped": str(problem)}
             except Exception as problem:  # recorded: one attack that cannot run must not hide what the others find
-                error = f"{type(problem).__name__}: {problem}"
-        self.standing[index[fell]] = False
-        self.broken[index[fell]] = True
-        self.broken_by[name] = self.broken_by.get(name, np.zeros(len(self.x), dtype=bool))
-        self.broken_by[name][index[fell]] = True
+                facts = {"error": f"{type(problem).__name__}: {problem}"}
+        seconds, asked = spent or (time.perf_counter() - started, self.target.forward_passes - queries)
+        fell = index[run.broken]
+        self.x_adv[fell] = run.x_adv[run.broken]
+        self.standing[fell], self.broken[fell] = False, True
+        self.runs[name] = _joined(self.runs.get(name), run, index, self.x)
         progress.advance()
+        found = run.distance[np.isfinite(run.distance)]
         return AttackOutcome(
             attack=title,
             attacked=len(index),
-            broken=int(fell.sum()),
-            seconds=time.perf_counter() - started,
-            queries=self.target.forward_passes - queries,
-            error=error,
+            broken=len(fell),
+            seconds=seconds,
+            queries=asked,
+            distance=float(np.median(found)) if len(found) else None,
+            **facts,
         )
+
+    def _run(self, name: str, index: Array, ball: Ball, seed: int) -> tuple[AttackRun, tuple[float, int] | None]:
+        """The run, and, where it was kept from an earlier start, what it took then."""
+        kept = None if self._store is None else self._store.read(name, index, ball, seed)
+        if kept is not None:
+            return kept
+        started, queries = time.perf_counter(), self.target.forward_passes
+        run = attack_points(name, self.target, self.x[index], self.y[index], ball, seed)
+        if self._store is not None:
+            self._store.write(name, index, ball, seed, run, time.perf_counter() - started, self.target.forward_passes - queries)
+        return run, None
+
+
+def _joined(before: AttackRun | None, run: AttackRun, index: Array, x: Array) -> AttackRun:
+    """What an attack did to all points: with a second seed, beside what it did with the first."""
+    whole = AttackRun.on(x) if before is None else before
+    whole.broken[index] |= run.broken
+    whole.x_adv[index[run.broken]] = run.x_adv[run.broken]
+    whole.distance[index] = np.fmin(whole.distance[index], run.distance)
+    whole.out_of_bounds[index] |= run.out_of_bounds
+    first = whole.gradients[index] == 0
+    whole.flat_at_start[index[first]] = run.flat_at_start[first]
+    for name in ("queries", "gradients", "flat", "not_finite"):
+        getattr(whole, name)[index] += getattr(run, name)
+    return whole
+
+
+class _Finished:
+    """Finished attacks in a folder, each named by all that determines it: network, points, attack, ball, seed, versions."""
+
+    def __init__(self, folder: Path, target: Target, x: Array, y: Array) -> None:
+        from art_entropic.records import SCHEMA
+
+        self._folder, self._target = folder, target
+        known = hashlib.sha256(f"{SCHEMA} {target.framework} {target.measure}".encode())
+        for backend in (target.backend, *(source.backend for source in target.sources.values())):
+            for name, array in backend.state().items():
+                known.update(name.encode() + str(array.dtype).encode() + np.ascontiguousarray(array).tobytes())
+        known.update(repr(target.classifier.clip_values).encode() + x.tobytes() + y.tobytes())
+        self._known = known
+
+    def _path(self, name: str, index: Array, ball: Ball, seed: int) -> Path:
+        key = self._known.copy()
+        key.update(f"{name} {ball} {seed}".encode() + index.tobytes())
+        return self._folder / f"{name}-{key.hexdigest()[:20]}.npz"
+
+    def read(self, name: str, index: Array, ball: Ball, seed: int) -> tuple[AttackRun, tuple[float, int]] | None:
+        path = self._path(name, index, ball, seed)
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as file:
+            run = AttackRun(**{field: file[field] for field in AttackRun.__dataclass_fields__})
+            return run, (float(file["seconds"]), int(file["asked"]))
+
+    def write(self, name: str, index: Array, ball: Ball, seed: int, run: AttackRun, seconds: float, asked: int) -> None:
+        path = self._path(name, index, ball, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Whole or not at all: an interrupted evaluation must not go on with half an attack.
+        temporary = path.with_name(f".{os.getpid()}-{path.name}")
+        try:
+            np.savez(temporary, seconds=seconds, asked=asked, **vars(run))
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _curve(
@@ -204,11 +397,11 @@ def _curve(
     certified_points: Array | None,
     progress: _Progress,
 ) -> list[CurvePoint]:
-    run = _Cascade(target, x, y, clean_correct, seed)
+    run = _Cascade(target, x, y, clean_correct)
     points = []
     for radius in radii:
         if radius > 0:
-            outcomes = [run.attack(name, Ball(radius, ball.norm), progress) for name in BATTERIES[CURVE_BATTERY]]
+            outcomes = [run.attack(name, Ball(radius, ball.norm), seed, progress) for name in BATTERIES[CURVE_BATTERY]]
             if all(outcome.error for outcome in outcomes):
                 raise RuntimeError(f"no attack of the curve could run at eps {radius:g}: {outcomes[0].error}")
         if radius <= ball.eps:
@@ -269,9 +462,39 @@ def _images(target: Target, points: Array) -> Array:
     return np.moveaxis(scaled, 1, -1) if target.classifier.channels_first else scaled
 
 
-def _check_radii(curve_eps: Sequence[float], clip_values: Any) -> list[float]:
+def _check_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    given = tuple(seeds) if isinstance(seeds, Sequence) else (seeds,)
+    if not given:
+        raise ValueError(f"`seeds` must name at least one seed, got {seeds!r}")
+    return tuple(dict.fromkeys(whole_number("seeds", seed) for seed in given))
+
+
+def _check_sources(classifier: Any, sources: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    for name, source in (sources or {}).items():
+        Target.of(source)  # raises TypeError for what is not a classifier
+        wish, got = ((tuple(one.input_shape), int(one.nb_classes)) for one in (classifier, source))
+        if wish != got:
+            raise ValueError(f"`transfer_from` must have the shapes of `classifier`, {wish}, got {got} for {name!r}")
+    return sources or {}
+
+
+def _check_radii(curve_eps: Sequence[float], norm: float, classifier: Any) -> list[float]:
     radii = {non_negative("curve_eps", radius) for radius in curve_eps}
-    return sorted(check_eps(radius, clip_values) if radius > 0 else radius for radius in radii)
+    return sorted(_check_ball(radius, norm, classifier).eps if radius > 0 else radius for radius in radii)
+
+
+def _check_ball(eps: Any, norm: Any, classifier: Any) -> Ball:
+    exponent, clip_values = check_norm(norm), classifier.clip_values
+    if math.isinf(exponent) or clip_values is None:
+        return Ball(check_eps(eps, clip_values), exponent)
+    ball = Ball(check_eps(eps, None), exponent)
+    largest = largest_distance(clip_values, tuple(classifier.input_shape), exponent)
+    if ball.eps > largest:
+        raise ValueError(
+            f"`eps` must not exceed {largest:g}, the L{ball.norm_name} distance of the farthest points in `clip_values`, "
+            f"got {eps!r}"
+        )
+    return ball
 
 
 def _shown(share: Accuracy) -> str:

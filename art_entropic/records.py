@@ -109,7 +109,27 @@ class AttackOutcome(Record, frozen=True, kw_only=True):
     broken: int
     seconds: float
     queries: int = 0  # points sent through the network; 0 where they were not counted
-    error: str | None = None
+    error: str | None = None  # why it failed
+    skipped: str | None = None  # why it had nothing to work with
+    distance: float | None = None  # median distance of the adversarial examples it found, inside the ball or not
+
+
+CheckStatus = Literal["pass", "flag", "fail", "skipped"]
+
+
+class CheckOutcome(Record, frozen=True, kw_only=True):
+    """One sanity check of an evaluation."""
+
+    check: str  # a name of CHECKS
+    title: str
+    status: CheckStatus
+    value: float | None = None
+    threshold: float | None = None
+    n: int = 0
+    seconds: float = 0.0
+    meaning: str  # what was asked, and what the answer says
+    advice: str  # what to do about it; empty where it passed
+    reason: str | None = None  # why it was skipped
 
 
 class CurvePoint(Record, frozen=True, kw_only=True):

@@ -1,10 +1,16 @@
-"""Intervals for what was counted."""
+"""Intervals for what was counted, and comparisons of what was counted on the same points."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from art_entropic.records import Accuracy
+
+RESAMPLES = 9999
 
 
 def accuracy(correct: np.ndarray | int, n: int | None = None) -> Accuracy:
@@ -20,8 +26,7 @@ def accuracy(correct: np.ndarray | int, n: int | None = None) -> Accuracy:
     from statsmodels.stats.proportion import proportion_confint
 
     if isinstance(correct, np.ndarray):
-        if correct.dtype != bool or correct.ndim != 1:
-            raise ValueError(f"`correct` must be bool of shape (n,), got {correct.dtype} of shape {correct.shape}")
+        _check_points("correct", correct)
         n = len(correct) if n is None else n
     if n is None or n < 1:
         raise ValueError(f"`n` must be at least 1, got {n!r}")
@@ -30,3 +35,85 @@ def accuracy(correct: np.ndarray | int, n: int | None = None) -> Accuracy:
         raise ValueError(f"`correct` must lie between 0 and n = {n}, got {count}")
     low, high = proportion_confint(count, n, alpha=0.05, method="wilson")
     return Accuracy(correct=count, n=int(n), low=max(0.0, float(low)), high=min(1.0, float(high)))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two defences differ on the same points.
+
+    Attributes:
+        n: number of points.
+        only_first, only_second: points that one gets right and the other does not.
+        value: accuracy of the first less that of the second.
+        low, high: 95 % interval of it.
+        p: of as large a difference, were they equal; two-sided and exact.
+    """
+
+    n: int
+    only_first: int
+    only_second: int
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_difference(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Difference:
+    """Compare two defences point by point.
+
+    Args:
+        first, second: which points each gets right, bool (n,), in the same order.
+        seed: of the bootstrap.
+    Raises:
+        ValueError: not two arrays of as many points.
+    Source: exact McNemar test (McNemar 1947) through statsmodels; percentile bootstrap of the paired difference through SciPy.
+    """
+    from scipy.stats import bootstrap
+
+    _check_points("first", first)
+    _check_points("second", second)
+    if len(first) != len(second):
+        raise ValueError(f"`second` must hold the {len(first)} points of `first`, got {len(second)}")
+    difference = first.astype(np.int64) - second.astype(np.int64)
+    value = float(difference.mean())
+    low = high = value  # the bootstrap has nothing to draw from where all points agree
+    if np.ptp(difference):
+        interval = bootstrap(
+            (difference,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed), batch=500
+        ).confidence_interval
+        low, high = float(interval.low), float(interval.high)
+    only_first, only_second = int((difference > 0).sum()), int((difference < 0).sum())
+    return Difference(len(first), only_first, only_second, value, low, high, mcnemar(only_first, only_second))
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p of a difference between paired shares, from the points on which they disagree."""
+    from statsmodels.stats.contingency_tables import mcnemar as test
+
+    return float(test([[0, only_first], [only_second, 0]], exact=True).pvalue)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean over repetitions, with the sample standard deviation; NaN for one repetition."""
+
+    n: int
+    mean: float
+    deviation: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation over seeds.
+
+    Raises:
+        ValueError: no value at all, or one that is not finite.
+    """
+    array = np.asarray(values, np.float64)
+    if array.ndim != 1 or len(array) == 0 or not np.isfinite(array).all():
+        raise ValueError(f"`values` must be at least one finite number, got {values!r}")
+    return Spread(len(array), float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else math.nan)
+
+
+def _check_points(name: str, points: np.ndarray) -> None:
+    if points.dtype != bool or points.ndim != 1:
+        raise ValueError(f"`{name}` must be bool of shape (n,), got {points.dtype} of shape {points.shape}")

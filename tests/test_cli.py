@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import art_entropic
+import art_entropic.evaluation
 from art_entropic import cli
 from art_entropic.backends import backend_for, installed_frameworks
 
@@ -89,6 +90,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+MINE = ["--estimator", "my_pytorch:make", "--data", "data.npz", "--out", "deep/out"]
+
+
 def train_words(*more: str, framework: str = "pytorch", eps: str = "0.1") -> list[str]:
     words = ["train", "--estimator", f"my_{framework}:make", "--data", "data.npz", "--eps", eps, "--out", "out"]
     return [*words, "--epochs", "4", "--batch-size", "32", "--quiet", *more]
@@ -98,7 +102,8 @@ def train_words(*more: str, framework: str = "pytorch", eps: str = "0.1") -> lis
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["benchmark", "--help"], ["train", "--help"], ["report", "--help"]]
+    "words",
+    [["--help"], ["--version"], ["benchmark", "--help"], ["train", "--help"], ["evaluate", "--help"], ["report", "--help"]],
 )
 def test_help_loads_neither_art_nor_a_framework(words: list[str]) -> None:
     code = (
@@ -178,6 +183,13 @@ def assert_one_line(outcome: tuple[int, str, str], *wanted: str) -> None:
         (["benchmark", "--plan", "a.toml", "--eps", "0.1", "--n-train", "9"], "got --eps, --n-train beside it"),
         (["report", "nowhere"], "records.jsonl"),
         (["train", "--eps", "0.1"], "--estimator"),
+        (["evaluate", "--eps", "0.1"], "--estimator"),
+        (["evaluate", *MINE, "--eps", "8"], "`eps` must not exceed the range 1 of `clip_values` (0, 1)"),
+        (["evaluate", *MINE, "--eps", "0.1", "--norm", "3"], "invalid choice: '3'"),
+        (["evaluate", *MINE, "--eps", "0.1", "--n-examples", "0"], "`n-examples` must be at least 1"),
+        (["evaluate", *MINE, "--eps", "0.1", "--curve", "a"], "must be numbers such as 0,0.1,0.2"),
+        (["evaluate", *MINE, "--eps", "0.1", "--transfer-from", "my_pytorch"], "module:factory"),
+        (["evaluate", "--estimator", "my_pytorch:make", "--data", "none.npz", "--eps", "0.1"], "none.npz"),
     ],
 )
 def test_bad_command_lines_get_one_line(
@@ -320,6 +332,33 @@ def test_data_without_a_test_part_is_split_by_the_seed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.sort(together, axis=0), np.sort(x, axis=0))
     np.testing.assert_array_equal(cli.load_arrays(tmp_path / "data.npz", seed=1).x_test, arrays.x_test)
     assert not np.array_equal(cli.load_arrays(tmp_path / "data.npz", seed=2).x_test, arrays.x_test)
+
+
+@pytest.mark.parametrize("framework", installed_frameworks())
+def test_evaluate_prints_a_verdict_and_goes_on_where_it_was(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, framework: str
+) -> None:
+    words = ["evaluate", "--estimator", f"my_{framework}:make", "--data", "data.npz", "--eps", "0.2", "--out", "out", "--quiet"]
+    words += ["--transfer-from", f"my_{framework}:make", "--curve", "0,0.2"]
+    code, out, err = said(capsys, words)
+    assert (code, err) == (0, "")
+    assert "The battery was incomplete: Square: Square attacks images, got inputs of shape (6,)" in out
+    assert "Verdict: " in out and "n = 40, Linf eps 0.2, battery 'standard'" in out and "eps 0.2: robust " in out
+    found = json.loads((workplace / "out" / "evaluation.json").read_text())
+    assert found["robust"]["n"] == 40 and len(found["checks"]) == len(art_entropic.CHECKS)
+    rows = (workplace / "out" / "points.csv").read_text().splitlines()
+    assert rows[0] == "point,attack,clean,attacked,success,distance,queries,seconds" and len(rows) == 1 + 4 * 40
+    kept = sorted((workplace / "out" / "attacks").iterdir())
+    assert [path.name.partition("-")[0] for path in kept] == ["apgd_ce", "apgd_t", "pgd_restarts"]
+
+    asked: list[str] = []
+    real = art_entropic.evaluation.attack_points
+    monkeypatch.setattr("art_entropic.evaluation.attack_points", lambda name, *rest: (asked.append(name), real(name, *rest))[1])
+    kept[1].unlink()  # as if it had been interrupted there
+    again = said(capsys, [*words, "--no-checks"])
+    assert again[0] == 0 and "no checks were run" in again[1]
+    assert asked == ["apgd_t", "square", "pgd_ce", "pgd_margin"]  # the last two are those of the curve
+    assert json.loads((workplace / "out" / "evaluation.json").read_text())["points"] == found["points"]
 
 
 @pytest.mark.parametrize("framework", installed_frameworks())

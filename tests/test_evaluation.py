@@ -7,6 +7,8 @@ from art_entropic.backends import FRAMEWORKS, NoIntervalRuleError
 from art_entropic.evaluation import evaluate
 from art_entropic.records import pack, unpack
 
+QUIET = dict(checks=False, verbose=False)
+
 
 class Shift:
     """Adds `step` to every pixel of the first `reach` points it is given."""
@@ -31,7 +33,9 @@ def battery(monkeypatch):
 
     def make(*attacks):
         for number, attack in enumerate(attacks):
-            monkeypatch.setitem(ATTACKS, f"planted{number}", Attack(f"P{number}", None, lambda *_, attack=attack: attack))
+            monkeypatch.setitem(
+                ATTACKS, f"planted{number}", Attack(f"P{number}", lambda *_, attack=attack: attack, ATTACKS["square"].rounds)
+            )
         monkeypatch.setitem(BATTERIES, "planted", tuple(f"planted{number}" for number in range(len(attacks))))
 
     return make
@@ -57,7 +61,7 @@ def test_robust_means_survived_every_attack(framework, make_classifier, bright, 
     battery(Shift(0.1, 1), Failing(), Shift(0.1, 2))
     x = flat(framework, [0.45, 0.1, 0.45, 0.45, 0.45, 0.9])
     y = np.array([0, 0, 0, 0, 0, 0])  # the last one is wrong from the start
-    result = evaluate(make_classifier(framework), x, y, eps=0.2, battery="planted", n_gallery=3, verbose=False)
+    result = evaluate(make_classifier(framework), x, y, eps=0.2, battery="planted", n_gallery=3, **QUIET)
     np.testing.assert_array_equal(result.clean_correct, [1, 1, 1, 1, 1, 0])
     np.testing.assert_array_equal(result.broken_by["planted0"], [1, 0, 0, 0, 0, 0])
     np.testing.assert_array_equal(result.broken_by["planted2"], [0, 0, 1, 0, 0, 0])  # of the two it was given one fell
@@ -74,14 +78,22 @@ def test_robust_means_survived_every_attack(framework, make_classifier, bright, 
 def test_a_battery_that_cannot_run_has_no_result(framework, make_classifier, bright, battery):
     battery(Failing(), Failing())
     with pytest.raises(RuntimeError, match=r"no attack of the battery 'planted' could run.*no gradient today"):
-        evaluate(make_classifier(framework), flat(framework, [0.1]), [0], eps=0.2, battery="planted", verbose=False)
+        evaluate(make_classifier(framework), flat(framework, [0.1]), [0], eps=0.2, battery="planted", **QUIET)
 
 
 def test_a_broken_certificate_is_a_contradiction(framework, make_classifier, bright, battery, monkeypatch):
     battery(Shift(0.1, 1))
     monkeypatch.setattr(evaluation, "certify", lambda classifier, x, y, eps: np.ones(len(x), bool))
     with pytest.raises(RuntimeError, match=r"1 points are certified and yet broken by the battery 'planted'.*index 1"):
-        evaluate(make_classifier(framework), flat(framework, [0.9, 0.45]), [0, 0], eps=0.2, battery="planted", verbose=False)
+        evaluate(
+            make_classifier(framework),
+            flat(framework, [0.9, 0.45]),
+            [0, 0],
+            eps=0.2,
+            battery="planted",
+            checks=False,
+            verbose=False,
+        )
 
 
 def test_certified_points_meet_the_first_attack_that_runs_and_no_other(
@@ -91,7 +103,7 @@ def test_certified_points_meet_the_first_attack_that_runs_and_no_other(
     certified = np.array([True, True, False, False])
     monkeypatch.setattr(evaluation, "certify", lambda classifier, x, y, eps: certified)
     x = flat(framework, [0.1, 0.2, 0.45, 0.2])
-    result = evaluate(make_classifier(framework), x, [0] * 4, eps=0.2, battery="planted", verbose=False)
+    result = evaluate(make_classifier(framework), x, [0] * 4, eps=0.2, battery="planted", **QUIET)
     assert [(outcome.attacked, outcome.broken) for outcome in result.attacks] == [(4, 0), (4, 0), (2, 1)]
     np.testing.assert_array_equal(result.survived, [1, 1, 0, 1])
 
@@ -102,7 +114,7 @@ def test_no_interval_rule_means_no_certificate(framework, make_classifier, brigh
 
     battery(Shift(0.1, 1))
     monkeypatch.setattr(evaluation, "certify", certify)
-    result = evaluate(make_classifier(framework), flat(framework, [0.1]), [0], eps=0.2, battery="planted", verbose=False)
+    result = evaluate(make_classifier(framework), flat(framework, [0.1]), [0], eps=0.2, battery="planted", **QUIET)
     assert result.certified is None and result.certified_points is None
     assert "Wavelet in layer 'top'" in result.certified_reason
 
@@ -112,7 +124,7 @@ def test_real_evaluation_is_coherent_and_repeatable(framework, make_classifier, 
     x, _ = points(framework, n=40)
     y = np.argmax(classifier.predict(x), axis=1)
     y[:4] = (y[:4] + 1) % 3
-    arguments = dict(eps=0.2, battery="quick", curve_eps=(0.4, 0.0, 0.1, 0.2), n_gallery=3, verbose=False)
+    arguments = dict(eps=0.2, battery="quick", curve_eps=(0.4, 0.0, 0.1, 0.2), n_gallery=3, **QUIET)
     result, again = (evaluate(classifier, x, np.eye(3)[y], **arguments) for _ in range(2))
     np.testing.assert_array_equal(result.survived, again.survived)
     assert result.clean.correct == 36
@@ -142,9 +154,12 @@ def test_real_evaluation_is_coherent_and_repeatable(framework, make_classifier, 
     [
         (dict(eps=0), "`eps` must be positive"),
         (dict(eps=8), "did you mean 8/255"),
-        (dict(norm=1), "`norm` must be"),
-        (dict(battery="huge"), "`battery` must be one of 'quick', 'standard'"),
-        (dict(seed=-1), "`seed` must be a whole number"),
+        (dict(norm=3), "`norm` must be"),
+        (dict(norm=2, eps=99.0), "`eps` must not exceed 8.48528, the L2 distance"),
+        (dict(measure="gossip"), "`measure` must be one of"),
+        (dict(battery="huge"), "`battery` must be one of 'quick', 'standard', 'full'"),
+        (dict(seeds=-1), "`seeds` must be a whole number"),
+        (dict(seeds=()), "`seeds` must name at least one seed"),
         (dict(n_gallery=2.5), "`n_gallery` must be a whole number"),
         (dict(curve_eps=(-0.1,)), "`curve_eps` must not be negative"),
         (dict(x=np.zeros((2, 3))), "`x` must have shape"),
@@ -153,7 +168,7 @@ def test_real_evaluation_is_coherent_and_repeatable(framework, make_classifier, 
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
 def test_bad_input_is_refused_by_name(framework, make_classifier, change, message):
-    arguments = dict(x=flat(framework, [0.1, 0.2]), y=[0, 1], eps=0.1, verbose=False) | change
+    arguments = dict(x=flat(framework, [0.1, 0.2]), y=[0, 1], eps=0.1, **QUIET) | change
     with pytest.raises(ValueError, match=message):
         evaluate(make_classifier(framework), **arguments)
 
@@ -163,7 +178,7 @@ def test_probabilities_are_refused(framework, make_classifier, monkeypatch):
     backend = type(evaluation.Target.of(classifier).backend)
     monkeypatch.setattr(backend, "logits", lambda self, x, batch_size=256: np.full((len(x), 3), 1 / 3, np.float32))
     with pytest.raises(ValueError, match="must return logits, got probabilities"):
-        evaluate(classifier, flat(framework, [0.1, 0.2]), [0, 1], eps=0.1, verbose=False)
+        evaluate(classifier, flat(framework, [0.1, 0.2]), [0, 1], eps=0.1, **QUIET)
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 64])

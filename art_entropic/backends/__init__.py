@@ -42,6 +42,7 @@ class Ops(Protocol):
     def softmax(self, x: Tensor) -> Tensor: ...
     def log_softmax(self, x: Tensor) -> Tensor: ...
     def flatten(self, x: Tensor) -> Tensor: ...  # (n, ...) -> (n, m)
+    def reshape_like(self, x: Tensor, like: Tensor) -> Tensor: ...
     def cast_like(self, x: Tensor, like: Tensor) -> Tensor: ...  # also booleans, to 0.0 and 1.0
     def concatenate(self, x: Tensor, y: Tensor) -> Tensor: ...  # along the first axis
     def parts(self, x: Tensor, share: float) -> tuple[Tensor, Tensor]:
@@ -171,8 +172,9 @@ Objective = Callable[[View, Batch, Controls], Mapping[str, Tensor]]
 Step = Callable[[Batch, Controls], dict[str, float]]
 """Takes NumPy arrays and floats, returns the value of each term."""
 
-AttackObjective = Callable[[View, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Maps raw inputs (n, ...) and one-hot labels to the logits (n, nb_classes), and to what an attack climbs, (n,)."""
+AttackObjective = Callable[[View, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Maps raw inputs (n, ...), one-hot labels and whatever else the attack knows of each point, (n, m), to the logits
+(n, nb_classes) and to what the attack climbs, (n,)."""
 
 
 class Ascent(NamedTuple):
@@ -214,8 +216,8 @@ class Backend(Protocol):
     def input_gradient(self, x: Array, v: Array, batch_size: int = 256) -> Array:
         """Gradient of sum(v * logits(x)) with respect to raw x, in inference mode."""
 
-    def ascent(self, objective: AttackObjective) -> Callable[[Array, Array], Ascent]:
-        """What an attack that climbs `objective` asks at x with one-hot y: one pass forward and one back, inference mode."""
+    def ascent(self, objective: AttackObjective, nb_classes: int) -> Callable[[Array, Array, Array], Ascent]:
+        """What an attack that climbs `objective` asks at (x, y, more): one pass forward and one back, in inference mode."""
 
     @property
     def is_accelerated(self) -> bool:

@@ -67,6 +67,9 @@ class TensorFlowOps:
     def flatten(self, x: tf.Tensor) -> tf.Tensor:
         return tf.reshape(x, (tf.shape(x)[0], int(np.prod(x.shape[1:]))))
 
+    def reshape_like(self, x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+        return tf.ensure_shape(tf.reshape(x, tf.shape(like)), like.shape)
+
     def cast_like(self, x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
         return tf.cast(x, like.dtype)
 

@@ -74,6 +74,9 @@ class TorchOps:
     def flatten(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(1)
 
+    def reshape_like(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        return x.reshape(like.shape)
+
     def cast_like(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return x.to(like.dtype)
 

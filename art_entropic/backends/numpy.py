@@ -56,6 +56,9 @@ class NumpyOps:
     def flatten(self, x: Tensor) -> Tensor:
         return np.reshape(x, (x.shape[0], -1))
 
+    def reshape_like(self, x: Tensor, like: Tensor) -> Tensor:
+        return np.reshape(x, like.shape)
+
     def cast_like(self, x: Tensor, like: Tensor) -> Tensor:
         return np.asarray(x, like.dtype)
 

@@ -86,7 +86,6 @@ class TensorFlowView:
         return Activations(tf.cast(logits.value, tf.float32), layers)
 
     def input_gradient(self, x: tf.Tensor, direction: Callable[[tf.Tensor], tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        x = tf.stop_gradient(x)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x)
             walk = Walk(training=False, relu=straight_relu)
@@ -344,21 +343,21 @@ class TensorFlowBackend:
             parts.append((gradient if self._mean_std is None else gradient / self._mean_std[1]).numpy())
         return np.concatenate(parts)
 
-    def ascent(self, objective: AttackObjective) -> Callable[[Array, Array], Ascent]:
+    def ascent(self, objective: AttackObjective, nb_classes: int) -> Callable[[Array, Array, Array], Ascent]:
         view = self._view(training=False)
         images = tf.TensorSpec((None, *self._input_shape), tf.float32)
-        labels = tf.TensorSpec((None, self._nb_classes), tf.float32)
+        labels = tf.TensorSpec((None, nb_classes), tf.float32)
 
-        @_compiled(images, labels)
-        def passes(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        @_compiled(images, labels, tf.TensorSpec((None, None), tf.float32))
+        def passes(x: tf.Tensor, y: tf.Tensor, more: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(x)
-                logits, values = objective(view, x, y)
+                logits, values = objective(view, x, y, more)
                 total = tf.reduce_sum(values)
             return logits, values, tape.gradient(total, x)
 
-        def ask(x: Array, y: Array) -> Ascent:
-            return Ascent(*(t.numpy() for t in passes(*(np.asarray(part, np.float32) for part in (x, y)))))
+        def ask(x: Array, y: Array, more: Array) -> Ascent:
+            return Ascent(*(t.numpy() for t in passes(*(np.asarray(part, np.float32) for part in (x, y, more)))))
 
         return ask
 

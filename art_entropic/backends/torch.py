@@ -71,7 +71,8 @@ class TorchView:
         self, x: torch.Tensor, direction: Callable[[torch.Tensor], torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         with _inference(self._backend.model), torch.enable_grad():
-            point = x.detach().requires_grad_(True)
+            # An attack differentiates the gradient once more, with respect to x.
+            point = x if x.requires_grad else x.detach().requires_grad_(True)
             with TwiceDifferentiated():
                 logits = self._backend.forward(point)
             weights = direction(logits.detach())
@@ -224,13 +225,13 @@ class TorchBackend:
             [gradient(*pair) for pair in zip(self._chunks(x, batch_size), self._chunks(v, batch_size), strict=True)]
         )
 
-    def ascent(self, objective: AttackObjective) -> Callable[[Array, Array], Ascent]:
+    def ascent(self, objective: AttackObjective, nb_classes: int) -> Callable[[Array, Array, Array], Ascent]:
         view = TorchView(self, differentiable=True)
 
-        def ask(x: Array, y: Array) -> Ascent:
+        def ask(x: Array, y: Array, more: Array) -> Ascent:
             with _inference(self.model), torch.enable_grad():
                 point = self._tensor(x).requires_grad_(True)
-                logits, values = objective(view, point, self._tensor(y))
+                logits, values = objective(view, point, self._tensor(y), self._tensor(more))
                 (gradient,) = torch.autograd.grad(values.sum(), point)
             return Ascent(*(tensor.detach().cpu().numpy() for tensor in (logits, values, gradient)))
 

@@ -1,0 +1,181 @@
+"""Controls: what masks gradients must be found out, what is robust must be left in peace."""
+
+import numpy as np
+import pytest
+
+from art_entropic.attacks import BATTERIES, Ball, Target
+from art_entropic.backends import backend_for
+from art_entropic.checks import CHECKS, verdict
+from art_entropic.defences import DEFENCES
+from art_entropic.evaluation import evaluate
+from art_entropic.planted import find_planted
+from art_entropic.records import CheckOutcome
+from art_entropic.statistics import accuracy
+
+EPS = 0.15
+
+
+def trained(defence, make_classifier, points, framework, nb_epochs=12):
+    x, y = points(framework, n=384)
+    classifier = make_classifier(framework)
+    DEFENCES[defence].train(
+        classifier, x, y, eps=EPS, nb_epochs=nb_epochs, batch_size=32, seed=0, learning_rate=1e-2, verbose=False
+    )
+    return classifier
+
+
+def judged(classifier, points, framework, battery="quick", **options):
+    x, y = points(framework, n=60, seed=1)
+    return evaluate(classifier, x, y, eps=EPS, battery=battery, verbose=False, **options)
+
+
+def status(result):
+    return {check.check: check.status for check in result.checks}
+
+
+def test_an_adversarially_trained_network_is_left_in_peace(framework, make_classifier, points):
+    classifier = trained("madry_pgd", make_classifier, points, framework)
+    natural = trained("natural", make_classifier, points, framework)
+    result = judged(classifier, points, framework, battery="standard", transfer_from={"natural": natural})
+    assert result.robust.value > 0.6
+    assert result.certified.correct <= result.robust.correct
+    seen = status(result)
+    assert list(seen) == list(CHECKS)
+    # An image of 6 x 6 is too small for none of them but those that say so.
+    assert {name for name, one in seen.items() if one != "pass"} == set(), result.checks
+    assert result.verdict == f"no symptom found in {len(CHECKS)} of {len(CHECKS)} checks"
+    assert "upper bound" in str(result)
+
+
+def scale_logits(classifier, factor):
+    """The same decisions, and logits so large that cross-entropy is flat."""
+    backend = backend_for(classifier)
+    state = backend.state()
+    last = list(state)[-2:]
+    backend.load_state({name: array * factor if name in last else array for name, array in state.items()})
+
+
+def test_saturated_logits_are_found_out(framework, make_classifier, points):
+    classifier = trained("natural", make_classifier, points, framework)
+    scale_logits(classifier, np.float32(1e5))
+    result = judged(classifier, points, framework)
+    seen = status(result)
+    assert seen["gradients"] == "flag"
+    (found,) = (check for check in result.checks if check.check == "gradients")
+    assert found.value > 0.5 and found.n == 60 and "saturate" in found.advice
+    assert result.verdict.startswith(("suspicious: not so: Gradients are there", "broken by"))
+
+
+@pytest.fixture
+def wrapped(make_classifier, points):
+    """A naturally trained PyTorch network behind a module of the test's own."""
+    torch = pytest.importorskip("torch")
+    from art.estimators.classification import PyTorchClassifier
+
+    def make(forward):
+        inner = trained("natural", make_classifier, points, "pytorch")
+
+        class Wrapper(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.network = inner.model
+
+            def forward(self, x):
+                return forward(self.network, x)
+
+        return PyTorchClassifier(
+            Wrapper(), torch.nn.CrossEntropyLoss(), (2, 6, 6), 3, channels_first=True, clip_values=(0.0, 1.0)
+        )
+
+    return make
+
+
+def test_quantised_inputs_are_found_out(wrapped, points):
+    import torch
+
+    # Rounding to eighths has no gradient at all; a small slope keeps autograd alive, as such defences do.
+    classifier = wrapped(lambda network, x: network(torch.round(8 * x) / 8 + 0 * x))
+    result = judged(classifier, points, "pytorch")
+    seen = status(result)
+    assert result.robust.value > 0.9  # what a naive evaluation would have believed
+    assert {seen["gradients"], seen["black_box"], seen["unbounded"]} == {"flag"}
+    assert result.verdict.startswith("suspicious: ")
+
+
+def test_random_noise_is_found_out(wrapped, points):
+    import torch
+
+    classifier = wrapped(lambda network, x: network(x + 0.1 * torch.randn_like(x)))
+    result = judged(classifier, points, "pytorch")
+    assert status(result)["deterministic"] == "flag"
+    assert not result.verdict.startswith("no symptom")
+
+
+def test_winners_take_all_is_found_out(wrapped, points):
+    import torch
+
+    def k_winners(network, x):
+        # After Xiao et al. 2020: a discontinuous activation on the input, whose gradients point nowhere.
+        flat = x.flatten(1)
+        shattered = flat + 0.3 * torch.sign(torch.sin(200.0 * flat)).detach()
+        return network(shattered.reshape(x.shape))
+
+    result = judged(wrapped(k_winners), points, "pytorch")
+    assert result.verdict.startswith(("suspicious", "broken by"))
+
+
+def test_the_activation_measure_is_exposed(framework, make_classifier, points):
+    from art_entropic import EntropicTrainer
+
+    x, y = points(framework, n=384)
+    classifier = make_classifier(framework)
+    EntropicTrainer(classifier, EPS * 2, measure="activation", verbose=False).fit(x, y, nb_epochs=8, batch_size=32, seed=0)
+    x, y = points(framework, n=100, seed=1)
+    result = evaluate(classifier, x, y, eps=EPS * 2, battery="quick", checks=False, verbose=False)
+    assert result.clean.value > 0.95
+    assert result.verdict.startswith("broken by PGD-20")
+
+
+def test_a_battery_is_measured_by_what_was_planted(framework, make_classifier, points):
+    classifier = trained("entropic_interval", make_classifier, points, framework)
+    x, _ = points(framework, n=20, seed=1)
+    target, ball = Target.of(classifier), Ball(EPS, np.inf)
+    strong = find_planted(target, x, ball, BATTERIES["standard"], seed=0)
+    weak = find_planted(target, x, ball, ["fgsm"], seed=0)
+    assert strong.n >= 15 and strong.found >= 0.95 * strong.n
+    assert weak.found < strong.found and strong.by_chance < 0.5 * strong.n
+    blind = find_planted(target, x, ball, ["transfer"], seed=0)  # cannot run without a source
+    assert (blind.n, blind.found) == (strong.n, 0)
+
+
+def check(name, alarm="pass"):
+    return CheckOutcome(check=name, title=CHECKS[name].title, status=alarm, meaning="", advice="")
+
+
+@pytest.mark.parametrize(
+    ("robust", "statuses", "expected"),
+    [
+        (60, {"one_step": "pass", "random": "skipped"}, "no symptom found in 1 of 13 checks"),
+        (
+            60,
+            {"one_step": "flag", "bounds": "fail"},
+            "suspicious: not so: Many steps beat one; not so: Attacks keep to their budget",
+        ),
+        (1, {"one_step": "pass"}, "broken by B"),
+        (1, {"one_step": "flag"}, "broken by B (and suspicious: not so: Many steps beat one)"),
+        (60, {}, "no checks were run"),
+    ],
+)
+def test_verdicts(robust, statuses, expected):
+    checks = [check(name, one) for name, one in statuses.items()]
+    assert verdict(accuracy(robust, 100), 10, {"A": 2, "B": 30}, checks) == expected
+
+
+def test_a_check_that_cannot_run_says_why(make_classifier, points, framework):
+    classifier = make_classifier(framework, clip_values=None)
+    x, _ = points(framework, n=20)
+    result = evaluate(classifier, x, np.argmax(classifier.predict(x), axis=1), eps=0.1, battery="quick", verbose=False)
+    skipped = {one.check: one.reason for one in result.checks if one.status == "skipped"}
+    assert set(skipped) >= {"black_box", "unbounded", "transfer"}
+    assert "`classifier` must have clip_values" in skipped["unbounded"] and "transfer_from" in skipped["transfer"]
+    assert all(one.value is None and not one.advice for one in result.checks if one.status == "skipped")

@@ -1,0 +1,89 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from art_entropic import compare, leaderboard_entry
+from art_entropic.evaluation import evaluate
+from art_entropic.statistics import accuracy, mcnemar, paired_difference, spread
+
+
+@pytest.fixture
+def result(make_classifier, points):
+    classifier = make_classifier("pytorch")
+    x, _ = points("pytorch", n=60)
+    y = np.argmax(classifier.predict(x), axis=1)
+    return evaluate(classifier, x, y, eps=0.05, battery="quick", checks=False, verbose=False)
+
+
+def surviving(result, correct):
+    survived = np.arange(60) < correct
+    return replace(result, survived=survived, robust=accuracy(survived))
+
+
+def test_mcnemar_is_the_sign_test():
+    for one, two in [(0, 0), (3, 0), (10, 2), (25, 25)]:
+        expected = binomtest(one, one + two, 0.5).pvalue if one + two else 1.0
+        np.testing.assert_allclose(mcnemar(one, two), expected)
+
+
+def test_a_paired_difference_knows_what_the_pairs_share():
+    first = np.arange(400) < 300
+    second = np.arange(400) < 280  # right on a subset of the same points
+    found = paired_difference(first, second)
+    assert (found.n, found.only_first, found.only_second) == (400, 20, 0)
+    np.testing.assert_allclose(found.value, 0.05)
+    np.testing.assert_allclose(found.p, 2 * 0.5**20)
+    deviation = np.sqrt(0.05 * 0.95 / 400)  # of a mean of 400 differences of 0 or 1
+    np.testing.assert_allclose([found.low, found.high], [0.05 - 1.96 * deviation, 0.05 + 1.96 * deviation], atol=0.003)
+    same = paired_difference(first, first)
+    assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
+
+
+@pytest.mark.parametrize("second", [np.ones(3, bool), np.ones(4), np.ones((4, 1), bool)])
+def test_points_that_are_no_pairs_are_refused(second):
+    with pytest.raises(ValueError, match="`second` must"):
+        paired_difference(np.ones(4, bool), second)
+
+
+def test_spread_over_seeds():
+    assert (spread([1.0, 2.0, 4.0]).mean, spread([1.0, 2.0, 4.0]).n) == (pytest.approx(7 / 3), 3)
+    np.testing.assert_allclose(spread([1.0, 2.0, 4.0]).deviation, np.std([1, 2, 4], ddof=1))
+    assert np.isnan(spread([1.0]).deviation)
+    with pytest.raises(ValueError, match="at least one finite number"):
+        spread([])
+
+
+def test_defences_side_by_side(result):
+    found = compare({"weak": surviving(result, 10), "strong": surviving(result, 50), "equal": surviving(result, 49)})
+    assert [row.name for row in found.rows] == ["strong", "equal", "weak"]
+    pairs = {(pair.first, pair.second): pair for pair in found.pairs}
+    assert pairs["strong", "weak"].difference.only_first == 40
+    np.testing.assert_allclose(pairs["strong", "weak"].p, 3 * 2 * 0.5**40, rtol=1e-6)  # Holm: the smallest of three
+    assert pairs["strong", "equal"].p == 1.0
+    assert "no clear difference" in str(pairs["strong", "equal"]) and ": differs" in str(pairs["strong", "weak"])
+    assert "n = 60" in str(found) and "upper bound" in str(found)
+    assert list(found.to_frame().columns[:6]) == ["defence", "n", "clean", "clean_low", "clean_high", "robust"]
+    assert len(found.pairs_frame()) == 3
+
+
+def test_only_what_was_attacked_alike_is_compared(result):
+    with pytest.raises(ValueError, match="at least two"):
+        compare({"one": result})
+    with pytest.raises(ValueError, match=r"same points, ball and battery.*got .*0\.1.* for 'other'"):
+        compare({"one": result, "other": replace(result, eps=0.1)})
+
+
+def test_a_leaderboard_entry_has_numbers_for_numbers(result):
+    entry = leaderboard_entry(result, name="tiny", dataset="points", architecture="cnn", link="https://example.org")
+    keys = {"link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture", "eps"}
+    assert keys | {"clean_acc", "reported", "autoattack_acc"} <= set(entry)
+    assert json.loads(json.dumps(entry)) == entry
+    assert entry["robust_acc"] == 100 * result.robust.value and entry["eps"] == 0.05
+    assert entry["attacks"] == ["PGD-20 on cross-entropy", "PGD-20 on margin"]
+    assert entry["number_forward_passes"] == sum(outcome.queries for outcome in result.attacks)
+    assert entry["unreliable"] is True  # no check was run
+    with pytest.raises(ValueError, match="measured here, got robust_acc"):
+        leaderboard_entry(result, name="tiny", dataset="points", architecture="cnn", robust_acc=100)
