@@ -130,7 +130,7 @@ class Attacked(ClassGradientsMixin, LossGradientsMixin, ClassifierMixin, NeuralN
     ) -> None:
         estimator = backend.estimator
         super().__init__(model=estimator.model, clip_values=estimator.clip_values, channels_first=estimator.channels_first)
-        self._backend = backend
+        self.backend = backend
         self._batch_size = batch_size
         self._input_shape = tuple(estimator.input_shape)
         self.nb_classes = int(estimator.nb_classes)
@@ -168,7 +168,7 @@ class Attacked(ClassGradientsMixin, LossGradientsMixin, ClassifierMixin, NeuralN
         new = np.array([place for place, point in enumerate(points) if point not in known], dtype=np.int64)
         if len(new):
             self._count(new if index is None else index[new], located=index is not None)
-            answers = self._backend.logits(x[new], self._batch_size)
+            answers = self.backend.logits(x[new], self._batch_size)
             known.update(zip((points[place] for place in new), answers, strict=True))
         self._answers.append({point: known[point] for point in points})
         return np.stack([known[point] for point in points]) if points else np.zeros((0, self.nb_classes), np.float32)
@@ -207,7 +207,7 @@ class Attacked(ClassGradientsMixin, LossGradientsMixin, ClassifierMixin, NeuralN
             wanted = [np.broadcast_to(row, (len(x), self.nb_classes)) for row in rows]
         else:
             wanted = [rows[np.broadcast_to(np.asarray(label, np.int64), (len(x),))]]
-        return np.stack([self._backend.input_gradient(x, v) for v in wanted], axis=1)
+        return np.stack([self.backend.input_gradient(x, v) for v in wanted], axis=1)
 
     def _count(self, points: Array, *, located: bool) -> None:
         self.forward_passes += len(points)

@@ -44,6 +44,8 @@ BATCH_FEATURES = {"processor": 2**17, "accelerator": 2**21}
 ENTROPIC_WEIGHTS = (-1.0, -0.1, 0.1, 1.0)
 # Attacks that ask thousands of questions a point attack so many points.
 COSTLY_POINTS = 50
+# AutoAttack draws from a generator of its own.
+REFERENCE_SEED = 0
 _TINY = 1e-12
 # ART tiles an image 5 x 5; a tile of one pixel divides zero by zero.
 SQUARE_L2_SIDE = 10
@@ -276,6 +278,29 @@ def _minimum_norm(estimator: Any, ball: Ball, batch_size: int) -> Any:
     return CarliniL2Method(estimator, max_iter=100, binary_search_steps=6, batch_size=batch_size, verbose=False)
 
 
+def _reference(estimator: Any, ball: Ball, batch_size: int) -> Any:
+    backend = estimator.backend
+    if backend.framework != "pytorch":
+        raise CannotRunError(
+            f"torchattacks attacks PyTorch networks, got one of {backend.framework}; "
+            "`to_pytorch` of art_entropic.problems takes the weights of a network of PROBLEMS over"
+        )
+    if ball.norm == 1:
+        raise CannotRunError("AutoAttack of torchattacks knows the norms inf and 2, got 1")
+    if estimator.nb_classes < 4:
+        raise CannotRunError(f"AutoAttack needs 4 classes for its DLR loss, got {estimator.nb_classes}")
+    low, high = (None, None) if estimator.clip_values is None else map(np.asarray, estimator.clip_values)
+    if low is None or not (np.all(low == 0) and np.all(high == 1)):
+        raise CannotRunError(f"torchattacks wants inputs in [0, 1], got `clip_values` {estimator.clip_values}")
+    try:
+        return framework_module("pytorch").reference_attack(backend, ball.eps, ball.norm, estimator.nb_classes, REFERENCE_SEED)
+    except ImportError as error:
+        raise CannotRunError(
+            "torchattacks is not installed: pip install --no-deps torchattacks (it asks for a release of requests from 2020, "
+            "which no attack needs)"
+        ) from error
+
+
 def _one(loss: str) -> Callable[[Target, Ball], Sequence[Round]]:
     return _times(1, loss)
 
@@ -333,6 +358,7 @@ ATTACKS: dict[str, Attack] = {
     "apgd_t": Attack("APGD-T on DLR", _apgd(100), _each_rival, remark=_no_dlr),
     "pgd_restarts": Attack(f"PGD-20 on margin, {PGD_RESTARTS} restarts", _pgd(20), _times(PGD_RESTARTS, "margin")),
     "apgd_long": Attack("APGD on margin, 500 steps", _apgd(500), _one("margin")),
+    "autoattack": Attack("AutoAttack, standard, of torchattacks", _reference, _one("margin")),
     "square": Attack("Square", _square, _one("margin"), reads_gradients=False),
     "entropic": Attack("PGD-40 on margin and information, 4 weights", _pgd(40), _entropic),
     "features": Attack("PGD-40 on margin and features, each layer", _pgd(40), _each_layer),
@@ -349,6 +375,7 @@ _STANDARD = ("apgd_ce", "apgd_t", "pgd_restarts", "square")
 BATTERIES: dict[str, tuple[str, ...]] = {
     "quick": ("pgd_ce", "pgd_margin"),
     "standard": _STANDARD,
+    "reference": ("autoattack",),
     "full": (*_STANDARD, "entropic", "features", "transfer", "minimum_norm", "hop_skip_jump"),
 }
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from art_entropic._validate import choice
-from art_entropic.backends import FRAMEWORKS, framework_module
+from art_entropic.backends import FRAMEWORKS, backend_for, framework_module
 from art_entropic.backends.architecture import Activation, Architecture, Conv, Dense, Flatten, MaxPool
 
 DATA_FOLDER = "ART_ENTROPIC_DATA"
@@ -120,6 +120,30 @@ def build_classifier(problem: Problem, framework: str, seed: int, network: str |
         learning_rate=problem.learning_rate,
         seed=seed,
     )
+
+
+def to_pytorch(classifier: Any, problem: Problem, network: str | None = None) -> Any:
+    """The same network in PyTorch, with the weights that a TensorFlow classifier of `build_classifier` has now.
+
+    For tools that know PyTorch alone, such as the battery `reference`. Logits agree up to rounding; inputs change their axes,
+    see `for_framework`.
+
+    Args:
+        classifier: of that problem and network.
+        network: a name of the problem's networks; None takes the default.
+    Raises:
+        ValueError: the weights do not fit the network.
+    """
+    name = problem.default_network if network is None else choice("network", network, problem.networks)
+    result = build_classifier(problem, "pytorch", 0, name)
+    arrays = list(backend_for(classifier).state().values())
+    try:
+        state = framework_module("pytorch").state_of(problem.networks[name], problem.input_shape, arrays)
+    except ValueError as error:
+        raise ValueError(f"`classifier` must have the weights of the network {name!r}: {error}") from error
+    backend = backend_for(result)
+    backend.load_state(state)
+    return result
 
 
 def for_framework(x: np.ndarray, framework: str) -> np.ndarray:

@@ -19,7 +19,7 @@ from art_entropic.attacks import (
     within_ball,
 )
 from art_entropic.backends import FRAMEWORKS, backend_for, framework_module
-from art_entropic.backends.architecture import Dense, Flatten
+from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool
 from art_entropic.backends.numpy import ops as numpy_ops
 
 LINEAR = (Flatten(), Dense(5, None))
@@ -54,6 +54,7 @@ def lowest_margins(classifier, x, y, ball):
 
 EVERYWHERE = [(name, norm) for name in ATTACKS for norm in (np.inf, 2.0, 1.0)]
 NOWHERE = {
+    *(("autoattack", norm) for norm in (np.inf, 2.0, 1.0)),  # inputs are not in [0, 1]; tests of its own below
     *((name, 1.0) for name in ("apgd_ce", "apgd_t", "apgd_long", "square", "entropic", "transfer", "hop_skip_jump")),
     ("square", 2.0),  # its tiles would have one pixel
     ("entropic", 2.0),  # reads the information over the Linf ball
@@ -308,3 +309,43 @@ def test_a_costly_attack_stops_after_its_number_of_points(framework, monkeypatch
 
 def test_batteries_name_attacks():
     assert {name for names in BATTERIES.values() for name in names} <= set(ATTACKS)
+
+
+SMALL = (Conv(3, 3, padding=1, batch_norm=True), MaxPool(2), Flatten(), Dense(6), Dense(5, None))
+
+
+def on_unit_range(framework):
+    return framework_module(framework).build_classifier(
+        SMALL, input_shape=(6, 6, 2), nb_classes=5, clip_values=(0.0, 1.0), learning_rate=0.1, seed=3
+    )
+
+
+def test_the_reference_battery_agrees_with_ours():
+    pytest.importorskip("torchattacks")
+    target = Target.of(on_unit_range("pytorch"))
+    x = (images("pytorch", 60) + 1) / 2
+    y, ball = target.predict(x), Ball(0.05, np.inf)
+    modes = target.classifier.model.training
+    reference = attack_points("autoattack", target, x, y, ball, seed=0)
+    ours = np.zeros(60, bool)
+    for name in BATTERIES["standard"]:
+        if name != "square":  # 6 x 6 pixels are below its tiles of five
+            ours |= attack_points(name, target, x, y, ball, seed=0).broken
+    assert 5 < reference.broken.sum() < 55
+    assert -1 <= int(ours.sum()) - int(reference.broken.sum()) <= 4
+    assert within_ball(x, reference.x_adv, ball, (0.0, 1.0)).all()
+    assert target.classifier.model.training == modes
+
+
+def test_the_reference_battery_says_what_it_cannot_attack(make_classifier):
+    pytest.importorskip("torchattacks")
+    for classifier, norm, reason in [
+        (on_unit_range("tensorflow"), np.inf, "got one of tensorflow; `to_pytorch`"),
+        (on_unit_range("pytorch"), 1.0, "norms inf and 2, got 1"),
+        (make_classifier("pytorch"), np.inf, "needs 4 classes for its DLR loss, got 3"),
+        (linear("pytorch"), np.inf, r"wants inputs in \[0, 1\], got `clip_values`"),
+    ]:
+        target = Target.of(classifier)
+        x = np.zeros((2, *classifier.input_shape), np.float32)
+        with pytest.raises(CannotRunError, match=reason):
+            attack_points("autoattack", target, x, target.predict(x), Ball(0.1, norm), seed=0)

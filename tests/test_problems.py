@@ -7,7 +7,15 @@ import pytest
 
 from art_entropic.backends import FRAMEWORKS, backend_for
 from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool, initial_weights
-from art_entropic.problems import DATA_FOLDER, PROBLEMS, DataNotFoundError, build_classifier, for_framework, load_data
+from art_entropic.problems import (
+    DATA_FOLDER,
+    PROBLEMS,
+    DataNotFoundError,
+    build_classifier,
+    for_framework,
+    load_data,
+    to_pytorch,
+)
 
 NETWORKS = [(name, network) for name, problem in PROBLEMS.items() for network in problem.networks]
 
@@ -179,3 +187,24 @@ def test_missing_data_is_one_line_that_says_what_to_set(offline, name, file):
 def test_an_unknown_problem_is_refused():
     with pytest.raises(ValueError, match=r"`problem` must be one of 'digits', .* got 'imagenet'"):
         load_data("imagenet")
+
+
+@pytest.mark.parametrize("network", ["small", "small_batchnorm"])
+def test_a_keras_network_is_the_same_in_pytorch(network, rng):
+    pytest.importorskip("tensorflow")
+    problem = PROBLEMS["mnist"]
+    there = build_classifier(problem, "tensorflow", 5, network)
+    backend = backend_for(there)
+    state = backend.state()
+    backend.load_state({name: array + rng.uniform(0, 0.1, array.shape).astype(array.dtype) for name, array in state.items()})
+    here = to_pytorch(there, problem, network)
+    x = rng.uniform(0, 1, (7, 28, 28, 1)).astype(np.float32)
+    expected, got = backend.logits(x), backend_for(here).logits(for_framework(x, "pytorch"))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_another_network_are_refused():
+    pytest.importorskip("tensorflow")
+    there = build_classifier(PROBLEMS["digits"], "tensorflow", 0)
+    with pytest.raises(ValueError, match=r"must have the weights of the network 'small'"):
+        to_pytorch(there, PROBLEMS["mnist"], "small")

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
@@ -55,6 +56,45 @@ class _Trainee(PyTorchClassifier):  # type: ignore[misc]
         gradient = super().loss_gradient(*args, **kwargs)
         self.model.train()
         return gradient
+
+
+class _Reference:
+    """The standard AutoAttack of torchattacks, called as ART's attacks are."""
+
+    def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor], device: torch.device, attack: dict[str, Any]) -> None:
+        import torchattacks
+
+        class Network(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                # torchattacks asks a module's parameters where it lives.
+                self.place = nn.Parameter(torch.zeros((), device=device), requires_grad=False)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return forward(x)
+
+        self._attack = torchattacks.AutoAttack(Network().eval(), version="standard", verbose=False, **attack)
+        self._device = device
+
+    def generate(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        points, labels = (torch.as_tensor(part).to(self._device) for part in (x, y.argmax(axis=1)))
+        with torch.enable_grad():
+            found: torch.Tensor = self._attack(points, labels)
+        result: np.ndarray = found.detach().cpu().numpy()
+        return result
+
+
+def reference_attack(backend: Any, eps: float, norm: float, nb_classes: int, seed: int) -> Any:
+    """AutoAttack, standard version, as the independent package torchattacks has it, with ART's `generate`.
+
+    Args:
+        backend: of the classifier, for its forward pass on raw inputs in [0, 1].
+    Raises:
+        ImportError: torchattacks is not installed.
+    """
+    norms = {float("inf"): "Linf", 2.0: "L2"}
+    attack = {"eps": eps, "norm": norms[norm], "n_classes": nb_classes, "seed": seed}
+    return _Reference(backend.forward, backend.device, attack)
 
 
 @contextlib.contextmanager

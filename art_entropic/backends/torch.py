@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from art_entropic.backends import (
     Step,
 )
 from art_entropic.backends._preprocessing import standardisation
-from art_entropic.backends._torch_art import before_each_step, for_art_trainers, untouched
+from art_entropic.backends._torch_art import before_each_step, for_art_trainers, reference_attack, untouched
 from art_entropic.backends._torch_bounds import BoundTensor, Recorder, Trace, TwiceDifferentiated
 from art_entropic.backends._torch_ops import ops
 from art_entropic.backends.architecture import (
@@ -459,6 +459,44 @@ def _network(
     return nn.Sequential(*modules)
 
 
+def state_of(architecture: Architecture, input_shape: tuple[int, int, int], arrays: Sequence[Array]) -> dict[str, Array]:
+    """The state of `build_classifier`'s network from the arrays of the same network in Keras, in their order.
+
+    Raises:
+        ValueError: the arrays have other shapes than the network's, or there are more or fewer.
+    """
+    kinds = [kind for layer in architecture for kind in _weighted(layer)]
+    if len(arrays) != sum(len(kind) for kind in kinds):
+        raise ValueError(f"`arrays` must be the {sum(map(len, kinds))} of the network, got {len(arrays)}")
+    remaining = iter(arrays)
+    taken = [[next(remaining) for _ in kind] for kind in kinds]
+    pairs = [(kernel, bias) for kind, (kernel, bias, *_) in zip(kinds, taken, strict=True) if kind == _PAIR]
+    norms = [four for kind, four in zip(kinds, taken, strict=True) if kind == _NORM]
+    wish = [(kernel.shape, bias.shape) for kernel, bias in initial_weights(architecture, input_shape, seed=0)]
+    got = [(kernel.shape, bias.shape) for kernel, bias in pairs]
+    if wish != got:
+        raise ValueError(f"kernels and biases must have the shapes {wish}, got {got}")
+    network = _network(architecture, input_shape, pairs)
+    state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    places = [name.removesuffix("running_mean") for name in state if name.endswith("running_mean")]
+    for place, values in zip(places, norms, strict=True):
+        state |= {f"{place}{name}": value for name, value in zip(_NORM, values, strict=True)}
+    return state
+
+
+_PAIR = ("weight", "bias")
+_NORM = ("weight", "bias", "running_mean", "running_var")  # in the order of Keras: gamma, beta, mean, variance
+
+
+def _weighted(layer: Any) -> list[tuple[str, ...]]:
+    match layer:
+        case Conv(batch_norm=True):
+            return [_PAIR, _NORM]
+        case Conv() | Dense():
+            return [_PAIR]
+    return []
+
+
 def _fill(module: nn.Module, kernel: Array, bias: Array) -> None:
     with torch.no_grad():
         module.weight.copy_(torch.from_numpy(np.ascontiguousarray(kernel)))  # type: ignore[operator]
@@ -472,5 +510,7 @@ __all__ = [
     "build_classifier",
     "estimator_backend",
     "for_art_trainers",
+    "reference_attack",
+    "state_of",
     "untouched",
 ]
