@@ -29,8 +29,9 @@ from art_entropic import __version__
 from art_entropic._validate import check_eps, choice, positive_int, whole_number
 from art_entropic.attacks import BATTERIES
 from art_entropic.backends import FRAMEWORKS, MissingFrameworkError, backend_for, framework_module, installed_frameworks
+from art_entropic.checks import CHECKS, verdict
 from art_entropic.defences import DEFENCES, option_defaults
-from art_entropic.evaluation import CURVE_BATTERY, evaluate
+from art_entropic.evaluation import CURVE_BATTERY, check_evaluation, evaluate
 from art_entropic.information import MEASURES
 from art_entropic.objective import DECAY
 from art_entropic.problems import CLIP_VALUES, PROBLEMS, Data, Problem, build_classifier, for_framework, load_data
@@ -38,6 +39,7 @@ from art_entropic.recipes import AUTOMATIC, LARGE_EPS
 from art_entropic.records import (
     SCHEMA,
     AnyRecord,
+    ChecksRecord,
     EvaluationRecord,
     MeasurementRecord,
     Provenance,
@@ -45,6 +47,7 @@ from art_entropic.records import (
     TrainingRecord,
     append_record,
     read_records,
+    unpack,
 )
 from art_entropic.report import OTHER_LOAD, RECORDS, TITLE, ground_of, seat_of
 
@@ -54,6 +57,7 @@ VALIDATION_SHARE = 0.1
 N_GALLERY = 6
 # Raised with every change of the attacks' code or parameters, so that old records are not taken for new ones.
 EVALUATION_REVISION = 2
+CHECKS_REVISION = 1
 SHARED_PACKAGES = ("adversarial-robustness-toolbox", "numpy", "scipy", "scikit-learn")
 
 
@@ -96,6 +100,7 @@ class BenchmarkPlan:
         n_train: how many training points there are, from the first on, those that are held out among them.
         nb_epochs: epochs of every defence's retraining.
         nb_epochs_natural: epochs of the natural training before it.
+        checks: look for symptoms of attacks that fail, and give each network a verdict.
         title: of the table.
         source: the file that the plan was read from.
     """
@@ -113,6 +118,7 @@ class BenchmarkPlan:
     n_train: int | None = None
     nb_epochs: int | None = None
     nb_epochs_natural: int | None = None
+    checks: bool = True
     title: str | None = None
     source: str | None = None
 
@@ -134,6 +140,7 @@ class Settings:
     n_train: int | None
     nb_epochs: int
     nb_epochs_natural: int
+    checks: bool
     title: str | None
     source: str | None
 
@@ -151,7 +158,7 @@ class Settings:
             f"--framework {','.join(self.frameworks)} --defence {','.join(self.defences)} "
             f"--battery {self.battery} --eps {self.eps!r} --seeds {','.join(map(str, self.seeds))} "
             f"--n-examples {self.n_examples} {first}{n_train}"
-            f"--epochs {self.nb_epochs} --epochs-natural {self.nb_epochs_natural}"
+            f"--epochs {self.nb_epochs} --epochs-natural {self.nb_epochs_natural}{'' if self.checks else ' --no-checks'}"
         )
 
     def epochs_of(self, defence: str, variant: Variant | None = None) -> int:
@@ -196,6 +203,7 @@ def settings_of(plan: BenchmarkPlan) -> Settings:
                 "nb_epochs_natural",
                 problem.nb_epochs_natural if plan.nb_epochs_natural is None else plan.nb_epochs_natural,
             ),
+            checks=_flag("checks", plan.checks),
             title=plan.title,
             source=plan.source,
         )
@@ -292,6 +300,12 @@ def _seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(seeds))
 
 
+def _flag(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False, got {value!r}")
+    return value
+
+
 def _n_train(n_train: int | None) -> int | None:
     if n_train is not None and positive_int("n_train", n_train) < 2:
         raise ValueError(f"`n_train` must be at least 2, one point to train on and one to hold out, got {n_train!r}")
@@ -315,6 +329,7 @@ _PLAN_KEYS: dict[str, tuple[Any, str]] = {
     "n_train": (int, "a whole number"),
     "nb_epochs": (int, "a whole number"),
     "nb_epochs_natural": (int, "a whole number"),
+    "checks": (bool, "true or false"),
     "variants": (list[dict[str, Any]], "tables [[variants]]"),
 }
 _VARIANT_KEYS: dict[str, tuple[Any, str]] = {
@@ -406,6 +421,7 @@ class Job:
     evaluation_key: str
     natural_key: str
     variant: Variant | None = None
+    checks_key: str | None = None  # None where no checks are asked for
 
     @property
     def title(self) -> str:
@@ -443,7 +459,9 @@ def plan_jobs(settings: Settings, data_sha256: str) -> list[Job]:
             for defence, variant in rows:
                 start = natural if _starts_natural(defence, variant) else None
                 key = _training_key(settings, defence, variant, start=start, **facts)
-                jobs.append(Job(framework, seed, defence, key, _evaluation_key(settings, key), natural, variant))
+                evaluation = _evaluation_key(settings, key)
+                checks = _checks_key(evaluation, natural) if settings.checks else None
+                jobs.append(Job(framework, seed, defence, key, evaluation, natural, variant, checks))
     return jobs
 
 
@@ -503,6 +521,17 @@ def _evaluation_key(settings: Settings, training_key: str) -> str:
         **({"first_example": settings.first_example} if settings.first_example else {}),
         curve_eps=settings.problem.curve_eps,
         n_gallery=N_GALLERY,
+    )
+
+
+def _checks_key(evaluation_key: str, natural_key: str) -> str:
+    return digest(
+        kind="checks",
+        schema=SCHEMA,
+        evaluation=evaluation_key,
+        source=natural_key,
+        checks=repr(list(CHECKS)),
+        revision=CHECKS_REVISION,
     )
 
 
@@ -658,11 +687,18 @@ class Store:
         record = self._records.get(key)
         return record if isinstance(record, EvaluationRecord) else None
 
+    def checks(self, key: str) -> ChecksRecord | None:
+        record = self._records.get(key)
+        return record if isinstance(record, ChecksRecord) else None
+
     def is_done(self, job: Job) -> bool:
         training = self.training(job.training_key)
         if training is None:
             return False
-        return training.status != "done" or self.evaluation(job.evaluation_key) is not None
+        if training.status != "done":
+            return True
+        checked = job.checks_key is None or self.checks(job.checks_key) is not None
+        return checked and self.evaluation(job.evaluation_key) is not None
 
     def lacks_weights(self, key: str) -> bool:
         """Whether a training must run, now or again, before anything can be done with its network."""
@@ -670,8 +706,8 @@ class Store:
         return training is None or (training.status == "done" and training.weights is None)
 
     def of(self, jobs: Sequence[Job]) -> list[AnyRecord]:
-        keys = (key for job in jobs for key in (job.training_key, job.evaluation_key))
-        return [self._records[key] for key in keys if key in self._records]
+        keys = (key for job in jobs for key in (job.training_key, job.evaluation_key, job.checks_key))
+        return [self._records[key] for key in keys if key is not None and key in self._records]
 
     def adopt(self, records: Iterable[AnyRecord], jobs: Sequence[Job]) -> None:
         """Take over the cells that these records finish and this folder does not; their weights are not here."""
@@ -685,6 +721,9 @@ class Store:
                 self.append(training)
             if evaluation is not None:
                 self.append(evaluation)
+            checks = found.get(job.checks_key or "")
+            if checks is not None:
+                self.append(checks)
 
     def retitle(self, jobs: Sequence[Job], title: str | None) -> None:
         """Append again each training whose table has another title by now."""
@@ -758,6 +797,12 @@ class _Runner:
                 f"{job.title}: clean {evaluation.clean.value:.1%}, robust {evaluation.robust.value:.1%} "
                 f"({evaluation.seconds:.1f} s of attacks)"
             )
+        evaluated = self.store.evaluation(job.evaluation_key)
+        if job.checks_key is not None and evaluated is not None and self.store.checks(job.checks_key) is None:
+            progress.begin(f"checking {job.title}")
+            checks = self._check(job, job.checks_key, evaluated)
+            self.store.append(checks)
+            progress.note(f"{job.title}: {checks.verdict} ({checks.seconds:.1f} s of checks)")
 
     def _must_train(self, job: Job) -> bool:
         return not self.store.is_done(job) and self.store.lacks_weights(job.training_key)
@@ -853,19 +898,59 @@ class _Runner:
             backend.save_weights(temporary)
         return name
 
-    def _evaluate(self, job: Job, training: TrainingRecord) -> EvaluationRecord:
-        import msgspec
-
-        # From the file, not from memory: an interrupted and an uninterrupted run attack the same bits.
+    def _trained(self, job: Job, training: TrainingRecord) -> Any:
+        """The network of a cell, from the file: an interrupted and an uninterrupted run attack the same bits."""
         estimator = self._build(job)
         DEFENCES[job.defence].adapt_network(estimator)
         backend_for(estimator).load_weights(self.store.home / str(training.weights))
+        return estimator
+
+    def _test_points(self, job: Job) -> tuple[np.ndarray, np.ndarray]:
+        attacked = slice(self.settings.first_example, self.settings.first_example + self.settings.n_examples)
+        return for_framework(self.data.x_test[attacked], job.framework), self.data.y_test[attacked]
+
+    def _check(self, job: Job, key: str, evaluation: EvaluationRecord) -> ChecksRecord:
+        training, natural = self.store.training(job.training_key), self.store.training(job.natural_key)
+        if training is None or training.weights is None:
+            raise FileNotFoundError(f"the weights of {job.title} are gone from {self.store.home}; start again")
+        if evaluation.points is None:
+            raise ValueError(f"the evaluation of {job.title} must know what became of each point to be checked, got none")
+        sources = {}
+        if job.defence != NATURAL and natural is not None and natural.weights is not None:
+            sources[NATURAL] = self._build(job)
+            backend_for(sources[NATURAL]).load_weights(self.store.home / natural.weights)
+        x, y = self._test_points(job)
+        began = time.perf_counter()
+        checks = check_evaluation(
+            self._trained(job, training),
+            x,
+            y,
+            unpack(evaluation.points.robust, evaluation.robust.n),
+            self.settings.eps,
+            battery=self.settings.battery,
+            seed=job.seed,
+            transfer_from=sources,
+        )
+        broken_by = {outcome.attack: outcome.broken for outcome in evaluation.attacks}
+        return ChecksRecord(
+            key=key,
+            evaluation_key=evaluation.key,
+            verdict=verdict(evaluation.robust, self.settings.problem.nb_classes, broken_by, checks),
+            checks=checks,
+            seconds=time.perf_counter() - began,
+            provenance=_stamped(self.source),
+            **self._cell(job),
+        )
+
+    def _evaluate(self, job: Job, training: TrainingRecord) -> EvaluationRecord:
+        import msgspec
+
         first = self.settings.first_example
-        attacked = slice(first, first + self.settings.n_examples)
+        x, y = self._test_points(job)
         result = evaluate(
-            estimator,
-            for_framework(self.data.x_test[attacked], job.framework),
-            self.data.y_test[attacked],
+            self._trained(job, training),
+            x,
+            y,
             eps=self.settings.eps,
             norm="inf",
             battery=self.settings.battery,

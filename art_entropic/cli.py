@@ -31,7 +31,7 @@ DEFAULT_PROBLEM, DEFAULT_BATTERY = "digits", "standard"
 PLAN_OPTIONS = {
     "problem": "problem", "network": "network", "framework": "frameworks", "defence": "defences", "battery": "battery",
     "eps": "eps", "seeds": "seeds", "n_examples": "n_examples", "first_example": "first_example", "n_train": "n_train",
-    "epochs": "nb_epochs", "epochs_natural": "nb_epochs_natural",
+    "epochs": "nb_epochs", "epochs_natural": "nb_epochs_natural", "checks": "checks",
 }  # fmt: skip
 WEIGHTS = "weights"
 CHECKPOINT = "checkpoint.npz"
@@ -150,6 +150,9 @@ def _add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n-train", type=int, help="only the first so many training points (default: all)")
     parser.add_argument("--epochs", type=int, help="epochs of each retraining (default: the problem's own)")
     parser.add_argument("--epochs-natural", type=int, help="epochs of natural training (default: the problem's own)")
+    parser.add_argument(
+        "--no-checks", dest="checks", action="store_false", default=None, help="leave out the sanity checks and the verdicts"
+    )
     parser.add_argument(
         "--out", type=Path, help="folder for records, weights and report (default: runs/PROBLEM, or runs/ and the plan's name)"
     )

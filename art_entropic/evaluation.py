@@ -241,6 +241,35 @@ def evaluate(
     )
 
 
+def check_evaluation(
+    classifier: Any,
+    x: Any,
+    y: Any,
+    survived: Array,
+    eps: float,
+    norm: float | str = "inf",
+    battery: str = "standard",
+    seed: int = 0,
+    transfer_from: Mapping[str, Any] | None = None,
+) -> list[CheckOutcome]:
+    """CHECKS of an evaluation that was made before, on the first 200 points that are right without an attack.
+
+    Args:
+        classifier, x, y, eps, norm, battery, transfer_from: as `evaluate` had them.
+        survived: bool (n,), the points that survived the battery.
+        seed: of the checks' random numbers.
+    Raises:
+        TypeError, ValueError: as `evaluate` does.
+    """
+    target = Target.of(classifier, None, _check_sources(classifier, transfer_from))
+    ball = _check_ball(eps, norm, classifier)
+    names = BATTERIES[choice("battery", battery, BATTERIES)]
+    x = check_inputs(x, input_shape=tuple(classifier.input_shape), clip_values=classifier.clip_values)
+    y = check_labels(y, n=len(x), nb_classes=int(classifier.nb_classes))
+    index = np.flatnonzero(target.predict(x) == y)[:CHECKED_POINTS]
+    return run_checks(Scene(target, x[index], y[index], survived[index], ball, whole_number("seed", seed), names))
+
+
 def _tally(outcomes: Sequence[AttackOutcome]) -> dict[str, int]:
     tally: dict[str, int] = {}
     for outcome in outcomes:

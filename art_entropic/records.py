@@ -203,6 +203,16 @@ class EvaluationRecord(Cell, frozen=True, kw_only=True, tag="evaluation", tag_fi
     provenance: Provenance
 
 
+class ChecksRecord(Cell, frozen=True, kw_only=True, tag="checks", tag_field="kind"):
+    """The sanity checks of one evaluation, and what they amount to."""
+
+    evaluation_key: str  # key of the evaluation that was checked
+    verdict: str
+    checks: list[CheckOutcome]
+    seconds: float
+    provenance: Provenance
+
+
 class MeasurementRecord(Record, frozen=True, kw_only=True, tag="measurement", tag_field="kind"):
     """A cost measured by a script under ``benchmarks/``: seconds, bytes, ratios; the unit is part of each value's name."""
 
@@ -214,7 +224,7 @@ class MeasurementRecord(Record, frozen=True, kw_only=True, tag="measurement", ta
     provenance: Provenance
 
 
-AnyRecord = TrainingRecord | EvaluationRecord | MeasurementRecord
+AnyRecord = TrainingRecord | EvaluationRecord | ChecksRecord | MeasurementRecord
 
 _decoder = msgspec.json.Decoder(AnyRecord)
 

@@ -30,6 +30,8 @@ from art_entropic.records import (
     AttackedExample,
     AttackOutcome,
     Cell,
+    CheckOutcome,
+    ChecksRecord,
     EvaluationRecord,
     MeasurementRecord,
     Provenance,
@@ -147,6 +149,8 @@ class Row:
     training: TrainingRecord | None = None
     busy: bool = False  # others used the machine while it trained
     diverged: bool = False  # in every seed
+    verdicts: tuple[str, ...] = ()  # of the sanity checks, one a seed
+    checks: tuple[CheckOutcome, ...] = ()  # of the first seed
     colour: str = ""  # in figures: its defence's, for a variant one of its own
 
     @property
@@ -165,6 +169,11 @@ class Row:
     @property
     def css_colour(self) -> str:
         return self.colour.replace(INK, "currentColor")
+
+    @property
+    def verdict(self) -> str | None:
+        """In words, of every seed where they differ; None where nothing was checked."""
+        return " / ".join(dict.fromkeys(self.verdicts)) or None
 
     @property
     def settings(self) -> str:
@@ -307,8 +316,12 @@ def sections(records: Iterable[AnyRecord]) -> list[Section]:
     trainings: dict[str, TrainingRecord] = {}
     latest: dict[Ground, dict[Seat, TrainingRecord]] = {}
     evaluations: dict[tuple[Ground, str | None, int, int], dict[Seat, EvaluationRecord]] = {}
+    checks: dict[str, ChecksRecord] = {}
     for record in records:
         if isinstance(record, MeasurementRecord):
+            continue
+        if isinstance(record, ChecksRecord):
+            checks[record.evaluation_key] = record
             continue
         ground, seat = ground_of(record), seat_of(record)
         if isinstance(record, TrainingRecord):
@@ -322,7 +335,7 @@ def sections(records: Iterable[AnyRecord]) -> list[Section]:
         if ground not in attacked:
             evaluations[(ground, None, 0, 0)] = {}
     return [
-        _section(ground, battery, n, first, tests, latest.get(ground, {}), trainings)
+        _section(ground, battery, n, first, tests, latest.get(ground, {}), trainings, checks)
         for (ground, battery, n, first), tests in evaluations.items()
     ]
 
@@ -335,6 +348,7 @@ def _section(
     evaluations: dict[Seat, EvaluationRecord],
     latest: dict[Seat, TrainingRecord],
     by_key: dict[str, TrainingRecord],
+    checks: dict[str, ChecksRecord],
 ) -> Section:
     trained = dict(latest)
     for seat, evaluation in evaluations.items():
@@ -345,7 +359,7 @@ def _section(
     variants = list(dict.fromkeys(seat.variant for seat in seats))
     places = {(_rank(FRAMEWORKS, s.framework), _rank(DEFENCES, s.defence), variants.index(s.variant), s[:3]) for s in seats}
     seeds = tuple(sorted({seat.seed for seat in seats}))
-    rows = [_row(*place, seeds, trained, evaluations) for *_, place in sorted(places)]
+    rows = [_row(*place, seeds, trained, evaluations, checks) for *_, place in sorted(places)]
     names = {training.settings.get(TITLE) for training in trained.values()}
     name = str(names.pop()) if len(names) == 1 and None not in names else None
     return Section(*ground, battery=battery, n=n, first_example=first_example, seeds=seeds, rows=_coloured(rows), name=name)
@@ -367,6 +381,7 @@ def _row(
     seeds: Sequence[int],
     trained: dict[Seat, TrainingRecord],
     evaluations: dict[Seat, EvaluationRecord],
+    checks: dict[str, ChecksRecord],
 ) -> Row:
     seats = [Seat(framework, defence, variant, seed) for seed in seeds]
     runs = [trained[seat] for seat in seats if seat in trained]
@@ -377,6 +392,7 @@ def _row(
     seconds = _mean([run.seconds for run in done])
     base = _mean([run.seconds for run in natural if run.seed in {one.seed for one in done}])
     certified = [test.certified for test in tests if test.certified is not None]
+    checked = [checks[test.key] for test in tests if test.key in checks]
     return Row(
         framework=framework,
         defence=defence,
@@ -395,6 +411,8 @@ def _row(
         training=done[0] if done else None,
         busy=any(_other_load(run) > BUSY for run in done),
         diverged=bool(runs) and all(run.status == "diverged" for run in runs),
+        verdicts=tuple(record.verdict for record in checked),
+        checks=tuple(checked[0].checks) if checked else (),
     )
 
 
@@ -537,7 +555,7 @@ class Origin:
     created: str
 
 
-def origin(records: Sequence[TrainingRecord | EvaluationRecord]) -> Origin:
+def origin(records: Sequence[TrainingRecord | EvaluationRecord | ChecksRecord]) -> Origin:
     """Collect the provenance of records, equal entries once."""
     sources: list[Provenance] = [record.provenance for record in records]
     versions: dict[str, dict[str, None]] = {}
@@ -851,8 +869,8 @@ def write_report(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
     return paths
 
 
-def load(folder: Path) -> list[TrainingRecord | EvaluationRecord]:
-    """The trainings and evaluations of a run's folder, in order.
+def load(folder: Path) -> list[TrainingRecord | EvaluationRecord | ChecksRecord]:
+    """The trainings, evaluations and checks of a run's folder, in order.
 
     Raises:
         FileNotFoundError: the folder has no ``records.jsonl``.
@@ -928,6 +946,9 @@ def print_table(records: Iterable[AnyRecord], stream: TextIO) -> None:
             console.print(note, soft_wrap=True)
         for sentence in summary(section):
             console.print(sentence, soft_wrap=True)
+        for row in section.rows:
+            if row.verdict:
+                console.print(f"{row.defence_title}, {row.framework_title}: {row.verdict}", soft_wrap=True)
 
 
 def _table_cells(row: Row) -> tuple[str, ...]:

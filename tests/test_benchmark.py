@@ -19,7 +19,17 @@ from art_entropic.backends import FRAMEWORKS, MissingFrameworkError
 from art_entropic.benchmark import BenchmarkPlan, Variant, read_plan, run_benchmark, settings_of
 from art_entropic.defences import Passes, Trained
 from art_entropic.problems import Data
-from art_entropic.records import Accuracy, AttackedExample, EvaluationRecord, TrainingRecord, read_records
+from art_entropic.records import (
+    Accuracy,
+    AttackedExample,
+    CheckOutcome,
+    ChecksRecord,
+    EvaluationRecord,
+    PointsRecord,
+    TrainingRecord,
+    pack,
+    read_records,
+)
 
 N_TRAIN, N_TEST = 50, 20
 PICTURE = AttackedExample(
@@ -63,6 +73,8 @@ class World:
         self.evaluated: list[tuple[list[str], np.ndarray, dict[str, Any]]] = []
         self.adapted: list[bool] = []
         self.networks: list[Any] = []
+        self.checked: list[tuple[list[str], np.ndarray, float, dict[str, list[str]]]] = []
+        self.points = PointsRecord(clean=pack(np.ones(10, bool)), robust=pack(np.arange(10) < 5))
         self.n_pictures = 0
         self.failure: dict[str, BaseException] = {}
         monkeypatch.setattr(benchmark, "load_data", lambda name: self.data)
@@ -70,6 +82,7 @@ class World:
         monkeypatch.setattr(problems, "framework_module", self.module)
         monkeypatch.setattr(benchmark, "backend_for", FakeBackend)
         monkeypatch.setattr(benchmark, "evaluate", self.evaluate)
+        monkeypatch.setattr(benchmark, "check_evaluation", self.check)
         for name, row in dict(benchmark.DEFENCES).items():
             monkeypatch.setitem(benchmark.DEFENCES, name, self.defence(name, row))
 
@@ -116,8 +129,17 @@ class World:
         share = Accuracy(correct=5, n=len(x), low=0.1, high=0.5)
         return SimpleNamespace(
             clean=share, robust=share, certified=None, certified_reason="none here", attacks=[], curve=[],
-            examples=[PICTURE] * self.n_pictures, seconds=0.5,
+            examples=[PICTURE] * self.n_pictures, seconds=0.5, points_record=lambda: self.points,
         )  # fmt: skip
+
+    def check(
+        self, estimator: FakeEstimator, x: np.ndarray, y: np.ndarray, survived: np.ndarray, eps: float, **options: Any
+    ) -> Any:
+        sources = {name: list(source.weights) for name, source in options["transfer_from"].items()}
+        self.checked.append((list(estimator.weights), survived, eps, sources))
+        if "check" in self.failure:
+            raise self.failure["check"]
+        return [CheckOutcome(check="one_step", title="Many steps beat one", status="flag", meaning="m", advice="a")]
 
 
 @pytest.fixture
@@ -125,7 +147,9 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return World(monkeypatch)
 
 
-SMALL = BenchmarkPlan(defences=("entropic", "trades"), n_examples=10, nb_epochs=3, nb_epochs_natural=2, battery="quick")
+SMALL = BenchmarkPlan(
+    defences=("entropic", "trades"), n_examples=10, nb_epochs=3, nb_epochs_natural=2, battery="quick", checks=False
+)
 
 
 def run(folder: Path, plan: BenchmarkPlan = SMALL) -> list[Any]:
@@ -182,7 +206,7 @@ def test_epochs_and_options_reach_trainers_and_attacks(world: World, tmp_path: P
     ]
     for _, x, told in world.evaluated:
         np.testing.assert_array_equal(x, world.data.x_test[:10])
-        assert (told["eps"], told["battery"], told["seed"]) == (0.2, "quick", 7)
+        assert (told["eps"], told["battery"], told["seeds"]) == (0.2, "quick", 7)
 
 
 def test_points_from_the_middle_are_attacked_told_and_another_evaluation(world: World, tmp_path: Path) -> None:
@@ -410,6 +434,30 @@ def test_command_asks_for_the_same_cells(world: World, tmp_path: Path) -> None:
     assert (world.trained, world.evaluated) == ([], [])
 
 
+def test_each_network_gets_a_verdict_once(world: World, tmp_path: Path) -> None:
+    plan = dataclasses.replace(SMALL, checks=True, frameworks=("pytorch",), defences=("entropic",))
+    world.failure["check"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, plan)
+    world.failure.clear()
+    world.checked.clear()
+    records = run(tmp_path, plan)
+    assert len(world.trained) == len(world.evaluated) == 2  # the interruption cost neither training nor attack
+    (natural, entropic) = world.checked
+    assert natural[0] == ["init-0", "natural"] and natural[3] == {}
+    assert entropic[0] == ["init-0", "natural", "entropic"] and entropic[3] == {"natural": ["init-0", "natural"]}
+    np.testing.assert_array_equal(entropic[1], np.arange(10) < 5)
+    verdicts = [record for record in records if isinstance(record, ChecksRecord)]
+    evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
+    assert [record.evaluation_key for record in verdicts] == [record.key for record in evaluations]
+    assert {record.verdict for record in verdicts} == {"suspicious: not so: Many steps beat one"}
+    assert run(tmp_path, plan) == records
+    assert len(world.checked) == 2
+    without = run(tmp_path, dataclasses.replace(plan, checks=False))
+    assert [record.key for record in without] == [record.key for record in records if not isinstance(record, ChecksRecord)]
+    assert "--no-checks" in benchmark.settings_of(dataclasses.replace(plan, checks=False)).command
+
+
 def test_stopwatch_tells_others_work_from_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = {"busy": 100.0, "own": 10.0, "wall": 0.0}
     monkeypatch.setattr(benchmark, "_busy_seconds", lambda: clock["busy"])
@@ -613,7 +661,7 @@ def test_a_broken_file_of_results_stops_before_work_starts(world: World, tmp_pat
 
 # -------------------------------------------------------------------------------------------------------- files of plans
 
-WHOLE = """
+WHOLE = """checks = false
 title = "A table"
 problem = "cifar10"
 network = "six_dense"
@@ -649,7 +697,7 @@ def test_a_plan_file_says_all_that_a_plan_can(tmp_path: Path, monkeypatch: pytes
     plan = read_plan(file)
     assert plan == BenchmarkPlan(
         problem="cifar10", network="six_dense", frameworks=("pytorch",), defences=("entropic", "fbf"), battery="quick",
-        eps=8 / 255, seeds=(0, 4), n_examples=7, first_example=3, n_train=100, nb_epochs=2, nb_epochs_natural=1,
+        eps=8 / 255, seeds=(0, 4), n_examples=7, first_example=3, n_train=100, nb_epochs=2, nb_epochs_natural=1, checks=False,
         title="A table",
         variants=(
             Variant("no information", "entropic_interval", {"beta": 0.0, "layers": "dense"}),

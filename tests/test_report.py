@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from art_entropic.records import (
     AnyRecord,
     AttackedExample,
     AttackOutcome,
+    CheckOutcome,
+    ChecksRecord,
     CurvePoint,
     EvaluationRecord,
     MeasurementRecord,
@@ -205,6 +208,33 @@ def test_a_defeat_comes_first() -> None:
     first, second = report.summary(section)
     assert first.startswith("TensorFlow: Entropic is behind")
     assert second.startswith("PyTorch: Entropic is ahead")
+
+
+def verdict(defence: str, words: str, status: Any, framework: str = "pytorch") -> ChecksRecord:
+    check = CheckOutcome(
+        check="random", title="Chance finds nothing", status=status, value=0.02, threshold=0.01, n=200,
+        meaning="share of <points>", advice="do not trust the gradients",
+    )  # fmt: skip
+    return ChecksRecord(
+        key=f"c-{defence}", evaluation_key=f"e-{framework}-{defence}-0", problem="digits", framework=framework, defence=defence,
+        seed=0, eps=0.15, verdict=words, checks=[check], seconds=1.0, provenance=PROVENANCE,
+    )  # fmt: skip
+
+
+def test_verdicts_stand_beside_their_networks_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("no symptom found in 1 of 13 checks", "suspicious: not so: Chance finds nothing")
+    records = [*comparison(), verdict("madry_pgd", words[0], "pass"), verdict("entropic", words[1], "flag")]
+    for text in written(tmp_path, records):
+        assert "Can this be believed?" in text and all(said in text for said in words)
+        assert text.count("What to do: do not trust the gradients.") == 1  # of the one that is flagged
+        assert "(0.02, more than 0.01; n = 200)" in text
+    (section,) = report.sections(records)
+    found = {(row.framework, row.defence): row.verdict for row in section.rows}
+    assert found["pytorch", "entropic"] == words[1] and found["tensorflow", "entropic"] is None
+    report.print_table(records, sys.stdout)
+    assert f"Entropic, PyTorch: {words[1]}" in capsys.readouterr().out
+    without, _ = written(tmp_path / "without", comparison())
+    assert "Can this be believed?" not in without
 
 
 def test_a_retraining_that_gains_nothing_is_told() -> None:
