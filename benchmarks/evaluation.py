@@ -1,0 +1,107 @@
+"""What an evaluation costs and finds: our standard battery beside AutoAttack of torchattacks, beside ART's attacks one after
+another with ART's defaults, and both batteries beside adversarial examples that were planted.
+
+    python benchmarks/evaluation.py benchmarks/plans/mnist-0.3.toml runs/mnist-0.3
+
+The folder is that of a finished run of the plan, for its weights. One record per defence is appended to
+results/evaluation.jsonl. Run it on a quiet machine: seconds are compared.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from art_entropic.attacks import BATTERIES, Ball, Target
+from art_entropic.backends import backend_for
+from art_entropic.benchmark import Store, digest, machine_provenance, plan_jobs, read_plan, settings_of
+from art_entropic.evaluation import Evaluation, evaluate
+from art_entropic.planted import find_planted
+from art_entropic.problems import Problem, build_classifier, for_framework, load_data
+from art_entropic.records import MeasurementRecord, append_record
+
+RESULTS = Path(__file__).parent.parent / "results" / "evaluation.jsonl"
+DEFENCES = ("entropic", "madry_pgd")
+FRAMEWORK = "pytorch"
+N, N_PLAIN, N_PLANTED = 1000, 100, 100
+
+
+def attacked(classifier: Any, x: np.ndarray, y: np.ndarray, eps: float, battery: str) -> tuple[Evaluation, float]:
+    result = evaluate(classifier, x, y, eps, battery=battery, checks=False, verbose=False)
+    if result.missing:
+        raise RuntimeError(f"the battery {battery!r} must be complete, got {result.missing}")
+    return result, sum(outcome.seconds for outcome in result.attacks)
+
+
+def plain_seconds(classifier: Any, x: np.ndarray, y: np.ndarray, eps: float, nb_classes: int) -> float:
+    """The attacks of the standard battery, each on every point, on ART's own estimator with ART's defaults.
+
+    Steps and rounds are those of the battery; restarts and batches are ART's.
+    """
+    from art.attacks.evasion import AutoProjectedGradientDescent, ProjectedGradientDescent, SquareAttack
+
+    began = time.perf_counter()
+    apgd = AutoProjectedGradientDescent(classifier, eps=eps, eps_step=2 * eps, loss_type="cross_entropy", verbose=False)
+    apgd.generate(x, y=y)
+    apgd.set_params(targeted=True)
+    for shift in range(1, nb_classes):
+        apgd.generate(x, y=(y + shift) % nb_classes)
+    pgd = ProjectedGradientDescent(classifier, eps=eps, eps_step=eps / 8, max_iter=20, num_random_init=10, verbose=False)
+    pgd.generate(x, y=y)
+    SquareAttack(classifier, eps=eps, max_iter=1000, verbose=False).generate(x, y=y)
+    return time.perf_counter() - began
+
+
+def measure(classifier: Any, x: np.ndarray, y: np.ndarray, eps: float, problem: Problem) -> dict[str, float]:
+    ours, our_seconds = attacked(classifier, x, y, eps, "standard")
+    theirs, their_seconds = attacked(classifier, x, y, eps, "reference")
+    plain = plain_seconds(classifier, x[:N_PLAIN], y[:N_PLAIN], eps, problem.nb_classes) * len(x) / N_PLAIN
+    target, right = Target.of(classifier), x[ours.clean_correct][:N_PLANTED]
+    values = {
+        "robust_standard": ours.robust.value,
+        "robust_autoattack": theirs.robust.value,
+        "only_standard_breaks": float((theirs.survived & ~ours.survived).sum()),
+        "only_autoattack_breaks": float((ours.survived & ~theirs.survived).sum()),
+        "seconds_standard": our_seconds,
+        "seconds_autoattack": their_seconds,
+        "seconds_plain": plain,
+        "ratio_to_autoattack": our_seconds / their_seconds,
+        "speedup_over_plain": plain / our_seconds,
+    }
+    for battery in ("quick", "standard"):
+        found = find_planted(target, right, Ball(eps, np.inf), BATTERIES[battery], seed=0)
+        values |= {f"planted_found_{battery}": found.found / found.n, "planted_n": float(found.n)}
+        values["planted_by_chance"] = found.by_chance / found.n
+    return values
+
+
+def main(plan: str, folder: str) -> None:
+    settings = settings_of(read_plan(plan))
+    data = load_data(settings.problem.name)
+    store = Store(Path(folder))
+    x, y = for_framework(data.x_test[:N], FRAMEWORK), data.y_test[:N]
+    for job in plan_jobs(settings, data.sha256):
+        training = store.training(job.training_key)
+        if job.defence not in DEFENCES or job.variant or job.seed or job.framework != FRAMEWORK or training is None:
+            continue
+        classifier = build_classifier(settings.problem, FRAMEWORK, 0, settings.network)
+        backend_for(classifier).load_weights(store.home / str(training.weights))
+        values = measure(classifier, x, y, settings.eps, settings.problem)
+        facts = {"plan": Path(plan).stem, "defence": job.defence, "n": N, "n_plain": N_PLAIN, "eps": settings.eps}
+        record = MeasurementRecord(
+            key=digest(name="evaluation", training=job.training_key, **facts),
+            name="evaluation",
+            values={name: round(value, 4) for name, value in values.items()},
+            settings=facts,
+            provenance=machine_provenance(f"python benchmarks/evaluation.py {plan} {folder}", (FRAMEWORK,), data.sha256),
+        )
+        append_record(RESULTS, record)
+        print(job.defence, record.values, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
