@@ -330,6 +330,29 @@ def costs() -> str:
     return markdown(headings, rows, left=2)
 
 
+def evaluations() -> str:
+    """What `benchmarks/evaluation.py` found."""
+    rows = []
+    for record in measurements("evaluation"):
+        found = record.values
+        cells = [f"{found[f'planted_found_{battery}']:.0%} of {found['planted_n']:.0f}" for battery in ("quick", "standard")]
+        robust = [percent(found[f"robust_{battery}"]) for battery in ("standard", "autoattack")]
+        disagree = f"{found['only_standard_breaks']:.0f} / {found['only_autoattack_breaks']:.0f}"
+        seconds = [duration(found[f"seconds_{name}"]) for name in ("standard", "autoattack", "plain")]
+        where = f"{record.settings['plan']}, {DEFENCES[str(record.settings['defence'])].title}"
+        rows.append([where, *cells, *robust, disagree, " : ".join(seconds)])
+    headings = [
+        "network",
+        "planted, found by `quick`",
+        "by `standard`",
+        "robust %, `standard`",
+        "AutoAttack",
+        "points that only `standard` / only AutoAttack breaks",
+        "seconds, `standard` : AutoAttack : ART's attacks one after another",
+    ]
+    return markdown(headings, rows) if rows else "Not run yet."
+
+
 def measurements(name: str) -> list[MeasurementRecord]:
     """The records of a cost benchmark; where it was run again, the last."""
     found = {record.key: record for record in read_records(RESULTS / f"{name}.jsonl") if isinstance(record, MeasurementRecord)}
@@ -428,6 +451,7 @@ def main() -> None:
     fill(ROOT / "README.md", {"headline": f"{picture}\n\n{headline(tables)}", "costs": costs()})
     if CLAIM in tables:
         fill(ROOT / "docs" / "claim.md", {"claim": claim(tables[CLAIM])})
+    fill(ROOT / "docs" / "evaluation.md", {"evaluation": evaluations()})
     (ROOT / "BENCHMARKS.md").write_text(benchmarks(tables), encoding="utf-8")
     print(f"BENCHMARKS.md, README.md, docs/claim.md and {FIGURE.relative_to(ROOT)} written from {len(tables)} tables")
 
