@@ -172,8 +172,8 @@ def evaluate(
         battery: a name of BATTERIES.
         seeds: of the attacks' random numbers, >= 0; with several, the battery runs once for each, and a point must survive all.
         checks: run CHECKS on the first 200 points that are right without an attack.
-        cascade: each attack sees only what the ones before it left standing. The worst case is the same without, at a
-            multiple of the time; then every attack sees every point that is right.
+        cascade: each attack sees only what the ones before it left standing. Without, every attack sees every point that is
+            right: the same worst case, up to the attacks' random numbers, at a multiple of the time.
         measure: a name of MEASURES, the one that the classifier was retrained with, for the adaptive attack of the battery
             `full`. None takes `interval` where every layer has a rule, else `channel`.
         transfer_from: other classifiers by name, on the same inputs, such as the natural and an adversarially trained twin:

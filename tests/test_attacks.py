@@ -8,6 +8,7 @@ from art_entropic.attacked import Path
 from art_entropic.attacks import (
     ATTACKS,
     BATTERIES,
+    ENTROPIC_WEIGHTS,
     LOSSES,
     Attack,
     Ball,
@@ -349,3 +350,47 @@ def test_the_reference_battery_says_what_it_cannot_attack(make_classifier):
         x = np.zeros((2, *classifier.input_shape), np.float32)
         with pytest.raises(CannotRunError, match=reason):
             attack_points("autoattack", target, x, target.predict(x), Ball(0.1, norm), seed=0)
+
+
+@pytest.mark.parametrize("measure", ["interval", "channel"])
+def test_the_information_is_climbed_by_its_gradient(framework, measure):
+    """A step along the gradient changes the objective as the gradient says, in double the precision of a guess."""
+    target = Target.of(linear_behind_silu(framework), measure=measure)
+    x = images(framework, 8)
+    labels = np.eye(5, dtype=np.float32)[target.predict(x)]
+    ((name, objective, *_), *others) = ATTACKS["entropic"].rounds(target, Ball(0.05, np.inf))
+    assert len(others) + 1 == len(ENTROPIC_WEIGHTS) and measure in name
+    twin = target.twin(name, objective)
+    gradient = twin.loss_gradient(x, labels)
+    step = np.float32(2e-3) * np.sign(gradient)
+    change = twin.compute_loss(x + step, labels) - twin.compute_loss(x - step, labels)
+    np.testing.assert_allclose(change, np.sum(2 * step * gradient, axis=(1, 2, 3)), rtol=0.1, atol=1e-3)
+    plain = target.twin("margin", of_logits(LOSSES["margin"]))
+    information = (twin.compute_loss(x, labels) - plain.compute_loss(x, labels)) / ENTROPIC_WEIGHTS[0]
+    assert (information > 0).all()
+
+
+def linear_behind_silu(framework):
+    return framework_module(framework).build_classifier(
+        (Conv(4, 3, padding=1, activation="silu"), Flatten(), Dense(5, None)),
+        input_shape=(6, 6, 2), nb_classes=5, clip_values=(-9.0, 9.0), learning_rate=0.1, seed=3,
+    )  # fmt: skip
+
+
+def test_features_move_away_from_the_clean_point(framework):
+    target = Target.of(linear_behind_silu(framework))
+    x = images(framework, 8)
+    y = target.predict(x)
+    labels = np.eye(5, dtype=np.float32)[y]
+    rounds = ATTACKS["features"].rounds(target, Ball(0.05, np.inf))
+    assert [one.name for one in rounds] == [f"features {name}" for name in target.backend.layer_names()]
+    twin = target.twin(rounds[0].name, rounds[0].objective)
+    path = Path(x, y, lambda index, candidates: np.zeros(len(index), bool), x.reshape(8, -1))
+    moved = x + np.float32(0.3)
+    with twin.following(path):
+        value = twin.compute_loss(moved, labels)
+    here, there = (target.backend.activations(points)[target.backend.layer_names()[0]].reshape(8, -1) for points in (x, moved))
+    shift = np.linalg.norm(there - here, axis=1) / np.linalg.norm(here, axis=1)
+    z = target.logits(moved)
+    wrong = np.where(labels == 1, -np.inf, z).max(axis=1)
+    np.testing.assert_allclose(value, wrong - z[np.arange(8), y] + shift, rtol=1e-4, atol=1e-5)

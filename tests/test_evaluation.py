@@ -3,7 +3,8 @@ import pytest
 
 import art_entropic.evaluation as evaluation
 from art_entropic.attacks import ATTACKS, BATTERIES, Attack
-from art_entropic.backends import FRAMEWORKS, NoIntervalRuleError
+from art_entropic.backends import FRAMEWORKS, NoIntervalRuleError, framework_module
+from art_entropic.backends.architecture import Dense, Flatten
 from art_entropic.evaluation import evaluate
 from art_entropic.records import pack, unpack
 
@@ -192,3 +193,43 @@ def test_bits_come_back(n, rng):
 def test_bits_of_another_number_of_points_are_refused(text, n):
     with pytest.raises(ValueError, match="`text` must"):
         unpack(text, n)
+
+
+def test_all_on_all_has_the_same_worst_case(framework, make_classifier, points):
+    classifier = make_classifier(framework)
+    x, _ = points(framework, n=30)
+    y = np.argmax(classifier.predict(x), axis=1)
+    cascade, whole = (
+        evaluate(classifier, x, y, eps=0.03, battery="quick", cascade=cascade, **QUIET) for cascade in (True, False)
+    )
+    # Random starts are drawn for the points at hand, so a point at the edge may differ.
+    assert np.sum(whole.survived != cascade.survived) <= 2
+    assert [one.attacked for one in whole.attacks] == [30, 30]
+    assert cascade.attacks[1].attacked == 30 - cascade.attacks[0].broken < 30
+    frame = whole.to_frame()
+    assert len(frame) == 2 * 30 and frame[frame.success].distance.max() <= 0.03 * 1.0001
+    np.testing.assert_array_equal(frame[frame.attack == "pgd_margin"].success, whole.broken_by["pgd_margin"])
+    np.testing.assert_allclose(frame.seconds.sum(), sum(one.seconds for one in whole.attacks), rtol=1e-6)
+
+
+def test_a_second_seed_attacks_what_the_first_left(framework, make_classifier, bright, battery):
+    battery(Shift(0.1, 1))
+    x = flat(framework, [0.45, 0.45, 0.45, 0.2])
+    result = evaluate(make_classifier(framework), x, [0] * 4, eps=0.2, battery="planted", seeds=(0, 3), **QUIET)
+    assert result.seeds == (0, 3)
+    assert [(one.attacked, one.broken) for one in result.attacks] == [(4, 1), (3, 1)]
+    np.testing.assert_array_equal(result.broken_by["planted0"], [1, 1, 0, 0])
+    assert len(result.to_frame()) == 4
+
+
+def test_what_cannot_run_is_told_in_the_headline(framework, make_classifier, points):
+    classifier = make_classifier(framework)
+    x, _ = points(framework, n=10)
+    y = np.argmax(classifier.predict(x), axis=1)
+    result = evaluate(classifier, x, y, eps=0.3, norm=2, battery="standard", **QUIET)
+    assert "The battery was incomplete: Square: images must have 10 pixels a side" in str(result)
+    with pytest.raises(ValueError, match=r"`transfer_from` must have the shapes of `classifier`, .* for 'other'"):
+        other = framework_module("pytorch").build_classifier(
+            (Flatten(), Dense(4, None)), input_shape=(6, 6, 2), nb_classes=4, clip_values=(0.0, 1.0), learning_rate=0.1, seed=0
+        )
+        evaluate(classifier, x, y, eps=0.3, transfer_from={"other": other}, **QUIET)
