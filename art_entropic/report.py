@@ -37,7 +37,9 @@ from art_entropic.records import (
     Provenance,
     TrainingRecord,
     read_records,
+    unpack,
 )
+from art_entropic.statistics import Difference, paired_difference
 
 RECORDS = "records.jsonl"
 UPPER_BOUND = "an upper bound: a better attack may do better"
@@ -145,7 +147,7 @@ class Row:
     notes: tuple[str, ...] = ()
     curve: tuple[tuple[float, Estimate], ...] = ()
     attacks: tuple[AttackOutcome, ...] = ()
-    shown: EvaluationRecord | None = None  # of the first seed, for the gallery
+    tests: tuple[EvaluationRecord, ...] = ()  # one a seed
     training: TrainingRecord | None = None
     busy: bool = False  # others used the machine while it trained
     diverged: bool = False  # in every seed
@@ -169,6 +171,11 @@ class Row:
     @property
     def css_colour(self) -> str:
         return self.colour.replace(INK, "currentColor")
+
+    @property
+    def shown(self) -> EvaluationRecord | None:
+        """Of the first seed, for the gallery."""
+        return self.tests[0] if self.tests else None
 
     @property
     def verdict(self) -> str | None:
@@ -307,6 +314,25 @@ def pool(accuracies: Sequence[Accuracy]) -> Estimate | None:
     return Estimate(sum(values) / len(values), min(values), max(values), accuracies[0].n, len(values))
 
 
+def paired(row: Row, rival: Row) -> Difference | None:
+    """Robust accuracy of a row less that of its rival, on the same points and over the seeds that both have.
+
+    None where the records of either do not tell what became of each point.
+    """
+    ours, theirs = ({test.seed: test for test in one.tests if test.points is not None} for one in (row, rival))
+    seeds = sorted(set(ours) & set(theirs))
+    if not seeds:
+        return None
+    first, second = (np.stack([_survivors(tests[seed]) for seed in seeds]) for tests in (ours, theirs))
+    return paired_difference(first, second)
+
+
+def _survivors(test: EvaluationRecord) -> np.ndarray:
+    if test.points is None:
+        raise ValueError(f"the record {test.key} must know what became of each point")
+    return unpack(test.points.robust, test.robust.n)
+
+
 def sections(records: Iterable[AnyRecord]) -> list[Section]:
     """Records -> comparisons, in the order of their first appearance.
 
@@ -407,7 +433,7 @@ def _row(
         notes=tuple(dict.fromkeys(note for run in runs for note in run.notes)),
         curve=_pool_curves(tests),
         attacks=tuple(outcome for test in tests for outcome in test.attacks),
-        shown=tests[0] if tests else None,
+        tests=tuple(tests),
         training=done[0] if done else None,
         busy=any(_other_load(run) > BUSY for run in done),
         diverged=bool(runs) and all(run.status == "diverged" for run in runs),

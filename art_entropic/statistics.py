@@ -43,10 +43,10 @@ class Difference:
 
     Attributes:
         n: number of points.
-        only_first, only_second: points that one gets right and the other does not.
+        only_first, only_second: points that one gets right and the other does not, over all seeds.
         value: accuracy of the first less that of the second.
-        low, high: 95 % interval of it.
-        p: of as large a difference, were they equal; two-sided and exact.
+        low, high: 95 % interval of it, over the choice of points.
+        p: of as large a difference, were they equal; two-sided and exact; NaN with several seeds, whose points are the same.
     """
 
     n: int
@@ -62,19 +62,21 @@ def paired_difference(first: np.ndarray, second: np.ndarray, seed: int = 0) -> D
     """Compare two defences point by point.
 
     Args:
-        first, second: which points each gets right, bool (n,), in the same order.
+        first, second: which points each gets right, bool (n,), in the same order; or (n_seeds, n), one row a training.
         seed: of the bootstrap.
     Raises:
-        ValueError: not two arrays of as many points.
+        ValueError: not two arrays of the same shape.
     Source: exact McNemar test (McNemar 1947) through statsmodels; percentile bootstrap of the paired difference through SciPy.
     """
     from scipy.stats import bootstrap
 
-    _check_points("first", first)
-    _check_points("second", second)
-    if len(first) != len(second):
-        raise ValueError(f"`second` must hold the {len(first)} points of `first`, got {len(second)}")
-    difference = first.astype(np.int64) - second.astype(np.int64)
+    for name, points in (("first", first), ("second", second)):
+        if points.dtype != bool or points.ndim not in (1, 2) or not points.size:
+            raise ValueError(f"`{name}` must be bool of shape (n,) or (n_seeds, n), got {points.dtype} of shape {points.shape}")
+    if first.shape != second.shape:
+        raise ValueError(f"`second` must have the shape of `first`, {first.shape}, got {second.shape}")
+    each = np.atleast_2d(first).astype(np.int64) - np.atleast_2d(second).astype(np.int64)
+    difference = each.mean(axis=0)
     value = float(difference.mean())
     low = high = value  # the bootstrap has nothing to draw from where all points agree
     if np.ptp(difference):
@@ -82,8 +84,9 @@ def paired_difference(first: np.ndarray, second: np.ndarray, seed: int = 0) -> D
             (difference,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed), batch=500
         ).confidence_interval
         low, high = float(interval.low), float(interval.high)
-    only_first, only_second = int((difference > 0).sum()), int((difference < 0).sum())
-    return Difference(len(first), only_first, only_second, value, low, high, mcnemar(only_first, only_second))
+    only_first, only_second = int((each > 0).sum()), int((each < 0).sum())
+    p = mcnemar(only_first, only_second) if len(each) == 1 else math.nan
+    return Difference(len(difference), only_first, only_second, value, low, high, p)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

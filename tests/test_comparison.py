@@ -42,6 +42,18 @@ def test_a_paired_difference_knows_what_the_pairs_share():
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
 
 
+def test_seeds_share_their_points():
+    rng = np.random.default_rng(0)
+    first, second = rng.random((3, 300)) < 0.8, rng.random((3, 300)) < 0.7
+    found = paired_difference(first, second)
+    np.testing.assert_allclose(found.value, first.mean() - second.mean())
+    each = first.mean(axis=0) - second.mean(axis=0)
+    deviation = each.std() / np.sqrt(300)
+    np.testing.assert_allclose([found.low, found.high], found.value + np.array([-1.96, 1.96]) * deviation, atol=0.004)
+    assert found.n == 300 and np.isnan(found.p)
+    assert (found.only_first, found.only_second) == (int((first & ~second).sum()), int((second & ~first).sum()))
+
+
 @pytest.mark.parametrize("second", [np.ones(3, bool), np.ones(4), np.ones((4, 1), bool)])
 def test_points_that_are_no_pairs_are_refused(second):
     with pytest.raises(ValueError, match="`second` must"):
