@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -793,6 +794,7 @@ class _Runner:
             progress.begin(f"attacking {job.title}")
             evaluation = self._evaluate(job, training)
             self.store.append(evaluation)
+            shutil.rmtree(self._attacks_of(job), ignore_errors=True)
             progress.note(
                 f"{job.title}: clean {evaluation.clean.value:.1%}, robust {evaluation.robust.value:.1%} "
                 f"({evaluation.seconds:.1f} s of attacks)"
@@ -905,6 +907,10 @@ class _Runner:
         backend_for(estimator).load_weights(self.store.home / str(training.weights))
         return estimator
 
+    def _attacks_of(self, job: Job) -> Path:
+        """Where the finished attacks of an evaluation wait for the others."""
+        return self.store.home / "attacks" / job.evaluation_key[:12]
+
     def _test_points(self, job: Job) -> tuple[np.ndarray, np.ndarray]:
         attacked = slice(self.settings.first_example, self.settings.first_example + self.settings.n_examples)
         return for_framework(self.data.x_test[attacked], job.framework), self.data.y_test[attacked]
@@ -958,6 +964,7 @@ class _Runner:
             checks=False,
             curve_eps=self.settings.problem.curve_eps,
             n_gallery=N_GALLERY,
+            folder=self._attacks_of(job),
             verbose=False,
         )
         return EvaluationRecord(
