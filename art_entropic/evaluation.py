@@ -127,6 +127,30 @@ class Evaluation:
             )
         return pd.concat(frames, ignore_index=True)
 
+    def distance_curve(self, attack: str) -> list[CurvePoint]:
+        """Robust accuracy over the radius as an attack that looks for the nearest adversarial example sees it.
+
+        A point stands at every radius below the distance of what the attack found, everywhere if it found nothing, nowhere if
+        it is wrong without an attack. In a cascade the attack was given only what the others left standing: for a curve of
+        all points evaluate with `cascade=False`.
+
+        Args:
+            attack: a name of the battery's attacks; most telling for `minimum_norm` and `hop_skip_jump`.
+        Returns:
+            One point for each distance, ascending, of the points that the attack was given and those that are wrong.
+        Raises:
+            ValueError: no attack of that name ran, or it was given no point.
+        """
+        choice("attack", attack, self.runs)
+        run = self.runs[attack]
+        given = run.queries > 0
+        if not given.any():
+            raise ValueError(f"`attack` must have been given a point, got {attack!r}, which was given none")
+        kept = given | ~self.clean_correct
+        distance = np.where(self.clean_correct, np.where(np.isfinite(run.distance), run.distance, np.inf), 0.0)[kept]
+        radii = np.unique(np.concatenate([[0.0], distance[np.isfinite(distance)]]))
+        return [CurvePoint(eps=float(radius), robust=accuracy(distance > radius)) for radius in radii]
+
     @property
     def _titles(self) -> dict[str, str]:
         names = BATTERIES[self.battery]
