@@ -82,8 +82,11 @@ class Path:
         self.flat[index] += flat
         self.not_finite[index] += not_finite
         self._at, self._asked = x.copy(), labels.copy()
-        self._values[index], self._gradient[index] = values, gradient
-        self._values[self.fallen], self._gradient[self.fallen] = 0.0, 0.0
+        self._values[index], self._gradient[index] = values, _scaled(gradient)
+        self._gradient[self.fallen] = 0.0
+        # ART's APGD stops a batch in which every value is 0, be it that of a point that stands and has lost its precision.
+        self._values[self._values == 0] = np.finfo(np.float32).tiny
+        self._values[self.fallen] = 0.0 if self.fallen.all() else 1.0
 
     def known(self) -> tuple[Array, Array]:
         """Value and gradient of each point where it was last asked."""
@@ -100,6 +103,13 @@ class Path:
         sure = suspects[self._succeeds(index[suspects], x[suspects])]
         self.fallen[index[sure]] = True
         self.x_adv[index[sure]] = x[sure]
+
+
+def _scaled(gradient: Array) -> Array:
+    """Each gradient with a largest entry of 1, finite, so that none drowns in what an attack adds to its norm."""
+    clean = np.where(np.isfinite(gradient), gradient, np.float32(0))
+    largest = np.abs(clean).reshape(len(clean), -1).max(axis=1).reshape(-1, *[1] * (clean.ndim - 1))
+    return np.asarray(clean / np.where(largest > 0, largest, 1))
 
 
 def _differ(a: Array, b: Array) -> Array:

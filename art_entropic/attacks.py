@@ -42,10 +42,10 @@ PGD_RESTARTS = 10
 BATCH_FEATURES = {"processor": 2**17, "accelerator": 2**21}
 # Weights of the information beside the margin, in an attack on our own defence.
 ENTROPIC_WEIGHTS = (-1.0, -0.1, 0.1, 1.0)
+# Measures that read each point by itself.
+POINTWISE = ("interval", "channel")
 # Attacks that ask thousands of questions a point attack so many points.
 COSTLY_POINTS = 50
-# AutoAttack draws from a generator of its own.
-REFERENCE_SEED = 0
 _TINY = 1e-12
 # ART tiles an image 5 x 5; a tile of one pixel divides zero by zero.
 SQUARE_L2_SIDE = 10
@@ -181,6 +181,8 @@ class Attack:
         reads_gradients: a white-box attack.
         max_points: attacks so many of the points it is given, no more.
         remark: what differs from the title for a model with that many classes.
+        reads_logits_only: needs nothing of a classifier but its logits and their gradient.
+        seeks_nearest: looks for the nearest adversarial example, inside the ball or not.
     """
 
     title: str
@@ -189,6 +191,8 @@ class Attack:
     reads_gradients: bool = True
     max_points: int | None = None
     remark: Callable[[int], str] = lambda nb_classes: ""
+    reads_logits_only: bool = True
+    seeks_nearest: bool = False
 
     def title_for(self, nb_classes: int) -> str:
         remark = self.remark(nb_classes)
@@ -292,8 +296,9 @@ def _reference(estimator: Any, ball: Ball, batch_size: int) -> Any:
     low, high = (None, None) if estimator.clip_values is None else map(np.asarray, estimator.clip_values)
     if low is None or not (np.all(low == 0) and np.all(high == 1)):
         raise CannotRunError(f"torchattacks wants inputs in [0, 1], got `clip_values` {estimator.clip_values}")
+    seed = int(np.random.randint(2**31))  # seeded by whoever runs the attack; AutoAttack has a generator of its own
     try:
-        return framework_module("pytorch").reference_attack(backend, ball.eps, ball.norm, estimator.nb_classes, REFERENCE_SEED)
+        return framework_module("pytorch").reference_attack(backend, ball.eps, ball.norm, estimator.nb_classes, seed)
     except ImportError as error:
         raise CannotRunError(
             "torchattacks is not installed: pip install --no-deps torchattacks (it asks for a release of requests from 2020, "
@@ -329,6 +334,8 @@ def _entropic(target: Target, ball: Ball) -> Sequence[Round]:
     if not math.isinf(ball.norm):
         raise CannotRunError(f"the information is read over the Linf ball, got the norm {ball.norm_name}")
     measure = target.known_measure
+    if measure not in POINTWISE:
+        raise CannotRunError(f"{measure!r} is a number of a whole batch, which no point climbs alone")
     return [
         Round(f"{measure} {weight:+g} at {ball.eps:g}", with_information(measure, weight, ball.eps))
         for weight in ENTROPIC_WEIGHTS
@@ -358,16 +365,32 @@ ATTACKS: dict[str, Attack] = {
     "apgd_t": Attack("APGD-T on DLR", _apgd(100), _each_rival, remark=_no_dlr),
     "pgd_restarts": Attack(f"PGD-20 on margin, {PGD_RESTARTS} restarts", _pgd(20), _times(PGD_RESTARTS, "margin")),
     "apgd_long": Attack("APGD on margin, 500 steps", _apgd(500), _one("margin")),
-    "autoattack": Attack("AutoAttack, standard, of torchattacks", _reference, _one("margin")),
+    "autoattack": Attack("AutoAttack, standard, of torchattacks", _reference, _one("margin"), reads_logits_only=False),
     "square": Attack("Square", _square, _one("margin"), reads_gradients=False),
-    "entropic": Attack("PGD-40 on margin and information, 4 weights", _pgd(40), _entropic),
-    "features": Attack("PGD-40 on margin and features, each layer", _pgd(40), _each_layer),
-    "transfer": Attack("APGD on margin, crafted on other classifiers", _apgd(100), _each_source, reads_gradients=False),
+    "entropic": Attack("PGD-40 on margin and information, 4 weights", _pgd(40), _entropic, reads_logits_only=False),
+    "features": Attack("PGD-40 on margin and features, each layer", _pgd(40), _each_layer, reads_logits_only=False),
+    # Not by APGD: ART's returns its random start where the source itself is not fooled.
+    "transfer": Attack(
+        "PGD-40 on margin, crafted on other classifiers",
+        _pgd(40),
+        _each_source,
+        reads_gradients=False,
+        reads_logits_only=False,
+    ),
     "hop_skip_jump": Attack(
-        f"HopSkipJump, {COSTLY_POINTS} points", _hop_skip_jump, _one("margin"), reads_gradients=False, max_points=COSTLY_POINTS
+        f"HopSkipJump, {COSTLY_POINTS} points",
+        _hop_skip_jump,
+        _one("margin"),
+        reads_gradients=False,
+        max_points=COSTLY_POINTS,
+        seeks_nearest=True,
     ),
     "minimum_norm": Attack(
-        f"Carlini & Wagner, nearest in L2, {COSTLY_POINTS} points", _minimum_norm, _one("margin"), max_points=COSTLY_POINTS
+        f"Carlini & Wagner, nearest in L2, {COSTLY_POINTS} points",
+        _minimum_norm,
+        _one("margin"),
+        max_points=COSTLY_POINTS,
+        seeks_nearest=True,
     ),
 }
 
@@ -462,8 +485,9 @@ class Target:
         features = BATCH_FEATURES["accelerator" if self.backend.is_accelerated else "processor"]
         return int(np.clip(features // max(1, math.prod(self.classifier.input_shape)), 16, 512))
 
-    def untouched(self) -> contextlib.AbstractContextManager[None]:
-        context: contextlib.AbstractContextManager[None] = framework_module(self.framework).untouched(self.classifier)
+    def untouched(self, seed: int) -> contextlib.AbstractContextManager[None]:
+        """The classifier leaves as it came; inside, its framework draws from that seed where it can be told."""
+        context: contextlib.AbstractContextManager[None] = framework_module(self.framework).untouched(self.classifier, seed)
         return context
 
 
@@ -490,8 +514,8 @@ def within_ball(x: Array, x_adv: Array, ball: Ball, clip_values: Any) -> Array:
     """
     n = len(x)
     low, high = (np.float64(-np.inf), np.float64(np.inf)) if clip_values is None else map(np.asarray, clip_values)
-    scale = np.max(np.abs(x), initial=1e-30) if clip_values is None else np.max(high - low)
-    slack = ROUNDING * float(scale)
+    reach = float(np.max(np.abs(x), initial=1e-30)) + ball.eps
+    slack = ROUNDING * (reach if clip_values is None else min(reach, float(np.max(high - low))))
     finite = np.isfinite(x_adv).reshape(n, -1).all(axis=1)
     inside = ((x_adv >= low - slack) & (x_adv <= high + slack)).reshape(n, -1).all(axis=1)
     # The rounding of every feature adds up in the norm.
@@ -516,15 +540,19 @@ class AttackRun:
     """What an attack did to each of its points, (n,) each.
 
     Attributes:
+        attacked: it was given the point.
         broken: a candidate was checked to lie in the ball and in the clip range, and the classifier gets it wrong.
         x_adv: candidates of x's shape, equal to x where the point stands.
-        distance: of the adversarial example that the attack found, inside the ball or not, in the ball's norm; NaN without.
+        distance: of the nearest adversarial example that the attack showed, inside the ball or not, in the ball's norm; NaN
+            without.
         queries: how often the network was asked about the point, as far as a query tells which points it is about.
         out_of_bounds: what the attack returned lies outside the ball or the clip range, or is not finite; it never counts.
         flat_at_start: the first gradient was zero in every feature, or not finite.
         gradients, flat, not_finite: how many gradients were taken, and how many of them were all zero, or not finite.
+        errors: of rounds that failed; what the others found still counts.
     """
 
+    attacked: Array
     broken: Array
     x_adv: Array
     distance: Array
@@ -534,13 +562,14 @@ class AttackRun:
     gradients: Array
     flat: Array
     not_finite: Array
+    errors: list[str] = field(default_factory=list)
 
     @classmethod
     def on(cls, x: Array) -> AttackRun:
         """Nothing done yet."""
         n = len(x)
-        no, zero = np.zeros((3, n), dtype=bool), np.zeros((4, n), np.int64)
-        return cls(no[0], x.copy(), np.full(n, np.nan), zero[0], no[1], no[2], *zero[1:])
+        no, zero = np.zeros((4, n), dtype=bool), np.zeros((4, n), np.int64)
+        return cls(no[0], no[1], x.copy(), np.full(n, np.nan), zero[0], no[2], no[3], *zero[1:])
 
 
 def attack_points(attack: str | Attack, target: Target, x: Array, y: Array, ball: Ball, seed: int) -> AttackRun:
@@ -566,15 +595,36 @@ def attack_points(attack: str | Attack, target: Target, x: Array, y: Array, ball
         if one.rival is not None:
             # Marks the rival for the loss; the true class stays the largest entry, so ART still attacks untargeted.
             labels[np.arange(len(y)), rivals[:, one.rival]] = 0.5
-        victim = target if one.source is None else one.source
-        twin = victim.twin(one.name, one.objective)
-        with victim.untouched(), numpy_seeded(_seed(seed, name, number)):
-            art_attack = row.build(twin, ball, victim.batch_size)
-            standing = np.flatnonzero(~run.broken & within)
-            for start in range(0, len(standing), victim.batch_size):
-                index = standing[start : start + victim.batch_size]
-                _run_batch(run, index, art_attack, twin, target, x[index], y[index], labels[index], ball, one)
+        try:
+            _run_round(run, row, one, target, x, y, labels, ball, within, _seed(seed, name, number))
+        except CannotRunError:
+            raise
+        except Exception as problem:  # recorded: what the other rounds find must not be lost with this one
+            run.errors.append(f"round {number + 1}: {type(problem).__name__}: {problem}")
     return run
+
+
+def _run_round(
+    run: AttackRun,
+    row: Attack,
+    one: Round,
+    target: Target,
+    x: Array,
+    y: Array,
+    labels: Array,
+    ball: Ball,
+    within: Array,
+    seed: int,
+) -> None:
+    victim = target if one.source is None else one.source
+    twin = victim.twin(one.name, one.objective)
+    with victim.untouched(seed), numpy_seeded(seed):
+        art_attack = row.build(twin, ball, victim.batch_size)
+        standing = np.flatnonzero(~run.broken & within)
+        for start in range(0, len(standing), victim.batch_size):
+            index = standing[start : start + victim.batch_size]
+            run.attacked[index] = True
+            _run_batch(run, index, art_attack, twin, target, x[index], y[index], labels[index], ball, one)
 
 
 def _run_batch(
@@ -609,13 +659,16 @@ def _run_batch(
 def _write(
     run: AttackRun, index: Array, path: Path, x: Array, candidates: Array, wrong: Array, ball: Ball, clip_values: Any
 ) -> None:
-    found = np.where(path.fallen.reshape(-1, *[1] * (x.ndim - 1)), path.x_adv, candidates)
-    distance = np.where(path.fallen | wrong, distances(x, found, ball.norm), np.nan)
+    first = np.where(path.fallen, distances(x, path.x_adv, ball.norm), np.nan)
+    last = np.where(
+        wrong & np.isfinite(candidates).reshape(len(x), -1).all(axis=1), distances(x, candidates, ball.norm), np.nan
+    )
+    distance = np.fmin(first, last)
     run.broken[index], run.x_adv[index] = path.fallen, path.x_adv
     run.distance[index] = np.fmin(run.distance[index], distance)
     run.out_of_bounds[index] |= ~path.fallen & ~within_ball(x, candidates, ball, clip_values)
-    first = run.gradients[index] == 0
-    run.flat_at_start[index[first]] = path.flat_at_start[first]
+    new = run.gradients[index] == 0
+    run.flat_at_start[index[new]] = path.flat_at_start[new]
     for field_name in ("queries", "gradients", "flat", "not_finite"):
         getattr(run, field_name)[index] += getattr(path, field_name)
 

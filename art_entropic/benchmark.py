@@ -938,10 +938,11 @@ class _Runner:
             transfer_from=sources,
         )
         broken_by = {outcome.attack: outcome.broken for outcome in evaluation.attacks}
+        failed = [outcome.attack for outcome in evaluation.attacks if outcome.error]
         return ChecksRecord(
             key=key,
             evaluation_key=evaluation.key,
-            verdict=verdict(evaluation.robust, self.settings.problem.nb_classes, broken_by, checks),
+            verdict=verdict(evaluation.robust, self.settings.problem.nb_classes, broken_by, checks, failed),
             checks=checks,
             seconds=time.perf_counter() - began,
             provenance=_stamped(self.source),
@@ -964,6 +965,7 @@ class _Runner:
             checks=False,
             curve_eps=self.settings.problem.curve_eps,
             n_gallery=N_GALLERY,
+            measure=_measure_of(training),
             folder=self._attacks_of(job),
             verbose=False,
         )
@@ -1020,6 +1022,12 @@ class _Runner:
             **self._cell(job),
             **{"n_train": 0, **facts},
         )
+
+
+def _measure_of(training: TrainingRecord) -> str | None:
+    """The information measure that a network was retrained with, for an attack that knows it."""
+    measure = training.settings.get("trainer.measure")
+    return measure if isinstance(measure, str) and measure in MEASURES else None
 
 
 def _variant_settings(variant: Variant) -> dict[str, Setting]:

@@ -60,6 +60,7 @@ class Scene:
     Attributes:
         standing: bool (n,), those that survived the battery.
         attacks: names of the battery's attacks.
+        battery_runs: what those of them did that keep to a ball, where that is known.
     """
 
     target: Target
@@ -69,13 +70,17 @@ class Scene:
     ball: Ball
     seed: int
     attacks: Sequence[str]
+    battery_runs: Sequence[AttackRun] = ()
     _runs: dict[tuple[str, float], AttackRun] = field(default_factory=dict)
 
     def run(self, attack: str, ball: Ball | None = None) -> AttackRun:
         """That attack on all points of the scene, whoever stands; run once."""
         ball = ball or self.ball
         if (attack, ball.eps) not in self._runs:
-            self._runs[attack, ball.eps] = attack_points(attack, self.target, self.x, self.y, ball, self.seed)
+            run = attack_points(attack, self.target, self.x, self.y, ball, self.seed)
+            if run.errors:
+                raise RuntimeError(f"{ATTACKS[attack].title} failed: {run.errors[0]}")
+            self._runs[attack, ball.eps] = run
         return self._runs[attack, ball.eps]
 
     def broken(self, *attacks: str, ball: Ball | None = None) -> Array:
@@ -104,8 +109,11 @@ def _deterministic(scene: Scene) -> Finding:
 
 
 def _logits(scene: Scene) -> Finding:
-    check_logits(scene.target.logits(scene.x), scene.target.nb_classes)
-    return _above(0.0, 0.0, len(scene.x))
+    try:
+        check_logits(scene.target.logits(scene.x), scene.target.nb_classes)
+    except ValueError:
+        return Finding(True, 1.0, 0.0, len(scene.x))
+    return Finding(False, 0.0, 0.0, len(scene.x))
 
 
 def _gradients(scene: Scene) -> Finding:
@@ -175,7 +183,8 @@ def _more_steps(scene: Scene) -> Finding:
 
 
 def _transfer(scene: Scene) -> Finding:
-    missed = scene.run("transfer").broken & scene.standing
+    # Against PGD, not against the battery, which may have tried the same examples.
+    missed = scene.run("transfer").broken & ~scene.broken(*WHITE_BOX)
     return _above(float(missed.mean()), TOLERATED, len(scene.x))
 
 
@@ -183,7 +192,7 @@ def _path(scene: Scene) -> Finding:
     target, ball = scene.target, scene.ball
     (one,) = ATTACKS["apgd_ce"].rounds(target, ball)
     labels = np.eye(target.nb_classes, dtype=np.float32)[scene.y]
-    with target.untouched(), numpy_seeded(scene.seed):
+    with target.untouched(scene.seed), numpy_seeded(scene.seed):
         attack = ATTACKS["apgd_ce"].build(target.twin(one.name, one.objective), ball, target.batch_size)
         end = np.asarray(attack.generate(scene.x.copy(), y=labels), np.float32)
     at_the_end = within_ball(scene.x, end, ball, target.classifier.clip_values) & (target.predict(end) != scene.y)
@@ -197,8 +206,9 @@ def _planted(scene: Scene) -> Finding:
 
 
 def _bounds(scene: Scene) -> Finding:
-    outside = sum(int(run.out_of_bounds.sum()) for run in scene.runs)
-    n = sum(len(run.broken) for run in scene.runs)
+    runs = [*scene.battery_runs, *scene.runs]
+    outside = sum(int(run.out_of_bounds.sum()) for run in runs)
+    n = sum(int(run.attacked.sum()) for run in runs)
     return _above(outside / max(1, n), 0.0, n)
 
 
@@ -242,7 +252,7 @@ CHECKS: dict[str, Check] = {
     "logits": Check(
         "The network returns logits",
         _logits,
-        "probabilities, or logits that are not finite, starve an attack of gradients",
+        "1 where it returns probabilities or values that are not finite, which starve an attack of gradients, else 0",
         "remove the final softmax",
     ),
     "gradients": Check(
@@ -290,7 +300,7 @@ CHECKS: dict[str, Check] = {
     "transfer": Check(
         "Nothing transfers that was not found here",
         _transfer,
-        "share of points that survive the battery and fall to an example crafted on another network",
+        "share of points that survive PGD here and fall to an example that was crafted on another network",
         _MASKING,
     ),
     "path": Check(
@@ -331,8 +341,8 @@ def run_checks(scene: Scene, progress: Callable[[str], None] = lambda title: Non
             facts = {"value": finding.value, "threshold": finding.threshold, "n": finding.n}
         except CannotRunError as error:
             status, facts = "skipped", {"reason": str(error)}
-        except Exception as error:  # recorded: one check that cannot run must not hide what the others see
-            status, facts = "skipped", {"reason": f"{type(error).__name__}: {error}"}
+        except Exception as error:  # recorded: one check that breaks must not hide what the others see, nor pass for harmless
+            status, facts = "fail", {"reason": f"{type(error).__name__}: {error}"}
         outcomes.append(
             CheckOutcome(
                 check=name,
@@ -347,7 +357,13 @@ def run_checks(scene: Scene, progress: Callable[[str], None] = lambda title: Non
     return outcomes
 
 
-def verdict(robust: Accuracy, nb_classes: int, broken_by: Mapping[str, int], checks: Sequence[CheckOutcome]) -> str:
+def verdict(
+    robust: Accuracy,
+    nb_classes: int,
+    broken_by: Mapping[str, int],
+    checks: Sequence[CheckOutcome],
+    failed: Sequence[str] = (),
+) -> str:
     """The words for an evaluation: "broken by ...", "suspicious: ..." or "no symptom found"; never more than that.
 
     Args:
@@ -355,13 +371,16 @@ def verdict(robust: Accuracy, nb_classes: int, broken_by: Mapping[str, int], che
         nb_classes: of the classifier; a robust accuracy surely below 1 / nb_classes is none.
         broken_by: title of an attack -> the points that fell to it.
         checks: of the evaluation; none where they were not run.
+        failed: titles of attacks that stopped with an error, which is not the same as breaking nothing.
     """
     alarms = [check for check in checks if check.status in ("flag", "fail")]
     suspicion = "; ".join(f"not so: {check.title}" for check in alarms)
+    if failed:
+        suspicion = "; ".join(filter(None, [suspicion, *(f"did not run: {name}" for name in failed)]))
     if robust.high < 1 / nb_classes:
         worst = max(broken_by, key=lambda name: broken_by[name]) if any(broken_by.values()) else "its own errors"
-        return f"broken by {worst}" + (f" (and suspicious: {suspicion})" if alarms else "")
-    if alarms:
+        return f"broken by {worst}" + (f" (and suspicious: {suspicion})" if suspicion else "")
+    if suspicion:
         return f"suspicious: {suspicion}"
     done = sum(check.status == "pass" for check in checks)
     return f"no symptom found in {done} of {len(CHECKS)} checks" if checks else "no checks were run"

@@ -76,8 +76,9 @@ def _is_for_user(error: Exception) -> bool:
 
     if isinstance(error, (ValueError, TypeError, OSError, MissingFrameworkError, NoIntervalRuleError)):
         return True
-    trainer = sys.modules.get("art_entropic.trainer")  # raised only by what is loaded
-    return trainer is not None and isinstance(error, trainer.TrainingDivergedError)
+    # Raised only by what is loaded.
+    known = (("art_entropic.trainer", "TrainingDivergedError"), ("art_entropic.evaluation", "BatteryError"))
+    return any(isinstance(error, getattr(sys.modules[module], name)) for module, name in known if module in sys.modules)
 
 
 # ------------------------------------------------------------------------------------------------------------- parsing

@@ -126,13 +126,16 @@ def compare(results: Mapping[str, Evaluation | EvaluationRecord]) -> Comparison:
     differences = [paired_difference(points[one], points[two]) for one, two in names]
     corrected = multipletests([difference.p for difference in differences], method="holm")[1]
     pairs = [Pair(*both, difference, float(p)) for both, difference, p in zip(names, differences, corrected, strict=True)]
-    eps, norm, battery, _n, _first = _ground(results[first])
+    eps, norm, battery, _n, _points_of = _ground(results[first])
     return Comparison(eps, norm, battery, tuple(_row(name, results[name]) for name in ranked), tuple(pairs))
 
 
-def _ground(result: Evaluation | EvaluationRecord) -> tuple[float, str, str, int, int]:
-    first = result.first_example if isinstance(result, EvaluationRecord) else 0
-    return result.eps, result.norm, result.battery, result.robust.n, first
+def _ground(result: Evaluation | EvaluationRecord) -> tuple[float, str, str, int, str]:
+    if isinstance(result, EvaluationRecord):
+        points = f"{result.provenance.data_sha256[:12]} from {result.first_example}"
+    else:
+        points = result.points_sha256[:12]
+    return result.eps, result.norm, result.battery, result.robust.n, points
 
 
 def _points(name: str, result: Evaluation | EvaluationRecord) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import math
 import os
 import time
@@ -36,6 +37,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CURVE_BATTERY = "quick"
+# Raised with every change of the attacks' code or parameters.
+ATTACKS_REVISION = 2
+FINGERPRINT_POINTS = 100
+
+
+class BatteryError(RuntimeError):
+    """No attack of a battery could run; the message says why, attack by attack."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +51,7 @@ class Evaluation:
     """What `evaluate` found. Every array has one entry per test point.
 
     Attributes:
+        points_sha256: of the test points, channels last, and their classes, in their order.
         clean_correct: bool (n,), right without an attack.
         survived: bool (n,), right without an attack and under each attack of the battery.
         broken_by: for each attack by name, bool (n,), the points that fell to it. In a cascade an attack sees only points that
@@ -62,6 +71,7 @@ class Evaluation:
     norm: str
     battery: str
     seeds: tuple[int, ...]
+    points_sha256: str
     clean_correct: Array
     survived: Array
     broken_by: dict[str, Array]
@@ -117,7 +127,7 @@ class Evaluation:
                         "point": np.arange(n),
                         "attack": name,
                         "clean": self.clean_correct,
-                        "attacked": run.queries > 0,
+                        "attacked": run.attacked,
                         "success": run.broken,
                         "distance": run.distance,
                         "queries": run.queries,
@@ -143,7 +153,7 @@ class Evaluation:
         """
         choice("attack", attack, self.runs)
         run = self.runs[attack]
-        given = run.queries > 0
+        given = run.attacked
         if not given.any():
             raise ValueError(f"`attack` must have been given a point, got {attack!r}, which was given none")
         kept = given | ~self.clean_correct
@@ -211,7 +221,8 @@ def evaluate(
     Raises:
         TypeError: not a supported estimator.
         ValueError: an argument is out of its range, or the classifier returns probabilities or values that are not finite.
-        RuntimeError: no attack of the battery could run, or an attack broke a point that was certified.
+        BatteryError: no attack of the battery could run.
+        RuntimeError: an attack broke a point that was certified.
     """
     started = time.perf_counter()
     if measure is not None:
@@ -223,9 +234,8 @@ def evaluate(
     radii = _check_radii(curve_eps, ball.norm, classifier)
     x = check_inputs(x, input_shape=tuple(classifier.input_shape), clip_values=classifier.clip_values)
     y = check_labels(y, n=len(x), nb_classes=int(classifier.nb_classes))
-    logits = target.logits(x)
-    check_logits(logits, int(classifier.nb_classes))
-    target = replace(target, is_deterministic=np.array_equal(logits, target.logits(x)))
+    target = _told_apart(target, x)
+    check_logits(target.logits(x), int(classifier.nb_classes))
 
     clean_predictions = target.predict(x)
     clean_correct = clean_predictions == y
@@ -237,7 +247,7 @@ def evaluate(
         outcomes = [run.attack(name, ball, seed, progress) for seed in all_seeds for name in names]
         if all(outcome.error or outcome.skipped for outcome in outcomes):
             told = "; ".join(f"{outcome.attack}: {outcome.error or outcome.skipped}" for outcome in outcomes)
-            raise RuntimeError(f"no attack of the battery {battery!r} could run, so there is no robust accuracy. {told}")
+            raise BatteryError(f"no attack of the battery {battery!r} could run, so there is no robust accuracy. {told}")
         _check_certificates(certified_points, run.broken, f"the battery {battery!r}")
         curve = _curve(target, x, y, clean_correct, all_seeds[0], radii, ball, certified_points, progress)
         findings = _checked(run, clean_correct, ball, all_seeds[0], names, progress) if checks else []
@@ -247,6 +257,7 @@ def evaluate(
         norm=ball.norm_name,
         battery=battery,
         seeds=all_seeds,
+        points_sha256=_digest_of(classifier, x, y),
         clean_correct=clean_correct,
         survived=run.standing,
         broken_by={name: one.broken for name, one in run.runs.items()},
@@ -259,10 +270,15 @@ def evaluate(
         attacks=outcomes,
         curve=curve,
         checks=findings,
-        verdict=verdict(robust, target.nb_classes, _tally(outcomes), findings),
+        verdict=verdict(robust, target.nb_classes, _tally(outcomes), findings, [one.attack for one in outcomes if one.error]),
         examples=_gallery(target, x, y, clean_predictions, run, n_gallery),
         seconds=time.perf_counter() - started,
     )
+
+
+def _told_apart(target: Target, x: Array) -> Target:
+    """The target, with whether it answers twice the same."""
+    return replace(target, is_deterministic=np.array_equal(target.logits(x), target.logits(x)))
 
 
 def check_evaluation(
@@ -290,8 +306,17 @@ def check_evaluation(
     names = BATTERIES[choice("battery", battery, BATTERIES)]
     x = check_inputs(x, input_shape=tuple(classifier.input_shape), clip_values=classifier.clip_values)
     y = check_labels(y, n=len(x), nb_classes=int(classifier.nb_classes))
+    survived = np.asarray(survived)
+    if survived.dtype != bool or survived.shape != (len(x),):
+        raise ValueError(f"`survived` must be bool of shape ({len(x)},), got {survived.dtype} of shape {survived.shape}")
+    target = _told_apart(target, x)
     index = np.flatnonzero(target.predict(x) == y)[:CHECKED_POINTS]
     return run_checks(Scene(target, x[index], y[index], survived[index], ball, whole_number("seed", seed), names))
+
+
+def _digest_of(classifier: Any, x: Array, y: Array) -> str:
+    images = np.moveaxis(x, 1, -1) if classifier.channels_first and x.ndim == 4 else x
+    return hashlib.sha256(np.ascontiguousarray(images).tobytes() + y.tobytes()).hexdigest()
 
 
 def _tally(outcomes: Sequence[AttackOutcome]) -> dict[str, int]:
@@ -305,7 +330,8 @@ def _checked(
     run: _Cascade, right: Array, ball: Ball, seed: int, names: Sequence[str], progress: _Progress
 ) -> list[CheckOutcome]:
     index = np.flatnonzero(right)[:CHECKED_POINTS]
-    scene = Scene(run.target, run.x[index], run.y[index], run.standing[index], ball, seed, names)
+    kept = [one for name, one in run.runs.items() if not ATTACKS[name].seeks_nearest]
+    scene = Scene(run.target, run.x[index], run.y[index], run.standing[index], ball, seed, names, kept)
     findings = run_checks(scene, progress.show)
     progress.advance()
     return findings
@@ -352,7 +378,9 @@ class _Cascade:
         if len(index):
             try:
                 run, spent = self._run(name, index, ball, seed)
-                self._certified_were_attacked = True
+                self._certified_were_attacked = self._certified_were_attacked or not run.errors
+                if run.errors:
+                    facts = {"error": "; ".join(run.errors)}
             except CannotRunError as problem:
                 facts = {"skipped": str(problem)}
             except Exception as problem:  # recorded: one attack that cannot run must not hide what the others find
@@ -381,7 +409,7 @@ class _Cascade:
             return kept
         started, queries = time.perf_counter(), self.target.forward_passes
         run = attack_points(name, self.target, self.x[index], self.y[index], ball, seed)
-        if self._store is not None:
+        if self._store is not None and not run.errors:
             self._store.write(name, index, ball, seed, run, time.perf_counter() - started, self.target.forward_passes - queries)
         return run, None
 
@@ -392,12 +420,20 @@ def _joined(before: AttackRun | None, run: AttackRun, index: Array, x: Array) ->
     whole.broken[index] |= run.broken
     whole.x_adv[index[run.broken]] = run.x_adv[run.broken]
     whole.distance[index] = np.fmin(whole.distance[index], run.distance)
+    whole.attacked[index] |= run.attacked
     whole.out_of_bounds[index] |= run.out_of_bounds
     first = whole.gradients[index] == 0
     whole.flat_at_start[index[first]] = run.flat_at_start[first]
     for name in ("queries", "gradients", "flat", "not_finite"):
         getattr(whole, name)[index] += getattr(run, name)
     return whole
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 class _Finished:
@@ -407,10 +443,14 @@ class _Finished:
         from art_entropic.records import SCHEMA
 
         self._folder, self._target = folder, target
-        known = hashlib.sha256(f"{SCHEMA} {target.framework} {target.measure}".encode())
-        for backend in (target.backend, *(source.backend for source in target.sources.values())):
-            for name, array in backend.state().items():
-                known.update(name.encode() + str(array.dtype).encode() + np.ascontiguousarray(array).tobytes())
+        known = hashlib.sha256(f"{SCHEMA} {ATTACKS_REVISION} {target.framework} {target.measure} {target.batch_size}".encode())
+        for package in ("adversarial-robustness-toolbox", "numpy", "torch", "tensorflow", "torchattacks"):
+            known.update(f"{package} {_version(package)}".encode())
+        for name, one in {"": target, **target.sources}.items():
+            for weight, array in one.backend.state().items():
+                known.update(f"{name} {weight} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
+            # Preprocessing and whatever else is no weight show in what the network says.
+            known.update(one.logits(x[:FINGERPRINT_POINTS]).tobytes())
         known.update(repr(target.classifier.clip_values).encode() + x.tobytes() + y.tobytes())
         self._known = known
 
@@ -424,7 +464,7 @@ class _Finished:
         if not path.exists():
             return None
         with np.load(path, allow_pickle=False) as file:
-            run = AttackRun(**{field: file[field] for field in AttackRun.__dataclass_fields__})
+            run = AttackRun(**{name: file[name] for name in AttackRun.__dataclass_fields__ if name != "errors"})
             return run, (float(file["seconds"]), int(file["asked"]))
 
     def write(self, name: str, index: Array, ball: Ball, seed: int, run: AttackRun, seconds: float, asked: int) -> None:
@@ -433,7 +473,8 @@ class _Finished:
         # Whole or not at all: an interrupted evaluation must not go on with half an attack.
         temporary = path.with_name(f".{os.getpid()}-{path.name}")
         try:
-            np.savez(temporary, seconds=seconds, asked=asked, **vars(run))
+            arrays = {name: value for name, value in vars(run).items() if name != "errors"}
+            np.savez(temporary, seconds=seconds, asked=asked, **arrays)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -523,6 +564,8 @@ def _check_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _check_sources(classifier: Any, sources: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if sources is not None and not isinstance(sources, Mapping):
+        raise TypeError(f"`transfer_from` must map names to classifiers, got {type(sources).__name__}")
     for name, source in (sources or {}).items():
         Target.of(source)  # raises TypeError for what is not a classifier
         wish, got = ((tuple(one.input_shape), int(one.nb_classes)) for one in (classifier, source))
@@ -532,6 +575,8 @@ def _check_sources(classifier: Any, sources: Mapping[str, Any] | None) -> Mappin
 
 
 def _check_radii(curve_eps: Sequence[float], norm: float, classifier: Any) -> list[float]:
+    if not isinstance(curve_eps, (Sequence, np.ndarray)) or isinstance(curve_eps, str):
+        raise TypeError(f"`curve_eps` must be a sequence of radii, got {curve_eps!r}")
     radii = {non_negative("curve_eps", radius) for radius in curve_eps}
     return sorted(_check_ball(radius, norm, classifier).eps if radius > 0 else radius for radius in radii)
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from art_entropic.attacks import Ball, CannotRunError, Target, attack_points
+from art_entropic.attacks import ATTACKS, Ball, CannotRunError, Target, attack_points
 from art_entropic.backends import Array, Ascent, AttackObjective, Backend, NoIntervalRuleError, Ops, Tensor, View
 
 INNER_POINTS = 200
@@ -29,9 +29,9 @@ class Planted(NamedTuple):
     """How a battery fared.
 
     Attributes:
-        n: points with a planted adversarial example.
+        n: points with a planted adversarial example that none of 200 random points of the ball finds.
         found: how many of them the battery broke.
-        by_chance: how many of them one of 200 random points of the ball breaks; where that is many, the test asks little.
+        by_chance: further points, whose planted example chance finds: they would ask too little.
     """
 
     n: int
@@ -86,10 +86,13 @@ def find_planted(target: Target, x: Array, ball: Ball, attacks: Sequence[str], s
     Args:
         target: the classifier.
         x: points, (n, ...), raw units.
-        attacks: names of ATTACKS; those that cannot run are left out.
+        attacks: names of ATTACKS; those that cannot run, or that look at more than logits, are left out.
     Raises:
         CannotRunError: the layers of the network cannot be read, or nothing could be planted.
     """
+    seeking = [name for name in attacks if ATTACKS[name].reads_logits_only]
+    if not seeking:
+        raise CannotRunError(f"none of the attacks can look for it, got {', '.join(attacks) or 'none'}")
     planted = _planted_target(target)
     rng = np.random.default_rng(seed)
     n = found = by_chance = 0
@@ -98,10 +101,12 @@ def find_planted(target: Target, x: Array, ball: Ball, attacks: Sequence[str], s
         if weights is None:
             continue
         planted.backend.weights = weights  # type: ignore[attr-defined]
-        n += 1
-        found += _is_found(planted, point, ball, attacks, seed)
         tries = _points_of_ball(rng, point, ball, target.classifier.clip_values, RANDOM_TRIES, ball.eps)
-        by_chance += bool((planted.predict(tries) != 0).any())
+        if (planted.predict(tries) != 0).any():
+            by_chance += 1
+            continue
+        n += 1
+        found += _is_found(planted, point, ball, seeking, seed)
     if not n:
         raise CannotRunError("in no ball is there a corner that a read-out of the features tells from the rest")
     return Planted(n, found, by_chance)
@@ -126,6 +131,8 @@ def _is_found(planted: Target, point: Array, ball: Ball, attacks: Sequence[str],
             run = attack_points(name, planted, point[None], np.zeros(1, np.int64), ball, seed)
         except CannotRunError:
             continue
+        if run.errors:
+            raise RuntimeError(f"{ATTACKS[name].title} failed: {run.errors[0]}")
         if run.broken[0]:
             return True
     return False

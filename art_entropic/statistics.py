@@ -78,7 +78,9 @@ def paired_difference(first: np.ndarray, second: np.ndarray, seed: int = 0) -> D
     each = np.atleast_2d(first).astype(np.int64) - np.atleast_2d(second).astype(np.int64)
     difference = each.mean(axis=0)
     value = float(difference.mean())
-    low = high = value  # the bootstrap has nothing to draw from where all points agree
+    # The bootstrap has nothing to draw from where all points agree: half a point more in each cell (Agresti & Min 2005).
+    reach = 1.96 / (len(difference) + 2)
+    low, high = max(-1.0, value - reach), min(1.0, value + reach)
     if np.ptp(difference):
         interval = bootstrap(
             (difference,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed), batch=500

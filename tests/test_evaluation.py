@@ -69,7 +69,7 @@ def test_robust_means_survived_every_attack(framework, make_classifier, bright, 
     np.testing.assert_array_equal(result.survived, [0, 1, 0, 1, 1, 0])
     assert (result.clean.correct, result.robust.correct, result.robust.n) == (5, 3, 6)
     told = [(outcome.attack, outcome.attacked, outcome.broken, outcome.error) for outcome in result.attacks]
-    assert told == [("P0", 5, 1, None), ("P1", 4, 0, "ArithmeticError: no gradient today"), ("P2", 4, 1, None)]
+    assert told == [("P0", 5, 1, None), ("P1", 4, 0, "round 1: ArithmeticError: no gradient today"), ("P2", 4, 1, None)]
     (example,) = result.examples
     assert (example.index, example.label, example.clean_prediction, example.attacked_prediction) == (0, 0, 0, 1)
     assert example.shape == (6, 6, 2)
@@ -158,11 +158,13 @@ def test_real_evaluation_is_coherent_and_repeatable(framework, make_classifier, 
         (dict(norm=3), "`norm` must be"),
         (dict(norm=2, eps=99.0), "`eps` must not exceed 8.48528, the L2 distance"),
         (dict(measure="gossip"), "`measure` must be one of"),
-        (dict(battery="huge"), "`battery` must be one of 'quick', 'standard', 'full'"),
+        (dict(battery="huge"), "`battery` must be one of 'quick', 'standard', 'reference', 'full'"),
         (dict(seeds=-1), "`seeds` must be a whole number"),
         (dict(seeds=()), "`seeds` must name at least one seed"),
         (dict(n_gallery=2.5), "`n_gallery` must be a whole number"),
         (dict(curve_eps=(-0.1,)), "`curve_eps` must not be negative"),
+        (dict(curve_eps=0.1), "`curve_eps` must be a sequence of radii, got 0.1"),
+        (dict(transfer_from=3), "`transfer_from` must map names to classifiers, got int"),
         (dict(x=np.zeros((2, 3))), "`x` must have shape"),
         (dict(y=[0, 7]), "`y` must hold classes 0 to 2"),
     ],
@@ -170,7 +172,7 @@ def test_real_evaluation_is_coherent_and_repeatable(framework, make_classifier, 
 )
 def test_bad_input_is_refused_by_name(framework, make_classifier, change, message):
     arguments = dict(x=flat(framework, [0.1, 0.2]), y=[0, 1], eps=0.1, **QUIET) | change
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         evaluate(make_classifier(framework), **arguments)
 
 
@@ -220,6 +222,40 @@ def test_a_second_seed_attacks_what_the_first_left(framework, make_classifier, b
     assert [(one.attacked, one.broken) for one in result.attacks] == [(4, 1), (3, 1)]
     np.testing.assert_array_equal(result.broken_by["planted0"], [1, 1, 0, 0])
     assert len(result.to_frame()) == 4
+
+
+def test_a_failed_attack_is_no_robustness(framework, make_classifier, bright, battery):
+    battery(Shift(0.1, 1), Failing())
+    result = evaluate(make_classifier(framework), flat(framework, [0.2] * 60), [0] * 60, eps=0.2, battery="planted", **QUIET)
+    assert result.verdict == "suspicious: did not run: P1"
+
+
+def test_what_a_battery_returned_out_of_bounds_is_told(framework, make_classifier, battery):
+    battery(Shift(0.3, 60))
+    classifier = make_classifier(framework)
+    x = flat(framework, np.linspace(0.1, 0.6, 60))
+    y = np.argmax(classifier.predict(x), axis=1)
+    result = evaluate(classifier, x, y, eps=0.1, battery="planted", verbose=False)
+    (bounds,) = (check for check in result.checks if check.check == "bounds")
+    assert bounds.status == "fail" and bounds.value > 0
+    assert result.runs["planted0"].out_of_bounds.all() and not result.runs["planted0"].broken.any()
+
+
+def test_another_preprocessing_is_another_evaluation(make_classifier, points, tmp_path):
+    from art.estimators.classification import PyTorchClassifier
+
+    inner = make_classifier("pytorch")
+    x, _ = points("pytorch", n=20)
+    y = np.argmax(inner.predict(x), axis=1)
+    evaluate(inner, x, y, eps=0.1, battery="quick", folder=tmp_path, **QUIET)
+    kept = set(tmp_path.iterdir())
+    other = PyTorchClassifier(
+        inner.model, inner.loss, (2, 6, 6), 3, channels_first=True, clip_values=(0.0, 1.0), preprocessing=(0.0, 2.0)
+    )
+    evaluate(other, x, y, eps=0.1, battery="quick", folder=tmp_path, **QUIET)
+    assert kept and kept < set(tmp_path.iterdir())
+    evaluate(inner, x, y, eps=0.1, battery="quick", folder=tmp_path, **QUIET)
+    assert len(set(tmp_path.iterdir())) == 2 * len(kept)
 
 
 def test_distances_make_a_curve(framework, make_classifier, points, monkeypatch):

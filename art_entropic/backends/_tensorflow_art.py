@@ -72,7 +72,7 @@ def _tensor(value: Any) -> tf.Tensor:
 
 
 @contextlib.contextmanager
-def untouched(estimator: Any) -> Iterator[None]:
+def untouched(estimator: Any, seed: int) -> Iterator[None]:
     """The model leaves as it came. Here nothing needs care: a call in inference mode changes no state of a Keras model."""
     yield
 

@@ -13,8 +13,8 @@ from torch import nn
 
 
 @contextlib.contextmanager
-def untouched(estimator: Any) -> Iterator[None]:
-    """The module leaves as it came: modes, gradients, and the generators of PyTorch.
+def untouched(estimator: Any, seed: int) -> Iterator[None]:
+    """The module leaves as it came: modes, gradients, and the generators of PyTorch, which are seeded inside.
 
     Inside, parameters need no gradient: attacks differentiate with respect to the input only.
     """
@@ -23,6 +23,7 @@ def untouched(estimator: Any) -> Iterator[None]:
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in network.parameters()]
     devices = [estimator.device] if estimator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
         try:
             for parameter, _, _ in parameters:
                 parameter.requires_grad_(False)
@@ -94,7 +95,7 @@ def reference_attack(backend: Any, eps: float, norm: float, nb_classes: int, see
     """
     norms = {float("inf"): "Linf", 2.0: "L2"}
     attack = {"eps": eps, "norm": norms[norm], "n_classes": nb_classes, "seed": seed}
-    return _Reference(backend.forward, backend.device, attack)
+    return _Reference(backend.deployed_logits, backend.device, attack)
 
 
 @contextlib.contextmanager

@@ -354,7 +354,7 @@ class TensorFlowBackend:
                 tape.watch(x)
                 logits, values = objective(view, x, y, more)
                 total = tf.reduce_sum(values)
-            return logits, values, tape.gradient(total, x)
+            return logits, values, tape.gradient(total, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
         def ask(x: Array, y: Array, more: Array) -> Ascent:
             return Ascent(*(t.numpy() for t in passes(*(np.asarray(part, np.float32) for part in (x, y, more)))))

@@ -225,6 +225,11 @@ class TorchBackend:
             [gradient(*pair) for pair in zip(self._chunks(x, batch_size), self._chunks(v, batch_size), strict=True)]
         )
 
+    def deployed_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of raw x in inference mode, differentiable."""
+        with _inference(self.model):
+            return self.forward(x)
+
     def ascent(self, objective: AttackObjective, nb_classes: int) -> Callable[[Array, Array, Array], Ascent]:
         view = TorchView(self, differentiable=True)
 
@@ -232,7 +237,8 @@ class TorchBackend:
             with _inference(self.model), torch.enable_grad():
                 point = self._tensor(x).requires_grad_(True)
                 logits, values = objective(view, point, self._tensor(y), self._tensor(more))
-                (gradient,) = torch.autograd.grad(values.sum(), point)
+                # Autograd refuses what does not depend on x at all; to an attack, that is a flat place like any other.
+                (gradient,) = torch.autograd.grad(values.sum() + 0 * point.sum(), point)
             return Ascent(*(tensor.detach().cpu().numpy() for tensor in (logits, values, gradient)))
 
         return ask
