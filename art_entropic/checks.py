@@ -40,7 +40,7 @@ SIGNIFICANCE = 0.01
 TOLERATED = 0.01
 TOLERATED_FLAT = 0.05
 TOLERATED_MISSES = 0.05
-PLANTED_POINTS = 40
+PLANTED_POINTS = 20
 UPPER_BOUND = "Robust accuracy is an upper bound: a better attack may do better."
 
 
