@@ -178,7 +178,6 @@ class Attack:
     Attributes:
         build: makes the ART attack from an estimator, a ball and a batch size.
         rounds: its runs on a target.
-        reads_gradients: a white-box attack.
         max_points: attacks so many of the points it is given, no more.
         remark: what differs from the title for a model with that many classes.
         reads_logits_only: needs nothing of a classifier but its logits and their gradient.
@@ -188,7 +187,6 @@ class Attack:
     title: str
     build: Callable[[Any, Ball, int], Any]
     rounds: Callable[[Target, Ball], Sequence[Round]]
-    reads_gradients: bool = True
     max_points: int | None = None
     remark: Callable[[int], str] = lambda nb_classes: ""
     reads_logits_only: bool = True
@@ -366,7 +364,7 @@ ATTACKS: dict[str, Attack] = {
     "pgd_restarts": Attack(f"PGD-20 on margin, {PGD_RESTARTS} restarts", _pgd(20), _times(PGD_RESTARTS, "margin")),
     "apgd_long": Attack("APGD on margin, 500 steps", _apgd(500), _one("margin")),
     "autoattack": Attack("AutoAttack, standard, of torchattacks", _reference, _one("margin"), reads_logits_only=False),
-    "square": Attack("Square", _square, _one("margin"), reads_gradients=False),
+    "square": Attack("Square", _square, _one("margin")),
     "entropic": Attack("PGD-40 on margin and information, 4 weights", _pgd(40), _entropic, reads_logits_only=False),
     "features": Attack("PGD-40 on margin and features, each layer", _pgd(40), _each_layer, reads_logits_only=False),
     # Not by APGD: ART's returns its random start where the source itself is not fooled.
@@ -374,14 +372,12 @@ ATTACKS: dict[str, Attack] = {
         "PGD-40 on margin, crafted on other classifiers",
         _pgd(40),
         _each_source,
-        reads_gradients=False,
         reads_logits_only=False,
     ),
     "hop_skip_jump": Attack(
         f"HopSkipJump, {COSTLY_POINTS} points",
         _hop_skip_jump,
         _one("margin"),
-        reads_gradients=False,
         max_points=COSTLY_POINTS,
         seeks_nearest=True,
     ),

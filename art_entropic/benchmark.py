@@ -30,9 +30,9 @@ from art_entropic import __version__
 from art_entropic._validate import check_eps, choice, positive_int, whole_number
 from art_entropic.attacks import BATTERIES
 from art_entropic.backends import FRAMEWORKS, MissingFrameworkError, backend_for, framework_module, installed_frameworks
-from art_entropic.checks import CHECKS, verdict
+from art_entropic.checks import CHECKS
 from art_entropic.defences import DEFENCES, option_defaults
-from art_entropic.evaluation import CURVE_BATTERY, check_evaluation, evaluate
+from art_entropic.evaluation import CURVE_BATTERY, EVALUATION_REVISION, check_evaluation, evaluate, verdict_on
 from art_entropic.information import MEASURES
 from art_entropic.objective import DECAY
 from art_entropic.problems import CLIP_VALUES, PROBLEMS, Data, Problem, build_classifier, for_framework, load_data
@@ -56,8 +56,6 @@ NATURAL = "natural"
 STARTS = (NATURAL, "random")
 VALIDATION_SHARE = 0.1
 N_GALLERY = 6
-# Raised with every change of the attacks' code or parameters, so that old records are not taken for new ones.
-EVALUATION_REVISION = 2
 CHECKS_REVISION = 1
 SHARED_PACKAGES = ("adversarial-robustness-toolbox", "numpy", "scipy", "scikit-learn")
 
@@ -937,12 +935,10 @@ class _Runner:
             seed=job.seed,
             transfer_from=sources,
         )
-        broken_by = {outcome.attack: outcome.broken for outcome in evaluation.attacks}
-        failed = [outcome.attack for outcome in evaluation.attacks if outcome.error]
         return ChecksRecord(
             key=key,
             evaluation_key=evaluation.key,
-            verdict=verdict(evaluation.robust, self.settings.problem.nb_classes, broken_by, checks, failed),
+            verdict=verdict_on(evaluation.robust, self.settings.problem.nb_classes, evaluation.attacks, checks),
             checks=checks,
             seconds=time.perf_counter() - began,
             provenance=_stamped(self.source),

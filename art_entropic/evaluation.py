@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CURVE_BATTERY = "quick"
-# Raised with every change of the attacks' code or parameters.
-ATTACKS_REVISION = 2
+# Raised with every change of the attacks' code or parameters, so that what was found before is not taken for new.
+EVALUATION_REVISION = 2
 FINGERPRINT_POINTS = 100
 
 
@@ -270,7 +270,7 @@ def evaluate(
         attacks=outcomes,
         curve=curve,
         checks=findings,
-        verdict=verdict(robust, target.nb_classes, _tally(outcomes), findings, [one.attack for one in outcomes if one.error]),
+        verdict=verdict_on(robust, target.nb_classes, outcomes, findings),
         examples=_gallery(target, x, y, clean_predictions, run, n_gallery),
         seconds=time.perf_counter() - started,
     )
@@ -319,11 +319,12 @@ def _digest_of(classifier: Any, x: Array, y: Array) -> str:
     return hashlib.sha256(np.ascontiguousarray(images).tobytes() + y.tobytes()).hexdigest()
 
 
-def _tally(outcomes: Sequence[AttackOutcome]) -> dict[str, int]:
+def verdict_on(robust: Accuracy, nb_classes: int, outcomes: Sequence[AttackOutcome], findings: Sequence[CheckOutcome]) -> str:
+    """The verdict from what the attacks of a battery did, and what its checks found."""
     tally: dict[str, int] = {}
     for outcome in outcomes:
         tally[outcome.attack] = tally.get(outcome.attack, 0) + outcome.broken
-    return tally
+    return verdict(robust, nb_classes, tally, findings, [outcome.attack for outcome in outcomes if outcome.error])
 
 
 def _checked(
@@ -443,7 +444,9 @@ class _Finished:
         from art_entropic.records import SCHEMA
 
         self._folder, self._target = folder, target
-        known = hashlib.sha256(f"{SCHEMA} {ATTACKS_REVISION} {target.framework} {target.measure} {target.batch_size}".encode())
+        known = hashlib.sha256(
+            f"{SCHEMA} {EVALUATION_REVISION} {target.framework} {target.measure} {target.batch_size}".encode()
+        )
         for package in ("adversarial-robustness-toolbox", "numpy", "torch", "tensorflow", "torchattacks"):
             known.update(f"{package} {_version(package)}".encode())
         for name, one in {"": target, **target.sources}.items():
