@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -47,6 +46,7 @@ from art_entropic.records import (
     Setting,
     TrainingRecord,
     append_record,
+    installed_version,
     read_records,
     unpack,
 )
@@ -1119,16 +1119,7 @@ def package_versions(frameworks: Sequence[str]) -> dict[str, str]:
     """Versions of the packages that numbers depend on; nothing is imported."""
     rows = [FRAMEWORKS[framework] for framework in frameworks]
     packages = SHARED_PACKAGES + tuple(name for row in rows for name in (row.package, *row.companions))
-    return {"art-entropic": __version__} | {package: _version(package) for package in packages}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        # a build for another processor has another name, such as <package>-cpu
-        builds = importlib.metadata.packages_distributions().get(package, ())
-        return ", ".join(f"{build} {importlib.metadata.version(build)}" for build in builds) or "not installed"
+    return {"art-entropic": __version__} | {package: installed_version(package) for package in packages}
 
 
 def processor_name() -> str:

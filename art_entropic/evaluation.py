@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import math
 import os
 import time
@@ -30,7 +29,17 @@ from art_entropic.backends import Array, NoIntervalRuleError
 from art_entropic.certificates import certify
 from art_entropic.checks import CHECKED_POINTS, UPPER_BOUND, Scene, run_checks, verdict
 from art_entropic.information import MEASURES
-from art_entropic.records import Accuracy, AttackedExample, AttackOutcome, CheckOutcome, CurvePoint, PointsRecord, pack
+from art_entropic.records import (
+    SCHEMA,
+    Accuracy,
+    AttackedExample,
+    AttackOutcome,
+    CheckOutcome,
+    CurvePoint,
+    PointsRecord,
+    installed_version,
+    pack,
+)
 from art_entropic.statistics import accuracy
 
 if TYPE_CHECKING:
@@ -227,14 +236,10 @@ def evaluate(
     started = time.perf_counter()
     if measure is not None:
         choice("measure", measure, MEASURES)
-    target = Target.of(classifier, measure, _check_sources(classifier, transfer_from))
-    ball = _check_ball(eps, norm, classifier)
     names = BATTERIES[choice("battery", battery, BATTERIES)]
     n_gallery, all_seeds = whole_number("n_gallery", n_gallery), _check_seeds(seeds)
+    target, ball, x, y = _prepared(classifier, x, y, eps, norm, measure, transfer_from)
     radii = _check_radii(curve_eps, ball.norm, classifier)
-    x = check_inputs(x, input_shape=tuple(classifier.input_shape), clip_values=classifier.clip_values)
-    y = check_labels(y, n=len(x), nb_classes=int(classifier.nb_classes))
-    target = _told_apart(target, x)
     check_logits(target.logits(x), int(classifier.nb_classes))
 
     clean_predictions = target.predict(x)
@@ -276,9 +281,15 @@ def evaluate(
     )
 
 
-def _told_apart(target: Target, x: Array) -> Target:
-    """The target, with whether it answers twice the same."""
-    return replace(target, is_deterministic=np.array_equal(target.logits(x), target.logits(x)))
+def _prepared(
+    classifier: Any, x: Any, y: Any, eps: float, norm: float | str, measure: str | None, sources: Mapping[str, Any] | None
+) -> tuple[Target, Ball, Array, Array]:
+    """The arguments that every evaluation shares, checked; the target knows whether it answers twice the same."""
+    target = Target.of(classifier, measure, _check_sources(classifier, sources))
+    ball = _check_ball(eps, norm, classifier)
+    x = check_inputs(x, input_shape=tuple(classifier.input_shape), clip_values=classifier.clip_values)
+    y = check_labels(y, n=len(x), nb_classes=int(classifier.nb_classes))
+    return replace(target, is_deterministic=np.array_equal(target.logits(x), target.logits(x))), ball, x, y
 
 
 def check_evaluation(
@@ -301,15 +312,11 @@ def check_evaluation(
     Raises:
         TypeError, ValueError: as `evaluate` does.
     """
-    target = Target.of(classifier, None, _check_sources(classifier, transfer_from))
-    ball = _check_ball(eps, norm, classifier)
     names = BATTERIES[choice("battery", battery, BATTERIES)]
-    x = check_inputs(x, input_shape=tuple(classifier.input_shape), clip_values=classifier.clip_values)
-    y = check_labels(y, n=len(x), nb_classes=int(classifier.nb_classes))
+    target, ball, x, y = _prepared(classifier, x, y, eps, norm, None, transfer_from)
     survived = np.asarray(survived)
     if survived.dtype != bool or survived.shape != (len(x),):
         raise ValueError(f"`survived` must be bool of shape ({len(x)},), got {survived.dtype} of shape {survived.shape}")
-    target = _told_apart(target, x)
     index = np.flatnonzero(target.predict(x) == y)[:CHECKED_POINTS]
     return run_checks(Scene(target, x[index], y[index], survived[index], ball, whole_number("seed", seed), names))
 
@@ -430,25 +437,16 @@ def _joined(before: AttackRun | None, run: AttackRun, index: Array, x: Array) ->
     return whole
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
-
-
 class _Finished:
     """Finished attacks in a folder, each named by all that determines it: network, points, attack, ball, seed, versions."""
 
     def __init__(self, folder: Path, target: Target, x: Array, y: Array) -> None:
-        from art_entropic.records import SCHEMA
-
         self._folder, self._target = folder, target
         known = hashlib.sha256(
             f"{SCHEMA} {EVALUATION_REVISION} {target.framework} {target.measure} {target.batch_size}".encode()
         )
         for package in ("adversarial-robustness-toolbox", "numpy", "torch", "tensorflow", "torchattacks"):
-            known.update(f"{package} {_version(package)}".encode())
+            known.update(f"{package} {installed_version(package)}".encode())
         for name, one in {"": target, **target.sources}.items():
             for weight, array in one.backend.state().items():
                 known.update(f"{name} {weight} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes())

@@ -7,6 +7,7 @@ know instead of guessing.
 from __future__ import annotations
 
 import base64
+import importlib.metadata
 import json
 import os
 import warnings
@@ -38,6 +39,16 @@ class Provenance(Record, frozen=True, kw_only=True):
     cores: int
     versions: dict[str, str]
     data_sha256: str
+
+
+def installed_version(package: str) -> str:
+    """Version of a distribution, "not installed" where there is none; nothing is imported."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        # a build for another processor has another name, such as <package>-cpu
+        builds = importlib.metadata.packages_distributions().get(package, ())
+        return ", ".join(f"{build} {importlib.metadata.version(build)}" for build in builds) or "not installed"
 
 
 class Accuracy(Record, frozen=True, kw_only=True):

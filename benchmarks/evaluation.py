@@ -4,7 +4,8 @@ another with ART's defaults, and both batteries beside adversarial examples that
     python benchmarks/evaluation.py benchmarks/plans/mnist-0.3.toml runs/mnist-0.3
 
 The folder is that of a finished run of the plan, for its weights. One record per defence is appended to
-results/evaluation.jsonl. Run it on a quiet machine: seconds are compared.
+results/evaluation.jsonl. Run it on a quiet machine: seconds are compared. For a plan on TensorFlow the same battery runs on
+the same weights in both frameworks, into results/frameworks.jsonl.
 """
 
 from __future__ import annotations
@@ -21,12 +22,11 @@ from art_entropic.backends import backend_for
 from art_entropic.benchmark import Store, digest, machine_provenance, plan_jobs, read_plan, settings_of
 from art_entropic.evaluation import Evaluation, evaluate
 from art_entropic.planted import find_planted
-from art_entropic.problems import Problem, build_classifier, for_framework, load_data
+from art_entropic.problems import Problem, build_classifier, for_framework, load_data, to_pytorch
 from art_entropic.records import MeasurementRecord, append_record
 
-RESULTS = Path(__file__).parent.parent / "results" / "evaluation.jsonl"
+RESULTS = Path(__file__).parent.parent / "results"
 DEFENCES = ("entropic", "madry_pgd")
-FRAMEWORK = "pytorch"
 N, N_PLAIN, N_PLANTED = 1000, 100, 100
 
 
@@ -56,7 +56,7 @@ def plain_seconds(classifier: Any, x: np.ndarray, y: np.ndarray, eps: float, nb_
     return time.perf_counter() - began
 
 
-def measure(classifier: Any, x: np.ndarray, y: np.ndarray, eps: float, problem: Problem) -> dict[str, float]:
+def beside_autoattack(classifier: Any, x: np.ndarray, y: np.ndarray, eps: float, problem: Problem) -> dict[str, float]:
     ours, our_seconds = attacked(classifier, x, y, eps, "standard")
     theirs, their_seconds = attacked(classifier, x, y, eps, "reference")
     plain = plain_seconds(classifier, x[:N_PLAIN], y[:N_PLAIN], eps, problem.nb_classes) * len(x) / N_PLAIN
@@ -79,27 +79,54 @@ def measure(classifier: Any, x: np.ndarray, y: np.ndarray, eps: float, problem: 
     return values
 
 
+def beside_pytorch(classifier: Any, x: np.ndarray, y: np.ndarray, eps: float, twin: Any) -> dict[str, float]:
+    """The standard battery on a TensorFlow classifier and on its twin in PyTorch, after one batch that compiles."""
+    theirs_x = for_framework(x, "pytorch")
+    for one, points in ((classifier, x), (twin, theirs_x)):
+        attacked(one, points[:N_PLAIN], y[:N_PLAIN], eps, "standard")
+    ours, our_seconds = attacked(classifier, x, y, eps, "standard")
+    theirs, their_seconds = attacked(twin, theirs_x, y, eps, "standard")
+    return {
+        "robust_tensorflow": ours.robust.value,
+        "robust_pytorch": theirs.robust.value,
+        "only_tensorflow_breaks": float((theirs.survived & ~ours.survived).sum()),
+        "only_pytorch_breaks": float((ours.survived & ~theirs.survived).sum()),
+        "seconds_tensorflow": our_seconds,
+        "seconds_pytorch": their_seconds,
+        "ratio": our_seconds / their_seconds,
+    }
+
+
 def main(plan: str, folder: str) -> None:
     settings = settings_of(read_plan(plan))
     data = load_data(settings.problem.name)
     store = Store(Path(folder))
-    x, y = for_framework(data.x_test[:N], FRAMEWORK), data.y_test[:N]
+    (framework,) = settings.frameworks
+    x, y = for_framework(data.x_test[:N], framework), data.y_test[:N]
+    name = "evaluation" if framework == "pytorch" else "frameworks"
     for job in plan_jobs(settings, data.sha256):
         training = store.training(job.training_key)
-        if job.defence not in DEFENCES or job.variant or job.seed or job.framework != FRAMEWORK or training is None:
+        if job.defence not in DEFENCES or job.variant or job.seed or training is None:
             continue
-        classifier = build_classifier(settings.problem, FRAMEWORK, 0, settings.network)
+        classifier = build_classifier(settings.problem, framework, 0, settings.network)
         backend_for(classifier).load_weights(store.home / str(training.weights))
-        values = measure(classifier, x, y, settings.eps, settings.problem)
+        if framework == "pytorch":
+            values = beside_autoattack(classifier, x, y, settings.eps, settings.problem)
+        else:
+            values = beside_pytorch(classifier, x, y, settings.eps, to_pytorch(classifier, settings.problem, settings.network))
         facts = {"plan": Path(plan).stem, "defence": job.defence, "n": N, "n_plain": N_PLAIN, "eps": settings.eps}
         record = MeasurementRecord(
-            key=digest(name="evaluation", training=job.training_key, **facts),
-            name="evaluation",
+            key=digest(name=name, training=job.training_key, **facts),
+            name=name,
             values={name: round(value, 4) for name, value in values.items()},
             settings=facts,
-            provenance=machine_provenance(f"python benchmarks/evaluation.py {plan} {folder}", (FRAMEWORK,), data.sha256),
+            provenance=machine_provenance(
+                f"python benchmarks/evaluation.py {plan} {folder}",
+                ("pytorch", "tensorflow")[: 1 + (framework != "pytorch")],
+                data.sha256,
+            ),
         )
-        append_record(RESULTS, record)
+        append_record(RESULTS / f"{name}.jsonl", record)
         print(job.defence, record.values, flush=True)
 
 

@@ -370,6 +370,27 @@ def evaluations() -> str:
     return markdown(headings, rows) if rows else "Not run yet."
 
 
+def across_frameworks() -> str:
+    """What `benchmarks/evaluation.py` found of the same weights in both frameworks."""
+    rows = []
+    for record in measurements("frameworks"):
+        found = record.values
+        robust = [percent(found[f"robust_{framework}"]) for framework in ("tensorflow", "pytorch")]
+        disagree = f"{found['only_tensorflow_breaks']:.0f} / {found['only_pytorch_breaks']:.0f}"
+        seconds = [duration(found[f"seconds_{framework}"]) for framework in ("tensorflow", "pytorch")]
+        where = f"{record.settings['plan']}, {DEFENCES[str(record.settings['defence'])].title}"
+        rows.append([where, *robust, disagree, " : ".join(seconds), f"{found['ratio']:.2f}"])
+    headings = [
+        "network",
+        "robust %, TensorFlow",
+        "PyTorch",
+        "points that only TensorFlow / only PyTorch breaks",
+        "seconds",
+        "ratio",
+    ]
+    return markdown(headings, rows) if rows else "Not run yet."
+
+
 def measurements(name: str) -> list[MeasurementRecord]:
     """The records of a cost benchmark; where it was run again, the last."""
     found = {record.key: record for record in read_records(RESULTS / f"{name}.jsonl") if isinstance(record, MeasurementRecord)}
@@ -468,7 +489,7 @@ def main() -> None:
     fill(ROOT / "README.md", {"headline": f"{picture}\n\n{headline(tables)}", "costs": costs()})
     if CLAIM in tables:
         fill(ROOT / "docs" / "claim.md", {"claim": claim(tables[CLAIM])})
-    fill(ROOT / "docs" / "evaluation.md", {"evaluation": evaluations()})
+    fill(ROOT / "docs" / "evaluation.md", {"evaluation": evaluations(), "frameworks": across_frameworks()})
     (ROOT / "BENCHMARKS.md").write_text(benchmarks(tables), encoding="utf-8")
     print(f"BENCHMARKS.md, README.md, docs/claim.md and {FIGURE.relative_to(ROOT)} written from {len(tables)} tables")
 

@@ -259,6 +259,28 @@ def test_attacks_are_repeatable_and_leave_the_generators_alone(framework, make_c
     assert not np.array_equal(runs[0], runs[2])
 
 
+def test_attacks_on_a_keras_network_that_draws_are_repeatable():
+    import keras
+    from art.estimators.classification import TensorFlowV2Classifier
+
+    class Noise(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.draws = keras.random.SeedGenerator(5)
+
+        def call(self, x):
+            return x + 0.5 * keras.random.normal(keras.ops.shape(x), seed=self.draws)
+
+    layers = [keras.layers.Input((6, 6, 2)), Noise(), *linear("tensorflow").model.layers]
+    classifier = TensorFlowV2Classifier(keras.Sequential(layers), 5, (6, 6, 2), clip_values=(-9.0, 9.0))
+    target = replace(Target.of(classifier), is_deterministic=False)
+    x = images("tensorflow", 8)
+    y = linear("tensorflow").predict(x).argmax(axis=1)
+    first, second, other = (attack_points("pgd_ce", target, x, y, Ball(0.1, np.inf), seed=seed).x_adv for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, other)
+
+
 def test_attacks_leave_a_pytorch_module_as_it_was(make_classifier, points):
     torch = pytest.importorskip("torch")
     classifier = make_classifier("pytorch")

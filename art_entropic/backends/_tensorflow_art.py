@@ -72,12 +72,6 @@ def _tensor(value: Any) -> tf.Tensor:
 
 
 @contextlib.contextmanager
-def untouched(estimator: Any, seed: int) -> Iterator[None]:
-    """The model leaves as it came. Here nothing needs care: a call in inference mode changes no state of a Keras model."""
-    yield
-
-
-@contextlib.contextmanager
 def before_each_step(twin: Any, act: Callable[[], None]) -> Iterator[None]:
     """Call `act` before each training step of an estimator of `for_art_trainers`, whichever trainer takes it."""
     step = twin._train_step

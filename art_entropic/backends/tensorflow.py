@@ -27,7 +27,7 @@ from art_entropic.backends import (
     Propagation,
 )
 from art_entropic.backends._preprocessing import standardisation
-from art_entropic.backends._tensorflow_art import before_each_step, for_art_trainers, untouched
+from art_entropic.backends._tensorflow_art import before_each_step, for_art_trainers
 from art_entropic.backends._tensorflow_bounds import Joint, Walk, box_of, has_graph, require_graph, straight_relu
 from art_entropic.backends._tensorflow_ops import ops
 from art_entropic.backends.architecture import (
@@ -551,6 +551,15 @@ def _global_seed(seed: int) -> Iterator[None]:
 def estimator_backend(estimator: Any) -> TensorFlowBackend:
     """The backend of an ART TensorFlowV2Classifier or KerasClassifier."""
     return TensorFlowBackend(estimator)
+
+
+def untouched(estimator: Any, seed: int) -> contextlib.AbstractContextManager[None]:
+    """The model leaves as it came, and so do the generators of TensorFlow and Keras, which are seeded inside.
+
+    A call in inference mode changes no other state of a Keras model. A layer that draws by ``tf.random`` itself keeps its own
+    count inside compiled functions, which nobody can set.
+    """
+    return TensorFlowBackend(estimator).training(seed)
 
 
 # ------------------------------------------------------------------------------------------------- networks from data
