@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from art_entropic.analysis import PROFILE_MEASURES, InformationProfile, information_profile
     from art_entropic.attacks import ATTACKS, BATTERIES
     from art_entropic.backends import MissingFrameworkError, NoIntervalRuleError
     from art_entropic.benchmark import BenchmarkPlan, run_benchmark
@@ -39,10 +40,13 @@ _HOMES = {
     "EntropicTrainer": "trainer",
     "Evaluation": "evaluation",
     "History": "trainer",
+    "InformationProfile": "analysis",
     "MEASURES": "information",
     "PROBLEMS": "problems",
+    "PROFILE_MEASURES": "analysis",
     "TrainingDivergedError": "trainer",
     "evaluate": "evaluation",
+    "information_profile": "analysis",
     "leaderboard_entry": "comparison",
     "run_benchmark": "benchmark",
     "smooth_activations": "recipes",
@@ -50,9 +54,10 @@ _HOMES = {
 }
 
 __all__ = [
-    "ATTACKS", "BATTERIES", "CHECKS", "DEFENCES", "MEASURES", "PROBLEMS", "BenchmarkPlan", "Comparison", "EntropicTrainer",
-    "Evaluation", "History", "MissingFrameworkError", "NoIntervalRuleError", "TrainingDivergedError", "__version__", "certify",
-    "compare", "evaluate", "leaderboard_entry", "run_benchmark", "smooth_activations", "write_report",
+    "ATTACKS", "BATTERIES", "CHECKS", "DEFENCES", "MEASURES", "PROBLEMS", "PROFILE_MEASURES", "BenchmarkPlan", "Comparison",
+    "EntropicTrainer", "Evaluation", "History", "InformationProfile", "MissingFrameworkError", "NoIntervalRuleError",
+    "TrainingDivergedError", "__version__", "certify", "compare", "evaluate", "information_profile", "leaderboard_entry",
+    "run_benchmark", "smooth_activations", "write_report",
 ]  # fmt: skip
 
 

@@ -42,6 +42,7 @@ from art_entropic.records import (
     ChecksRecord,
     EvaluationRecord,
     MeasurementRecord,
+    ProfileRecord,
     Provenance,
     Setting,
     TrainingRecord,
@@ -57,6 +58,9 @@ STARTS = (NATURAL, "random")
 VALIDATION_SHARE = 0.1
 N_GALLERY = 6
 CHECKS_REVISION = 1
+PROFILED = (NATURAL, "madry_pgd", "entropic")  # whose information is read: what adversarial training does, and what ours does
+N_PROFILED = 1000
+PROFILE_REVISION = 1
 SHARED_PACKAGES = ("adversarial-robustness-toolbox", "numpy", "scipy", "scikit-learn")
 
 
@@ -100,6 +104,7 @@ class BenchmarkPlan:
         nb_epochs: epochs of every defence's retraining.
         nb_epochs_natural: epochs of the natural training before it.
         checks: look for symptoms of attacks that fail, and give each network a verdict.
+        profile: read where the information goes in the networks of PROFILED, those of the first seed.
         title: of the table.
         source: the file that the plan was read from.
     """
@@ -118,6 +123,7 @@ class BenchmarkPlan:
     nb_epochs: int | None = None
     nb_epochs_natural: int | None = None
     checks: bool = True
+    profile: bool = True
     title: str | None = None
     source: str | None = None
 
@@ -140,6 +146,7 @@ class Settings:
     nb_epochs: int
     nb_epochs_natural: int
     checks: bool
+    profile: bool
     title: str | None
     source: str | None
 
@@ -151,13 +158,14 @@ class Settings:
         if self.variants:
             return _python_command(self)
         n_train = "" if self.n_train is None else f"--n-train {self.n_train} "
+        without = "".join(f" --no-{name}" for name in ("checks", "profile") if not getattr(self, name))
         first = f"--first-example {self.first_example} " if self.first_example else ""
         return (
             f"art-entropic benchmark --problem {self.problem.name} --network {self.network} "
             f"--framework {','.join(self.frameworks)} --defence {','.join(self.defences)} "
             f"--battery {self.battery} --eps {self.eps!r} --seeds {','.join(map(str, self.seeds))} "
             f"--n-examples {self.n_examples} {first}{n_train}"
-            f"--epochs {self.nb_epochs} --epochs-natural {self.nb_epochs_natural}{'' if self.checks else ' --no-checks'}"
+            f"--epochs {self.nb_epochs} --epochs-natural {self.nb_epochs_natural}{without}"
         )
 
     def epochs_of(self, defence: str, variant: Variant | None = None) -> int:
@@ -203,6 +211,7 @@ def settings_of(plan: BenchmarkPlan) -> Settings:
                 problem.nb_epochs_natural if plan.nb_epochs_natural is None else plan.nb_epochs_natural,
             ),
             checks=_flag("checks", plan.checks),
+            profile=_flag("profile", plan.profile),
             title=plan.title,
             source=plan.source,
         )
@@ -329,6 +338,7 @@ _PLAN_KEYS: dict[str, tuple[Any, str]] = {
     "nb_epochs": (int, "a whole number"),
     "nb_epochs_natural": (int, "a whole number"),
     "checks": (bool, "true or false"),
+    "profile": (bool, "true or false"),
     "variants": (list[dict[str, Any]], "tables [[variants]]"),
 }
 _VARIANT_KEYS: dict[str, tuple[Any, str]] = {
@@ -534,6 +544,38 @@ def _checks_key(evaluation_key: str, natural_key: str) -> str:
     )
 
 
+@dataclass(frozen=True)
+class ProfileJob:
+    """The information profile of several networks of one framework and seed."""
+
+    framework: str
+    key: str
+    jobs: tuple[Job, ...]  # whose networks are read
+
+    @property
+    def title(self) -> str:
+        return f"information in the networks on {FRAMEWORKS[self.framework].title}"
+
+
+def profile_jobs(settings: Settings, jobs: Sequence[Job]) -> list[ProfileJob]:
+    """The profiles of a plan, one for each framework; none where it asks for none."""
+    found = []
+    for framework in settings.frameworks if settings.profile else ():
+        here = [job for job in jobs if (job.framework, job.seed, job.variant) == (framework, settings.seeds[0], None)]
+        read = tuple(job for job in here if job.defence in PROFILED)
+        key = digest(
+            kind="profile",
+            schema=SCHEMA,
+            revision=PROFILE_REVISION,
+            trainings=[job.training_key for job in read],
+            eps=settings.eps,
+            first_example=settings.first_example,
+            n=min(settings.n_examples, N_PROFILED),
+        )
+        found.append(ProfileJob(framework, key, read))
+    return found
+
+
 def digest(**facts: Any) -> str:
     """SHA-256 of named facts, in hexadecimal."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -584,11 +626,12 @@ def run_benchmark(
     earlier = [] if published is None else _replaceable(published, settings, home)
     jobs = plan_jobs(settings, data.sha256)
     store = Store(home)
-    store.adopt(earlier, jobs)
+    profiles = profile_jobs(settings, jobs)
+    store.adopt(earlier, jobs, [profile.key for profile in profiles])
     store.retitle(jobs, settings.title)
     store.bring_up([job.evaluation_key for job in jobs])
-    _Runner(settings, data, store, provenance(settings, data.sha256)).run_all(jobs, verbose)
-    records = store.of(jobs)
+    _Runner(settings, data, store, provenance(settings, data.sha256)).run_all(jobs, profiles, verbose)
+    records = store.of(jobs, profiles)
     if published is not None:
         write_results(published, records)
     return records
@@ -690,6 +733,10 @@ class Store:
         record = self._records.get(key)
         return record if isinstance(record, ChecksRecord) else None
 
+    def has(self, key: str) -> bool:
+        """Whether there is a record of this key, of whichever kind."""
+        return key in self._records
+
     def is_done(self, job: Job) -> bool:
         training = self.training(job.training_key)
         if training is None:
@@ -704,11 +751,12 @@ class Store:
         training = self.training(key)
         return training is None or (training.status == "done" and training.weights is None)
 
-    def of(self, jobs: Sequence[Job]) -> list[AnyRecord]:
-        keys = (key for job in jobs for key in (job.training_key, job.evaluation_key, job.checks_key))
+    def of(self, jobs: Sequence[Job], profiles: Sequence[ProfileJob] = ()) -> list[AnyRecord]:
+        keys = [key for job in jobs for key in (job.training_key, job.evaluation_key, job.checks_key)]
+        keys += [profile.key for profile in profiles]
         return [self._records[key] for key in keys if key is not None and key in self._records]
 
-    def adopt(self, records: Iterable[AnyRecord], jobs: Sequence[Job]) -> None:
+    def adopt(self, records: Iterable[AnyRecord], jobs: Sequence[Job], profile_keys: Sequence[str] = ()) -> None:
         """Take over the cells that these records finish and this folder does not; their weights are not here."""
         found = {record.key: _published(record) for record in records}
         for job in jobs:
@@ -723,6 +771,9 @@ class Store:
             checks = found.get(job.checks_key or "")
             if checks is not None:
                 self.append(checks)
+        for key in profile_keys:
+            if key in found and not self.has(key):
+                self.append(found[key])
 
     def retitle(self, jobs: Sequence[Job], title: str | None) -> None:
         """Append again each training whose table has another title by now."""
@@ -771,13 +822,16 @@ class _Runner:
     source: Provenance
     warm: set[str] = field(default_factory=set)  # frameworks
 
-    def run_all(self, jobs: Sequence[Job], verbose: bool) -> None:
+    def run_all(self, jobs: Sequence[Job], profiles: Sequence[ProfileJob], verbose: bool) -> None:
         done = sum(self.store.is_done(job) for job in jobs)
-        with _progress(len(jobs), verbose) as progress:
+        with _progress(len(jobs) + len(profiles), verbose) as progress:
             if done:
                 progress.note(f"resuming in {self.store.home}: {done} of {len(jobs)} cells are done")
             for job in jobs:
                 self.run(job, progress, trains=self._must_train(job) or self._is_awaited(job, jobs))
+                progress.advance()
+            for profile in profiles:
+                self.profile(profile, progress)
                 progress.advance()
 
     def run(self, job: Job, progress: _Progress, *, trains: bool) -> None:
@@ -803,6 +857,45 @@ class _Runner:
             checks = self._check(job, job.checks_key, evaluated)
             self.store.append(checks)
             progress.note(f"{job.title}: {checks.verdict} ({checks.seconds:.1f} s of checks)")
+
+    def profile(self, profile: ProfileJob, progress: _Progress) -> None:
+        """Where the information goes in the networks of a framework that have been trained; nothing where there is none."""
+        trainings = {job: self.store.training(job.training_key) for job in profile.jobs}
+        trained = {job: training for job, training in trainings.items() if training is not None and training.status == "done"}
+        if self.store.has(profile.key) or not trained:
+            return
+        absent = [job.title for job, training in trained.items() if training.weights is None]
+        if absent:
+            progress.note(f"no {profile.title}: the weights of {', '.join(absent)} are not in {self.store.home}")
+            return
+        progress.begin(profile.title)
+        found = self._profile(profile, {job: self._trained(job, training) for job, training in trained.items()})
+        self.store.append(found)
+        progress.note(f"{profile.title}: {found.seconds:.1f} s")
+
+    def _profile(self, profile: ProfileJob, classifiers: Mapping[Job, Any]) -> ProfileRecord:
+        from art_entropic.analysis import information_profile
+
+        x, y = self._test_points(profile.jobs[0])
+        found = information_profile(
+            {job.defence: classifier for job, classifier in classifiers.items()},
+            x[:N_PROFILED],
+            y[:N_PROFILED],
+            eps=self.settings.eps,
+            verbose=False,
+        )
+        return ProfileRecord(
+            key=profile.key,
+            training_keys={job.defence: job.training_key for job in classifiers},
+            n=found.n,
+            resolution=found.resolution,
+            copies=found.copies,
+            notes=found.notes,
+            rows=list(found.rows),
+            seconds=found.seconds,
+            provenance=_stamped(self.source),
+            **{**self._cell(profile.jobs[0]), "defence": ""},
+        )
 
     def _must_train(self, job: Job) -> bool:
         return not self.store.is_done(job) and self.store.lacks_weights(job.training_key)

@@ -20,8 +20,10 @@ from art_entropic import __version__
 if TYPE_CHECKING:
     import numpy as np
 
+    from art_entropic.analysis import InformationProfile
     from art_entropic.benchmark import BenchmarkPlan
     from art_entropic.evaluation import Evaluation
+    from art_entropic.records import ProfileRow
     from art_entropic.trainer import History
 
 PROGRAM = "art-entropic"
@@ -31,7 +33,7 @@ DEFAULT_PROBLEM, DEFAULT_BATTERY = "digits", "standard"
 PLAN_OPTIONS = {
     "problem": "problem", "network": "network", "framework": "frameworks", "defence": "defences", "battery": "battery",
     "eps": "eps", "seeds": "seeds", "n_examples": "n_examples", "first_example": "first_example", "n_train": "n_train",
-    "epochs": "nb_epochs", "epochs_natural": "nb_epochs_natural", "checks": "checks",
+    "epochs": "nb_epochs", "epochs_natural": "nb_epochs_natural", "checks": "checks", "profile": "profile",
 }  # fmt: skip
 WEIGHTS = "weights"
 CHECKPOINT = "checkpoint.npz"
@@ -39,6 +41,9 @@ HISTORY = "history.jsonl"
 README = "README.txt"
 EVALUATION = "evaluation.json"
 POINTS = "points.csv"
+PROFILE = "profile.json"
+LAYERS = "layers.csv"
+FIGURE = "information.svg"
 TEST_SHARE = 0.2  # held out of `x`, `y` where a file has no test data of its own
 
 
@@ -155,6 +160,9 @@ def _add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-checks", dest="checks", action="store_false", default=None, help="leave out the sanity checks and the verdicts"
     )
     parser.add_argument(
+        "--no-profile", dest="profile", action="store_false", default=None, help="leave out where the information goes"
+    )
+    parser.add_argument(
         "--out", type=Path, help="folder for records, weights and report (default: runs/PROBLEM, or runs/ and the plan's name)"
     )
     parser.add_argument(
@@ -225,6 +233,31 @@ def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-checks", action="store_true", help="leave the sanity checks out")
     parser.add_argument("--no-cascade", action="store_true", help="every attack on every point, at a multiple of the time")
     parser.add_argument("--out", type=Path, help="folder for the result (default: runs/FACTORY-evaluation)")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def _add_analyse_arguments(parser: argparse.ArgumentParser) -> None:
+    from art_entropic.analysis import PROFILE_MEASURES
+
+    parser.add_argument(
+        "--estimator", required=True, action="append", metavar="NAME=MODULE:FACTORY",
+        help="a function without arguments that returns a trained ART estimator, and a name for it; repeat it to compare "
+        "several, such as natural=models:make and entropic=models:load. Its module is looked for in the current folder "
+        "first; this is the only place where code of yours runs",
+    )  # fmt: skip
+    parser.add_argument("--eps", required=True, type=float, help="radius of the perturbations, in the units of the data")
+    parser.add_argument("--data", required=True, type=Path, metavar="FILE.npz", help="arrays x_test and y_test, or x and y")
+    parser.add_argument(
+        "--measures", type=_names, metavar="NAMES", help=f"some of {', '.join(PROFILE_MEASURES)} (default: all)"
+    )
+    parser.add_argument("--layers", type=_names, metavar="NAMES", help="names of layers, or input (default: all)")
+    parser.add_argument(
+        "--resolution", type=float, default=0.1, help="of the reading, in shares of a layer's spread (default: 0.1)"
+    )
+    parser.add_argument("--n-examples", type=int, default=1000, help="test points (default: the first 1000)")
+    parser.add_argument("--batch-size", type=int, default=256, help="what memory grows with (default: 256)")
+    parser.add_argument("--seed", type=int, default=0, help="of the perturbations (default: 0)")
+    parser.add_argument("--out", type=Path, help="folder for records and figure (default: runs/analysis)")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 
@@ -350,6 +383,103 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(f"result: {out / EVALUATION}, one row for each point and attack: {out / POINTS}", file=sys.stderr)
 
 
+def _analyse(options: argparse.Namespace) -> None:
+    import msgspec
+
+    from art_entropic._validate import positive_int
+    from art_entropic.analysis import information_profile
+
+    named = dict(_named_factory(text) for text in options.estimator)
+    if len(named) < len(options.estimator):
+        raise ValueError(f"`estimator` must have another name each time, got {', '.join(options.estimator)}")
+    n = positive_int("n-examples", options.n_examples)
+    out = options.out or Path("runs") / "analysis"
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"`out` must be a folder, got the file {out}")
+    x, y = load_test_arrays(options.data)
+    estimators = {name: _made(*names) for name, names in named.items()}
+    with _folder(out):
+        profile = information_profile(
+            estimators,
+            x[:n],
+            y[:n],
+            eps=options.eps,
+            measures=options.measures,
+            layers=options.layers,
+            resolution=options.resolution,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            verbose=not options.quiet,
+        )
+        (out / PROFILE).write_bytes(msgspec.json.format(msgspec.json.encode(profile.summary()), indent=2) + b"\n")
+        written = [out / PROFILE, *_profile_files(profile, out)]
+    _print_profile(profile)
+    if not options.quiet:
+        print(f"result: {', '.join(map(str, written))}", file=sys.stderr)
+
+
+def _profile_files(profile: InformationProfile, out: Path) -> list[Path]:
+    """Table and figure, as far as pandas and matplotlib are installed."""
+    import importlib.util
+
+    from art_entropic.analysis import PROFILE_MEASURES
+
+    written = []
+    if importlib.util.find_spec("pandas") is not None:
+        profile.to_frame().to_csv(out / LAYERS, index=False)
+        written.append(out / LAYERS)
+    drawn = [name for name in profile.drawable if PROFILE_MEASURES[name].transmitted]
+    if drawn and importlib.util.find_spec("matplotlib") is not None:
+        profile.plot(drawn).savefig(out / FIGURE)
+        written.append(out / FIGURE)
+    if len(written) < 1 + bool(drawn):
+        print(f"{PROGRAM}: table and figure need pandas and matplotlib: pip install 'art-entropic[plot]'", file=sys.stderr)
+    return written
+
+
+def _print_profile(profile: InformationProfile) -> None:
+    """One table a measure: layers down, networks across, in nats per unit, with what was lost since the layer before."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from art_entropic.analysis import PROFILE_MEASURES
+
+    console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
+    for name, measure in PROFILE_MEASURES.items():
+        rows = [row for row in profile.rows if row.measure == name]
+        if not rows:
+            continue
+        where = "" if measure.of_network else " per unit"
+        table = Table(title=f"{measure.title} [{measure.unit}{where}]", title_justify="left", box=None, pad_edge=False)
+        table.add_column("layer")
+        for model in profile.models:
+            table.add_column(model, justify="right")
+        places = dict.fromkeys((row.position, row.layer) for row in rows)
+        for position, layer in sorted(places):
+            here = {row.model: row for row in rows if (row.position, row.layer) == (position, layer)}
+            table.add_row(layer or "network", *(_reading(here.get(model)) for model in profile.models))
+        console.print(table)
+        for reason in dict.fromkeys(row.reason for row in rows if row.reason):
+            console.print(f"  -: {reason}")
+        console.print()
+    for note in profile.notes:
+        console.print(note)
+
+
+def _reading(row: ProfileRow | None) -> str:
+    if row is None or row.value is None:
+        return "-"
+    units = row.units or 1
+    value, low, high = (float("nan") if end is None else float(end) / units for end in (row.value, row.low, row.high))
+    return f"{value:.4g} [{low:.4g}, {high:.4g}]"
+
+
+def _named_factory(text: str) -> tuple[str, tuple[str, str]]:
+    name, separator, names = text.rpartition("=")
+    module, factory = _factory_names(names)
+    return (name if separator else factory), (module, factory)
+
+
 def _print_evaluation(result: Evaluation) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -405,6 +535,14 @@ _COMMANDS: dict[str, _Command] = {
         "The same command goes on with the next attack.",
         _add_evaluate_arguments,
         _evaluate,
+    ),
+    "analyse": _Command(
+        "see, layer by layer, where the information goes in your own ART estimators",
+        "Reads what perturbations, data and labels leave in each layer of the estimators that functions of yours return, and "
+        "writes table, records and figure into one folder.",
+        "The same command does it again.",
+        _add_analyse_arguments,
+        _analyse,
     ),
     "report": _Command(
         "rebuild the report of a folder from its records",

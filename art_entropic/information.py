@@ -108,6 +108,24 @@ def _spread(ops: Ops, layer: LayerInterval) -> Tensor:
 _USUAL_BATCH = 128
 
 
+def gaussian_channels(ops: Ops, variance: Tensor, *, resolution: float) -> Tensor:
+    """Information through units that are read one by one with Gaussian noise, sum_i 1/2 log(1 + v_i / tau^2).
+
+    Args:
+        variance: v, of the signal in each unit, shape (n, ...), in the square of the unit's scale, >= 0.
+        resolution: tau, the standard deviation of the Gaussian read-out noise, in the scale of the units, > 0.
+    Returns:
+        Nats per example, shape (n,). At least `coding_rate` of signals with those variances, whatever their correlations
+        (Hadamard), and at most `transmitted_information` at twice the resolution where v is the variance of a signal of that
+        width (Popoviciu: v <= w^2 / 4).
+    Raises:
+        ValueError: `resolution` is not positive and finite.
+    Source: capacity of parallel Gaussian channels (Cover & Thomas, 2nd ed., section 9.4).
+    """
+    _check_resolution(resolution)
+    return 0.5 * ops.sum(ops.log1p(ops.flatten(variance) / resolution**2), axis=1)
+
+
 def coding_rate(ops: Ops, vectors: Tensor, *, resolution: float) -> Tensor:
     """Information that a noisy read-out takes from vectors, 1/2 log det(I + V V^T / (n tau^2)).
 

@@ -224,6 +224,49 @@ class ChecksRecord(Cell, frozen=True, kw_only=True, tag="checks", tag_field="kin
     provenance: Provenance
 
 
+Number = float | Literal["-inf", "inf"] | None
+"""JSON has no infinity: ``float(number)`` gives it back. None where nothing was measured."""
+
+
+def number(value: float) -> Number:
+    """A float as a `Number`; NaN is None."""
+    if np.isnan(value):
+        return None
+    return float(value) if np.isfinite(value) else ("inf" if value > 0 else "-inf")
+
+
+class ProfileRow(Record, frozen=True, kw_only=True):
+    """One measure of one layer of one network, or of the network as a whole."""
+
+    model: str
+    layer: str = ""  # empty for the network as a whole
+    position: int = 0  # of the layer, from 0 at the input
+    depth: float = 0.0  # the same as a share, 1 at the logits
+    units: int = 0
+    measure: str  # a name of PROFILE_MEASURES
+    value: Number  # nats, the mean over the points; for `gradient` a ratio and the median
+    low: Number = None  # 95 % bootstrap interval
+    high: Number = None
+    loss: Number = None  # of the perturbation's information between the layer before and this one, in nats
+    loss_low: Number = None
+    loss_high: Number = None
+    n: int = 0  # points, or blocks of points, that the value was taken of
+    reason: str | None = None  # why there is no value
+
+
+class ProfileRecord(Cell, frozen=True, kw_only=True, tag="profile", tag_field="kind"):
+    """Where the information goes in several networks, on the same points; its `defence` is empty."""
+
+    training_keys: dict[str, str] = {}  # model -> key of the training that made it
+    n: int
+    resolution: float
+    copies: int
+    notes: tuple[str, ...] = ()
+    rows: list[ProfileRow]
+    seconds: float
+    provenance: Provenance
+
+
 class MeasurementRecord(Record, frozen=True, kw_only=True, tag="measurement", tag_field="kind"):
     """A cost measured by a script under ``benchmarks/``: seconds, bytes, ratios; the unit is part of each value's name."""
 
@@ -235,7 +278,7 @@ class MeasurementRecord(Record, frozen=True, kw_only=True, tag="measurement", ta
     provenance: Provenance
 
 
-AnyRecord = TrainingRecord | EvaluationRecord | ChecksRecord | MeasurementRecord
+AnyRecord = TrainingRecord | EvaluationRecord | ChecksRecord | ProfileRecord | MeasurementRecord
 
 _decoder = msgspec.json.Decoder(AnyRecord)
 

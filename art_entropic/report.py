@@ -19,10 +19,12 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
+from art_entropic.analysis import PROFILE_MEASURES, plot_layers
 from art_entropic.attacks import ATTACKS
 from art_entropic.backends import FRAMEWORKS
 from art_entropic.defences import DEFENCES
 from art_entropic.evaluation import CURVE_BATTERY
+from art_entropic.palette import NATURAL, PALETTE
 from art_entropic.problems import PROBLEMS
 from art_entropic.records import (
     Accuracy,
@@ -34,6 +36,8 @@ from art_entropic.records import (
     ChecksRecord,
     EvaluationRecord,
     MeasurementRecord,
+    ProfileRecord,
+    ProfileRow,
     Provenance,
     TrainingRecord,
     read_records,
@@ -49,31 +53,18 @@ SECONDS_NOTE = (
     "the ratio is to that natural training."
 )
 
+RunRecord = TrainingRecord | EvaluationRecord | ChecksRecord | ProfileRecord
+
 # A training's setting: the share of its cores that other processes kept busy, and from where on its seconds are unsure.
 OTHER_LOAD = "other_load"
 BUSY = 0.1
 # Another: the title of the table.
 TITLE = "title"
 
-NATURAL = "natural"
 GALLERY_DEFENCES = (NATURAL, "entropic", "entropic_channel", "madry_pgd")
 GALLERY_COLUMNS = 8
+SHOWN_MEASURES = ("interval", "rivals")
 
-# Okabe & Ito 2008, "Color Universal Design", without yellow and black, which vanish on white and on dark paper; then four
-# of middle lightness for long tables.
-PALETTE = (
-    "#D55E00",
-    "#0072B2",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#E69F00",
-    "#999933",
-    "#8B7BC7",
-    "#9C6B4A",
-    "#7F8C8D",
-    "#3FA7A0",
-)
 INK = "#010203"  # stands for the page's own text colour in a figure, see `_inline_svg`
 STROKES = (("-", "o"), ("--", "s"), (":", "^"))  # line and marker of a framework, in the order of FRAMEWORKS
 
@@ -344,7 +335,7 @@ def sections(records: Iterable[AnyRecord]) -> list[Section]:
     evaluations: dict[tuple[Ground, str | None, int, int], dict[Seat, EvaluationRecord]] = {}
     checks: dict[str, ChecksRecord] = {}
     for record in records:
-        if isinstance(record, MeasurementRecord):
+        if isinstance(record, (MeasurementRecord, ProfileRecord)):
             continue
         if isinstance(record, ChecksRecord):
             checks[record.evaluation_key] = record
@@ -581,7 +572,7 @@ class Origin:
     created: str
 
 
-def origin(records: Sequence[TrainingRecord | EvaluationRecord | ChecksRecord]) -> Origin:
+def origin(records: Sequence[RunRecord]) -> Origin:
     """Collect the provenance of records, equal entries once."""
     sources: list[Provenance] = [record.provenance for record in records]
     versions: dict[str, dict[str, None]] = {}
@@ -698,6 +689,95 @@ def _cost_figure(section: Section, rows: Sequence[Row], *, salt: str) -> Figure:
         for row in rows
     )
     return Figure("Robust accuracy against training seconds", _inline_svg(figure, f"Robustness and cost: {said}", salt))
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Where the information goes in the networks of one framework: a table and its figures."""
+
+    framework: str
+    n: int
+    measures: tuple[str, ...]  # titles
+    models: tuple[str, ...]  # titles
+    rows: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]  # layer -> for each measure the numbers of the models
+    sentence: str
+    notes: tuple[str, ...]
+    figures: tuple[Figure, ...]
+
+
+def information(section: Section, records: Iterable[AnyRecord], *, salt: str, drawing: bool) -> list[Layers]:
+    """The latest profile of each framework on the ground of a section.
+
+    Args:
+        salt: makes the SVG identifiers of several sections on one page differ.
+        drawing: whether there is matplotlib.
+    """
+    ground = Ground(section.problem, section.network, section.n_train_limit, section.eps, section.norm)
+    latest = {
+        record.framework: record for record in records if isinstance(record, ProfileRecord) and ground_of(record) == ground
+    }
+    return [
+        _layers(latest[framework], salt=f"{salt}-{framework}-information", drawing=drawing)
+        for framework in section.frameworks
+        if framework in latest
+    ]
+
+
+def _layers(record: ProfileRecord, *, salt: str, drawing: bool) -> Layers:
+    models = tuple(dict.fromkeys(row.model for row in record.rows))
+    measures = tuple(name for name in SHOWN_MEASURES if any(_is_layer(row, name) for row in record.rows))
+    places = dict.fromkeys((row.position, row.layer) for row in record.rows if row.layer)
+    framework = _title(FRAMEWORKS, record.framework)
+    return Layers(
+        framework=framework,
+        n=record.n,
+        measures=tuple(PROFILE_MEASURES[measure].title for measure in measures),
+        models=tuple(_title(DEFENCES, model) for model in models),
+        rows=tuple(
+            (layer, tuple(tuple(_reading(record, model, layer, measure) for model in models) for measure in measures))
+            for _, layer in sorted(places)
+        ),
+        sentence=_said_of_layers(record, models),
+        notes=record.notes,
+        figures=tuple(_profile_figure(record, name, framework, salt=f"{salt}-{name}") for name in measures if drawing),
+    )
+
+
+def _is_layer(row: ProfileRow, measure: str) -> bool:
+    return row.measure == measure and bool(row.layer) and row.value is not None and math.isfinite(float(row.value))
+
+
+def _per_unit(row: ProfileRow) -> float:
+    return math.nan if row.value is None else float(row.value) / row.units
+
+
+def _reading(record: ProfileRecord, model: str, layer: str, measure: str) -> str:
+    found = [row for row in record.rows if (row.model, row.layer, row.measure) == (model, layer, measure)]
+    return f"{_per_unit(found[0]):.3g}" if found and found[0].value is not None else "-"
+
+
+def _said_of_layers(record: ProfileRecord, models: Sequence[str]) -> str:
+    """What reaches the decision, in one sentence."""
+    parts = []
+    for model in models:
+        rows = [row for row in record.rows if row.model == model and _is_layer(row, SHOWN_MEASURES[-1])]
+        if rows:
+            deepest = max(rows, key=lambda row: row.position)
+            parts.append(f"{_title(DEFENCES, model)} {float(deepest.value or 0):.3g}")
+    return f"Of perturbations aimed at the rivals, this many nats reach the logits: {', '.join(parts)}." if parts else ""
+
+
+def _profile_figure(record: ProfileRecord, measure: str, framework: str, *, salt: str) -> Figure:
+    axes, figure = _axes()
+    models = tuple(dict.fromkeys(row.model for row in record.rows))
+    plot_layers(axes, record.rows, measure, {model: colour(model) for model in models})
+    axes.set_title(f"{framework}: {PROFILE_MEASURES[measure].title}", loc="left", fontsize=10, color=INK)
+    caption = f"{PROFILE_MEASURES[measure].title}, nats per unit through the layers, {framework}"
+    lines = []
+    for model in models:
+        rows = [row for row in record.rows if row.model == model and _is_layer(row, measure)]
+        lines.append(f"{_title(DEFENCES, model)} " + ", ".join(f"{_per_unit(row):.3g} in {row.layer}" for row in rows))
+    return Figure(caption, _inline_svg(figure, f"{caption}: {'; '.join(lines)}", salt))
 
 
 def _leads_with(value: float, digits: tuple[int, ...]) -> bool:
@@ -862,6 +942,7 @@ def write_report(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
             "section": section,
             "summary": summary(section),
             "figures": figures(section, salt=f"s{number}") if drawing else [],
+            "information": information(section, records, salt=f"s{number}", drawing=drawing),
             "galleries": galleries(section),
             "legend": _legend(section),
             "notes": _notes(section),
@@ -895,8 +976,8 @@ def write_report(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
     return paths
 
 
-def load(folder: Path) -> list[TrainingRecord | EvaluationRecord | ChecksRecord]:
-    """The trainings, evaluations and checks of a run's folder, in order.
+def load(folder: Path) -> list[RunRecord]:
+    """What a run's folder knows of trainings, evaluations, checks and profiles, in order.
 
     Raises:
         FileNotFoundError: the folder has no ``records.jsonl``.

@@ -11,6 +11,7 @@ import numpy as np
 from art_entropic.records import Accuracy
 
 RESAMPLES = 9999
+PROFILE_RESAMPLES = 999
 
 
 def accuracy(correct: np.ndarray | int, n: int | None = None) -> Accuracy:
@@ -35,6 +36,28 @@ def accuracy(correct: np.ndarray | int, n: int | None = None) -> Accuracy:
         raise ValueError(f"`correct` must lie between 0 and n = {n}, got {count}")
     low, high = proportion_confint(count, n, alpha=0.05, method="wilson")
     return Accuracy(correct=count, n=int(n), low=max(0.0, float(low)), high=min(1.0, float(high)))
+
+
+def bootstrap_interval(values: np.ndarray, *, median: bool = False, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean over points, or of the median, by the percentile bootstrap of SciPy.
+
+    Args:
+        values: one number a point, (n,).
+    Returns:
+        (low, high); both NaN for fewer than two points; both the value where all are the same or one is not finite.
+    """
+    from scipy.stats import bootstrap
+
+    statistic = np.median if median else np.mean
+    if len(values) < 2:
+        return math.nan, math.nan
+    if not np.isfinite(values).all() or np.ptp(values) == 0:
+        same = float(statistic(values))
+        return same, same
+    found = bootstrap(
+        (values,), statistic, n_resamples=PROFILE_RESAMPLES, method="percentile", rng=np.random.default_rng(seed), batch=250
+    ).confidence_interval
+    return float(found.low), float(found.high)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import art_entropic.analysis
 from art_entropic import benchmark, problems
 from art_entropic.backends import FRAMEWORKS, MissingFrameworkError
 from art_entropic.benchmark import BenchmarkPlan, Variant, read_plan, run_benchmark, settings_of
@@ -26,6 +27,8 @@ from art_entropic.records import (
     ChecksRecord,
     EvaluationRecord,
     PointsRecord,
+    ProfileRecord,
+    ProfileRow,
     TrainingRecord,
     pack,
     read_records,
@@ -148,7 +151,13 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 SMALL = BenchmarkPlan(
-    defences=("entropic", "trades"), n_examples=10, nb_epochs=3, nb_epochs_natural=2, battery="quick", checks=False
+    defences=("entropic", "trades"),
+    n_examples=10,
+    nb_epochs=3,
+    nb_epochs_natural=2,
+    battery="quick",
+    checks=False,
+    profile=False,
 )
 
 
@@ -434,6 +443,35 @@ def test_command_asks_for_the_same_cells(world: World, tmp_path: Path) -> None:
     assert (world.trained, world.evaluated) == ([], [])
 
 
+def test_information_is_read_once_from_the_first_seed(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[dict[str, list[str]], int, float]] = []
+
+    def information_profile(classifiers: dict[str, FakeEstimator], x: np.ndarray, y: np.ndarray, **options: Any) -> Any:
+        asked.append(({name: list(one.weights) for name, one in classifiers.items()}, len(x), options["eps"]))
+        rows = (ProfileRow(model="natural", measure="label", value=1.0),)
+        return SimpleNamespace(n=len(x), resolution=0.1, copies=16, notes=(), rows=rows, seconds=0.1)
+
+    monkeypatch.setattr(art_entropic.analysis, "information_profile", information_profile)
+    plan = dataclasses.replace(SMALL, profile=True, seeds=(3, 4), defences=("entropic", "madry_pgd", "fbf"))
+    results = tmp_path / "results.jsonl"
+    records = run_benchmark(plan, tmp_path / "here", results=results, verbose=False)
+    expected = {name: ["init-3", "natural", *([name] if name != "natural" else [])] for name in benchmark.PROFILED}
+    assert asked == [(expected, 10, benchmark.settings_of(plan).eps)] * 2
+    profiles = [record for record in records if isinstance(record, ProfileRecord)]
+    assert [(record.framework, record.seed, record.defence) for record in profiles] == [
+        ("pytorch", 3, ""),
+        ("tensorflow", 3, ""),
+    ]
+    assert run(tmp_path / "here", plan) == records
+    # Elsewhere the records come along without their weights, and the profiles with them.
+    again = run_benchmark(plan, tmp_path / "there", results=results, verbose=False)
+    assert [record.key for record in again] == [record.key for record in records]
+    assert len(asked) == 2
+    without = dataclasses.replace(plan, profile=False)
+    assert not any(isinstance(record, ProfileRecord) for record in run(tmp_path / "here", without))
+    assert "--no-profile" in benchmark.settings_of(without).command
+
+
 def test_each_network_gets_a_verdict_once(world: World, tmp_path: Path) -> None:
     plan = dataclasses.replace(SMALL, checks=True, frameworks=("pytorch",), defences=("entropic",))
     world.failure["check"] = KeyboardInterrupt()
@@ -698,6 +736,7 @@ def test_a_plan_file_says_all_that_a_plan_can(tmp_path: Path, monkeypatch: pytes
     assert plan == BenchmarkPlan(
         problem="cifar10", network="six_dense", frameworks=("pytorch",), defences=("entropic", "fbf"), battery="quick",
         eps=8 / 255, seeds=(0, 4), n_examples=7, first_example=3, n_train=100, nb_epochs=2, nb_epochs_natural=1, checks=False,
+        profile=False,
         title="A table",
         variants=(
             Variant("no information", "entropic_interval", {"beta": 0.0, "layers": "dense"}),

@@ -103,7 +103,15 @@ def train_words(*more: str, framework: str = "pytorch", eps: str = "0.1") -> lis
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["--version"], ["benchmark", "--help"], ["train", "--help"], ["evaluate", "--help"], ["report", "--help"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["benchmark", "--help"],
+        ["train", "--help"],
+        ["evaluate", "--help"],
+        ["analyse", "--help"],
+        ["report", "--help"],
+    ],
 )
 def test_help_loads_neither_art_nor_a_framework(words: list[str]) -> None:
     code = (
@@ -359,6 +367,26 @@ def test_evaluate_prints_a_verdict_and_goes_on_where_it_was(
     assert again[0] == 0 and "no checks were run" in again[1]
     assert asked == ["apgd_t", "square", "pgd_ce", "pgd_margin"]  # the last two are those of the curve
     assert json.loads((workplace / "out" / "evaluation.json").read_text())["points"] == found["points"]
+
+
+@pytest.mark.parametrize("framework", installed_frameworks())
+def test_analyse_shows_layers_and_writes_them(workplace: Path, capsys: pytest.CaptureFixture[str], framework: str) -> None:
+    words = ["analyse", "--estimator", f"first=my_{framework}:make", "--estimator", f"my_{framework}:make"]
+    words += ["--data", "data.npz", "--eps", "0.2", "--out", "out", "--quiet"]
+    code, out, err = said(capsys, words)
+    assert (code, err) == (0, "")
+    assert "perturbation, worst case (interval bound) [nats per unit]" in out and "input" in out
+    header = next(line for line in out.splitlines() if line.startswith("layer"))
+    assert header.split() == ["layer", "first", "make"]
+    found = json.loads((workplace / "out" / "profile.json").read_text())
+    assert found["models"] == ["first", "make"] and found["n"] == 40
+    assert {row["measure"] for row in found["rows"]} == set(art_entropic.PROFILE_MEASURES)
+    assert (workplace / "out" / "information.svg").read_text().count("</svg>") == 1
+    assert (workplace / "out" / "layers.csv").read_text().startswith("model,layer,position,depth,units,measure,value")
+    code, out, err = said(capsys, [*words, "--measures", "label,gradient", "--layers", "nowhere"])
+    assert code == 2 and "`layers` must be among the layers of 'first', 'input'" in err
+    code, out, err = said(capsys, [*words[:3], "--estimator", f"first=my_{framework}:make", *words[5:]])
+    assert code == 2 and "`estimator` must have another name each time" in err
 
 
 @pytest.mark.parametrize("framework", installed_frameworks())

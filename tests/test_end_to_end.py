@@ -3,7 +3,7 @@
 import pytest
 
 from art_entropic.benchmark import BenchmarkPlan, run_benchmark
-from art_entropic.records import EvaluationRecord, TrainingRecord
+from art_entropic.records import EvaluationRecord, ProfileRecord, TrainingRecord
 from art_entropic.report import write_report
 
 
@@ -26,6 +26,12 @@ def test_entropic_retraining_raises_robust_accuracy_far_above_natural_on_digits(
         assert channel.clean.value > 0.93 and channel.robust.value > natural.robust.value + 0.3
         assert interval.robust.low > 0 and interval.certified.value <= interval.robust.value
         assert natural.certified.value == 0
+    profiles = [record for record in records if isinstance(record, ProfileRecord)]
+    assert [record.framework for record in profiles] == ["pytorch", "tensorflow"]
+    for record in profiles:
+        assert set(record.training_keys) == {"natural", "entropic"} and record.n == 150
+        reach = {row.model: float(row.value) for row in record.rows if row.measure == "gradient"}
+        assert reach["entropic"] < 0.7 * reach["natural"]
     assert all(path.stat().st_size > 1000 for path in write_report(tmp_path))
     again = run_benchmark(plan, tmp_path, verbose=False)
     assert [record.key for record in again] == [record.key for record in records]

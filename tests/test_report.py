@@ -29,6 +29,8 @@ from art_entropic.records import (
     CurvePoint,
     EvaluationRecord,
     MeasurementRecord,
+    ProfileRecord,
+    ProfileRow,
     Provenance,
     TrainingRecord,
     append_record,
@@ -110,7 +112,28 @@ def comparison(entropic: float = 0.80, madry: float = 0.70) -> list[AnyRecord]:
                 )
             )
     reason = "ART 1.20.1 has no TRADES for TensorFlow"
-    return [*records, training("trades", "tensorflow", status="unavailable", reason=reason, seconds=0.0, n_train=0)]
+    records.append(training("trades", "tensorflow", status="unavailable", reason=reason, seconds=0.0, n_train=0))
+    return [*records, profile("pytorch"), profile("tensorflow")]
+
+
+def profile(framework: str, **changes: Any) -> ProfileRecord:
+    """Two layers of three networks: of their units 10 and 2, half of what stands in `values` per unit."""
+    rows = []
+    for model, value in (("natural", 4.0), ("madry_pgd", 2.0), ("entropic", 1.0)):
+        for measure in ("interval", "rivals"):
+            for position, (layer, units) in enumerate((("input", 10), ("logits", 2))):
+                total = units * value / 2
+                rows.append(
+                    ProfileRow(
+                        model=model, layer=layer, position=position, depth=float(position), units=units, measure=measure,
+                        value=total, low=0.9 * total, high=1.1 * total, n=50,
+                    )
+                )  # fmt: skip
+    known: dict[str, Any] = {
+        "key": f"p-{framework}", "problem": "digits", "framework": framework, "defence": "", "seed": 0, "eps": 0.15, "n": 50,
+        "resolution": 0.1, "copies": 16, "rows": rows, "seconds": 1.0, "provenance": PROVENANCE, "notes": ("a <note>",),
+    }  # fmt: skip
+    return ProfileRecord(**{**known, **changes})
 
 
 def written(folder: Path, records: list[AnyRecord]) -> tuple[str, str]:
@@ -168,9 +191,9 @@ def test_every_image_says_what_it_shows(tmp_path: Path) -> None:
     assert len(page.images) == 6 * 2 * 3 * 2
     assert all(image.get("alt") for image in page.images)
     assert "test point 2, label 2, attacked: " in html
-    # a curve for each framework and the cost figure
+    # for each framework a curve and two readings of its layers, and the cost figure
     figures = re.findall(r'<svg role="img"[^>]*><title>(.*?)</title>', html)
-    assert len(figures) == 3
+    assert len(figures) == 7
     assert "80.0 % at 0.15" in figures[0]
 
 
@@ -235,6 +258,22 @@ def test_verdicts_stand_beside_their_networks_with_what_to_do(tmp_path: Path, ca
     assert f"Entropic, PyTorch: {words[1]}" in capsys.readouterr().out
     without, _ = written(tmp_path / "without", comparison())
     assert "Can this be believed?" not in without
+
+
+def test_information_stands_layer_by_layer(tmp_path: Path) -> None:
+    earlier = profile("pytorch", key="before", rows=[], n=7)
+    other = profile("pytorch", key="elsewhere", eps=0.3, n=8)
+    markdown, html = written(tmp_path, [earlier, *comparison(), other])
+    said = "this many nats reach the logits: Natural 4, MadryPGD (ART) 2, Entropic 1."
+    for text in (markdown, html):
+        assert text.count(said) == 2 and "n = 50" in text
+        assert "n = 7" not in text and "n = 8" not in text  # overtaken, and of another comparison
+    assert "| logits | 2 | 1 | 0.5 | 2 | 1 | 0.5 |" in markdown
+    assert "a &lt;note&gt;" in html
+    drawn = [title for title in re.findall(r'<svg role="img"[^>]*><title>(.*?)</title>', html) if "nats per unit" in title]
+    assert len(drawn) == 4 and all("Entropic 0.5 in input, 0.5 in logits" in title for title in drawn)
+    without, _ = written(tmp_path / "without", [record for record in comparison() if not isinstance(record, ProfileRecord)])
+    assert "Where the information goes" not in without
 
 
 def test_a_retraining_that_gains_nothing_is_told() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import log_softmax, softmax
 
 from art_entropic.backends import Tensor, division
 
@@ -48,9 +47,13 @@ class NumpyOps:
         return np.eye(depth)[np.asarray(index, np.int64)]
 
     def softmax(self, x: Tensor) -> Tensor:
+        from scipy.special import softmax
+
         return softmax(x, axis=1)
 
     def log_softmax(self, x: Tensor) -> Tensor:
+        from scipy.special import log_softmax
+
         return log_softmax(x, axis=1)
 
     def flatten(self, x: Tensor) -> Tensor:
