@@ -700,6 +700,7 @@ def test_a_broken_file_of_results_stops_before_work_starts(world: World, tmp_pat
 # -------------------------------------------------------------------------------------------------------- files of plans
 
 WHOLE = """checks = false
+profile = false
 title = "A table"
 problem = "cifar10"
 network = "six_dense"
