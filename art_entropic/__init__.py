@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from art_entropic.attacks import ATTACKS, BATTERIES
     from art_entropic.backends import MissingFrameworkError, NoIntervalRuleError
     from art_entropic.benchmark import BenchmarkPlan, run_benchmark
+    from art_entropic.callbacks import TensorBoard
     from art_entropic.certificates import certify
     from art_entropic.checks import CHECKS
     from art_entropic.comparison import Comparison, compare, leaderboard_entry
@@ -44,6 +45,7 @@ _HOMES = {
     "MEASURES": "information",
     "PROBLEMS": "problems",
     "PROFILE_MEASURES": "analysis",
+    "TensorBoard": "callbacks",
     "TrainingDivergedError": "trainer",
     "evaluate": "evaluation",
     "information_profile": "analysis",
@@ -56,8 +58,8 @@ _HOMES = {
 __all__ = [
     "ATTACKS", "BATTERIES", "CHECKS", "DEFENCES", "MEASURES", "PROBLEMS", "PROFILE_MEASURES", "BenchmarkPlan", "Comparison",
     "EntropicTrainer", "Evaluation", "History", "InformationProfile", "MissingFrameworkError", "NoIntervalRuleError",
-    "TrainingDivergedError", "__version__", "certify", "compare", "evaluate", "information_profile", "leaderboard_entry",
-    "run_benchmark", "smooth_activations", "write_report",
+    "TensorBoard", "TrainingDivergedError", "__version__", "certify", "compare", "evaluate", "information_profile",
+    "leaderboard_entry", "run_benchmark", "smooth_activations", "write_report",
 ]  # fmt: skip
 
 

@@ -14,7 +14,9 @@ from art_entropic import __version__
 from art_entropic.backends import Array
 from art_entropic.checks import UPPER_BOUND
 from art_entropic.evaluation import Evaluation
-from art_entropic.records import Accuracy, EvaluationRecord, unpack
+from art_entropic.palette import GREY
+from art_entropic.palette import colours as palette
+from art_entropic.records import Accuracy, CurvePoint, EvaluationRecord, unpack
 from art_entropic.statistics import Difference, paired_difference
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class Row:
     robust: Accuracy
     certified: Accuracy | None
     verdict: str
+    curve: tuple[CurvePoint, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,37 @@ class Comparison:
     battery: str
     rows: tuple[Row, ...]
     pairs: tuple[Pair, ...]
+
+    def plot(self, colours: Mapping[str, str] | None = None) -> Any:
+        """Security curves: robust accuracy over the radius, one line a defence, bands for the 95 % intervals.
+
+        Args:
+            colours: of defences; None takes grey for ``natural`` and a palette for colour-blind readers for the others.
+        Returns:
+            A matplotlib figure.
+        Raises:
+            ValueError: no evaluation has a curve; `evaluate` draws one with `curve_eps`.
+        """
+        from matplotlib.figure import Figure
+
+        drawn = [row for row in self.rows if row.curve]
+        if not drawn:
+            raise ValueError("`results` must have curves to be drawn, got none: evaluate with `curve_eps`")
+        shades = {**palette(row.name for row in self.rows), **(colours or {})}
+        figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+        axes = figure.subplots()
+        for row in drawn:
+            radii = [point.eps for point in row.curve]
+            low, value, high = ([100 * getattr(point.robust, end) for point in row.curve] for end in ("low", "value", "high"))
+            axes.fill_between(radii, low, high, color=shades[row.name], alpha=0.16, linewidth=0)
+            axes.plot(radii, value, marker="o", color=shades[row.name], label=row.name, markersize=4.5)
+        axes.axvline(self.eps, color=GREY, linewidth=0.8, linestyle=":")
+        axes.set_ylim(-3, 103)
+        axes.set_xlabel(f"L{self.norm} eps (dotted: the eps of the comparison)")
+        axes.set_ylabel("robust accuracy, %")
+        axes.legend(frameon=False)
+        axes.grid(alpha=0.2)
+        return figure
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each defence: shares, their 95 % intervals, n, verdict."""
@@ -148,7 +182,7 @@ def _points(name: str, result: Evaluation | EvaluationRecord) -> Array:
 
 def _row(name: str, result: Evaluation | EvaluationRecord) -> Row:
     verdict = result.verdict if isinstance(result, Evaluation) else "no checks in the record"
-    return Row(name, result.clean, result.robust, result.certified, verdict)
+    return Row(name, result.clean, result.robust, result.certified, verdict, tuple(result.curve))
 
 
 def _percent(share: Accuracy) -> str:

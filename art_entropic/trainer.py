@@ -20,12 +20,16 @@ from tqdm.auto import tqdm
 from art_entropic._validate import check_inputs, check_labels, check_logits, finite, non_negative, positive_int
 from art_entropic.backends import Array, Backend, Batch, Controls, Step, backend_for
 from art_entropic.objective import DECAY, falling_rate
+from art_entropic.palette import GREY, colours
 from art_entropic.recipes import AUTOMATIC, Wishes, measure_for
 from art_entropic.records import Epoch
 
 CHECKPOINT_SCHEMA = 1
 
 Callback = Callable[[Epoch], Any]
+
+LOSS_TERMS = ("loss", "cross_entropy", "worst_case_cross_entropy", "information")
+SHARES = ("accuracy", "certified_accuracy")
 
 
 class TrainingDivergedError(RuntimeError):
@@ -71,6 +75,40 @@ class History:
         if self.epochs and name not in known:
             raise KeyError(f"no term {name!r} in this history, there are {', '.join(known)}")
         return [epoch.terms[name] for epoch in self.epochs]
+
+    def plot(self) -> Any:
+        """Terms of the loss, and what is right and what is certified, over the epochs; validation dashed.
+
+        Returns:
+            A matplotlib figure.
+        Raises:
+            ValueError: no epoch has finished.
+        """
+        from matplotlib.figure import Figure
+
+        if not self.epochs:
+            raise ValueError("`history` must have at least one finished epoch to be drawn, got none")
+        figure = Figure(figsize=(9.2, 3.4), layout="constrained")
+        for axes, names, unit in zip(figure.subplots(1, 2), (LOSS_TERMS, SHARES), ("nats", "%"), strict=True):
+            shown = [name for name in names if name in self.epochs[0].terms]
+            for name, shade in colours(shown).items():
+                for line, validation in (("-", False), ("--", True)):
+                    at, values = self._series(name, validation=validation)
+                    told = {} if validation else {"label": name.replace("_", " ")}
+                    scaled = [100 * value for value in values] if unit == "%" else values
+                    axes.plot(at, scaled, line, marker=".", color=shade, **told)
+            if self.best_epoch is not None:
+                axes.axvline(self.best_epoch, color=GREY, alpha=0.5, linewidth=0.8, linestyle=":")
+            axes.set_xlabel("epoch (dotted: the best one; dashed: validation)")
+            axes.set_ylabel(unit)
+            axes.legend(frameon=False, fontsize=9)
+            axes.grid(alpha=0.2)
+        return figure
+
+    def _series(self, name: str, *, validation: bool) -> tuple[list[int], list[float]]:
+        """Epochs that have a term, and its values."""
+        sides = [(one.epoch, (one.validation or {}) if validation else one.terms) for one in self.epochs]
+        return [epoch for epoch, side in sides if name in side], [side[name] for _, side in sides if name in side]
 
 
 class _Means:

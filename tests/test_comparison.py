@@ -100,3 +100,17 @@ def test_a_leaderboard_entry_has_numbers_for_numbers(result):
     assert entry["unreliable"] is True  # no check was run
     with pytest.raises(ValueError, match="measured here, got robust_acc"):
         leaderboard_entry(result, name="tiny", dataset="points", architecture="cnn", robust_acc=100)
+
+
+def test_security_curves_are_drawn_with_their_intervals(make_classifier, points):
+    x, y = points("pytorch", n=30)
+    classifier = make_classifier("pytorch")
+    options = dict(eps=0.05, battery="quick", checks=False, verbose=False)
+    with_curve = evaluate(classifier, x, y, curve_eps=(0.0, 0.1, 0.5), **options)
+    without = evaluate(classifier, x, y, **options)
+    (axes,) = compare({"natural": with_curve, "b": without}).plot().axes
+    (line,) = [line for line in axes.lines if line.get_label() == "natural"]
+    np.testing.assert_allclose(line.get_xdata(), [0.0, 0.1, 0.5])
+    np.testing.assert_allclose(line.get_ydata(), [100 * point.robust.value for point in with_curve.curve])
+    with pytest.raises(ValueError, match="`results` must have curves to be drawn"):
+        compare({"a": without, "b": without}).plot()
