@@ -78,12 +78,17 @@ class Wishes:
         Raises:
             TypeError, ValueError: as for `settle`; the message says which measure to ask for.
         """
+        refused: dict[str, ValueError] = {}
         for measure in AUTOMATIC:
             try:
                 self.settle(measure)
             except ValueError as error:
-                able = [name for name in MEASURES if name != measure]
-                raise ValueError(f"{error}; `measure` is None, which may choose it: name another, of {able}") from error
+                refused[measure] = error
+        if len({str(error) for error in refused.values()}) == 1 and len(refused) == len(AUTOMATIC):
+            raise refused[AUTOMATIC[0]]  # nothing that another measure would help
+        for measure, reason in refused.items():
+            able = [name for name in MEASURES if name != measure]
+            raise ValueError(f"{reason}; `measure` is None, which may choose it: name another, of {able}") from reason
 
 
 def _weight_of_worst_case(k: Any, measure: str) -> float:

@@ -512,7 +512,7 @@ def _cheaper(entropic: Row, rivals: Sequence[Row]) -> str:
         f"{rival.defence_title} ({percent(_robustness(rival))} % in {duration(rival.seconds)} s)"
         for rival in rivals
         if rival.seconds and entropic.seconds and rival.seconds < entropic.seconds
-        if rival.robust and entropic.robust and rival.robust.high >= entropic.robust.low
+        if _may_be_level(entropic, rival)
     ]
     return f" Cheaper and not clearly less robust: {', '.join(found)}." if found else ""
 
@@ -528,8 +528,30 @@ def _robustness(row: Row) -> float:
     return -1.0 if row.robust is None else row.robust.value
 
 
+def _difference(entropic: Row, rival: Row) -> Difference | None:
+    """Paired, of one seed: over several the trainings differ more than the points."""
+    one_seed = entropic.robust is not None and entropic.robust.n_seeds == 1
+    return paired(entropic, rival) if one_seed else None
+
+
+def _may_be_level(entropic: Row, rival: Row) -> bool:
+    """Whether the rival is not clearly less robust."""
+    if entropic.robust is None or rival.robust is None:
+        return False
+    difference = _difference(entropic, rival)
+    return rival.robust.high >= entropic.robust.low if difference is None else difference.low <= 0
+
+
 def _chance(entropic: Row, rival: Row) -> str:
-    if entropic.robust is None or rival.robust is None or not entropic.robust.overlaps(rival.robust):
+    if entropic.robust is None or rival.robust is None:
+        return ""
+    difference = _difference(entropic, rival)
+    if difference is not None:
+        if difference.low > 0 or difference.high < 0:
+            return ""
+        ends = f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
+        return f" (95 % interval of the paired difference {ends}, so this may be chance)"
+    if not entropic.robust.overlaps(rival.robust):
         return ""
     kind = "their 95 % intervals overlap" if entropic.robust.n_seeds == 1 else "their ranges over the seeds overlap"
     return f" ({kind}, so this may be chance)"
