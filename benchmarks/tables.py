@@ -10,17 +10,23 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from art_entropic.analysis import PROFILE_MEASURES, plot_layers
 from art_entropic.backends import FRAMEWORKS
 from art_entropic.benchmark import read_plan
 from art_entropic.defences import DEFENCES
 from art_entropic.information import MEASURES
+from art_entropic.palette import NATURAL
 from art_entropic.problems import PROBLEMS
-from art_entropic.records import MeasurementRecord, Provenance, TrainingRecord, read_records
-from art_entropic.report import INK, NATURAL, Row, Section, busy_note, duration, paired, percent, sections, summary
+from art_entropic.records import MeasurementRecord, ProfileRecord, ProfileRow, Provenance, TrainingRecord, read_records
+from art_entropic.report import INK, Row, Section, busy_note, colour, duration, paired, percent, sections, summary
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PLANS, FIGURE = ROOT / "results", ROOT / "benchmarks" / "plans", ROOT / "docs" / "results.png"
+INFORMATION = ROOT / "docs" / "information.png"
 RIVAL = "madry_pgd"
+MODELS = (NATURAL, RIVAL, "entropic")  # whose information is read
+WHOLE = ("label", "label_worst", "gradient")
+INFORMATION_PANELS = ("mnist-0.3", "mnist-0.3-large", "cifar10-8-255")
 FRESH = "The same networks as above on test points that nobody looked at while choosing settings."
 # In this order, each with what a reader should know before the numbers.
 COMPARISONS = {
@@ -112,8 +118,25 @@ def comparison(section: Section) -> str:
                 [section.caption, epochs(section), chosen(section), collapsed(section), absent(section), busy_note(section)],
             )
         ),
+        verdicts(section),
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
+
+
+def verdicts(section: Section) -> str:
+    """What the sanity checks say of each network, where they were run."""
+    lines = [f"- {row.defence_title}: {row.verdict}" for row in section.rows if row.verdict]
+    return (
+        "\n".join(
+            [
+                "Sanity checks of these evaluations (docs/evaluation.md), each verdict once for all seeds that share it:",
+                "",
+                *lines,
+            ]
+        )
+        if lines
+        else ""
+    )
 
 
 def rival_of(section: Section, row: Row) -> Row | None:
@@ -391,6 +414,121 @@ def across_frameworks() -> str:
     return markdown(headings, rows) if rows else "Not run yet."
 
 
+# ----------------------------------------------------------------------------------------------------------- information
+
+
+def profiles() -> dict[tuple[str, str], ProfileRecord]:
+    """(plan, framework) -> where the information goes in its networks; where it was read again, the last."""
+    found = {}
+    for name in (*COMPARISONS, CLAIM):
+        path = RESULTS / f"{name}.jsonl"
+        for record in read_records(path) if path.exists() else ():
+            if isinstance(record, ProfileRecord):
+                found[name, record.framework] = record
+    return found
+
+
+def per_unit(record: ProfileRecord, measure: str) -> dict[str, dict[str, float]]:
+    """Layer -> model -> nats per unit."""
+    table: dict[str, dict[str, float]] = {}
+    for row in sorted(record.rows, key=lambda row: row.position):
+        if row.measure == measure and row.layer and row.value is not None:
+            table.setdefault(row.layer, {})[row.model] = float(row.value) / row.units
+    return table
+
+
+def layers(measure: str) -> str:
+    """One line a network and layer: what passes in the natural network, and which share of it in the retrained ones."""
+    rows = []
+    for (name, framework), record in profiles().items():
+        where = f"{name}, {FRAMEWORKS[framework].title}" if framework != "pytorch" else name
+        for layer, found in per_unit(record, measure).items():
+            if set(MODELS) <= set(found) and layer != "input":
+                shares = [f"{found[model] / found[NATURAL]:.2f}" for model in MODELS[1:]]
+                rows.append([where, layer, f"{found[NATURAL]:.3g}", *shares])
+                where = ""
+    headings = [
+        "networks of the table",
+        "layer",
+        "natural, nats per unit",
+        *(f"{DEFENCES[one].title}: share left" for one in MODELS[1:]),
+    ]
+    return markdown(headings, rows, left=2)
+
+
+def likeness() -> str:
+    """How alike adversarial training and ours change what perturbations aimed at the rivals send, one line a table."""
+    from scipy.stats import spearmanr
+
+    rows = []
+    for (name, framework), record in profiles().items():
+        found = [
+            values for layer, values in per_unit(record, "rivals").items() if layer != "input" and set(MODELS) <= set(values)
+        ]
+        adversarial, entropic = ([values[model] / values[NATURAL] for values in found] for model in MODELS[1:])
+        order = spearmanr(adversarial, entropic).statistic
+        where = f"{name}, {FRAMEWORKS[framework].title}" if framework != "pytorch" else name
+        pairs = [f"{min(shares):.2f} to {max(shares):.2f}" for shares in (adversarial, entropic)]
+        further = sum(ours < theirs for ours, theirs in zip(entropic, adversarial, strict=True))
+        rows.append([where, measure_of(name, framework), str(len(found)), *pairs, f"{order:.2f}", f"{further} of {len(found)}"])
+    headings = ["networks of the table", "measure", "layers", *(f"{DEFENCES[one].title}: share left" for one in MODELS[1:])]
+    return markdown([*headings, "rank correlation over the layers", "layers in which Entropic leaves less"], rows, left=2)
+
+
+def measure_of(name: str, framework: str) -> str:
+    """What `EntropicTrainer` chose in a table."""
+    records = (record for record in read_records(RESULTS / f"{name}.jsonl") if isinstance(record, TrainingRecord))
+    chosen = {
+        str(record.settings["trainer.measure"])
+        for record in records
+        if (record.defence, record.variant, record.framework) == ("entropic", "", framework) and record.status == "done"
+    }
+    return " ".join(f"`{measure}`" for measure in sorted(chosen))
+
+
+def decisions() -> str:
+    """What reaches the logits, and what it costs, one line a table."""
+    rows = []
+    for (name, framework), record in profiles().items():
+        where = f"{name}, {FRAMEWORKS[framework].title}" if framework != "pytorch" else name
+        cells = []
+        for measure in WHOLE:
+            numbers = {row.model: row for row in record.rows if row.measure == measure and row.layer == ""}
+            cells.append(" / ".join(_reading(numbers.get(model)) for model in MODELS))
+        rows.append([where, str(record.n), *cells])
+    headings = [
+        "networks of the table",
+        "n",
+        *(f"{PROFILE_MEASURES[measure].title} [{PROFILE_MEASURES[measure].unit}]" for measure in WHOLE),
+    ]
+    return markdown(headings, rows)
+
+
+def _reading(row: ProfileRow | None) -> str:
+    return "-" if row is None or row.value is None else f"{float(row.value):.3g}"
+
+
+def draw_information() -> None:
+    """docs/information.png: information through the layers, natural, adversarially trained and entropic."""
+    from matplotlib.figure import Figure
+
+    found = profiles()
+    shown = [(name, found[name, "pytorch"]) for name in INFORMATION_PANELS if (name, "pytorch") in found]
+    if not shown:
+        return
+    figure = Figure(figsize=(3.9 * len(shown), 6.2), layout="constrained")
+    panels = figure.subplots(2, len(shown), squeeze=False)
+    shades = {NATURAL: "#222222", **{model: colour(model) for model in MODELS[1:]}}
+    for column, (name, record) in zip(panels.T, shown, strict=True):
+        for axes, measure in zip(column, ("rivals", "interval"), strict=True):
+            plot_layers(axes, [row for row in record.rows if row.model in MODELS], measure, shades)
+            axes.set_title(f"{name}\n{PROFILE_MEASURES[measure].title}", loc="left", fontsize=9)
+            axes.grid(alpha=0.2)
+    handles, models = panels[0][0].get_legend_handles_labels()
+    panels[0][0].legend(handles, [DEFENCES[model].title for model in models], frameon=False, fontsize=9)
+    figure.savefig(INFORMATION, dpi=110, metadata={"Software": None})
+
+
 def measurements(name: str) -> list[MeasurementRecord]:
     """The records of a cost benchmark; where it was run again, the last."""
     found = {record.key: record for record in read_records(RESULTS / f"{name}.jsonl") if isinstance(record, MeasurementRecord)}
@@ -485,13 +623,16 @@ def fill(path: Path, blocks: dict[str, str]) -> None:
 def main() -> None:
     tables = load()
     figure(tables)
+    draw_information()
+    blocks = {"likeness": likeness(), "rivals": layers("rivals"), "interval": layers("interval"), "decisions": decisions()}
+    fill(ROOT / "docs" / "analysis.md", blocks)
     picture = f"![Robust accuracy against training seconds]({FIGURE.relative_to(ROOT)})"
     fill(ROOT / "README.md", {"headline": f"{picture}\n\n{headline(tables)}", "costs": costs()})
     if CLAIM in tables:
         fill(ROOT / "docs" / "claim.md", {"claim": claim(tables[CLAIM])})
     fill(ROOT / "docs" / "evaluation.md", {"evaluation": evaluations(), "frameworks": across_frameworks()})
     (ROOT / "BENCHMARKS.md").write_text(benchmarks(tables), encoding="utf-8")
-    print(f"BENCHMARKS.md, README.md, docs/claim.md and {FIGURE.relative_to(ROOT)} written from {len(tables)} tables")
+    print(f"BENCHMARKS.md, README.md, docs/ and their figures written from {len(tables)} tables")
 
 
 if __name__ == "__main__":

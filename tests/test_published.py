@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from art_entropic.benchmark import plan_jobs, read_plan, settings_of
-from art_entropic.records import EvaluationRecord, TrainingRecord, read_records
+from art_entropic.records import EvaluationRecord, ProfileRecord, TrainingRecord, read_records
 
 ROOT = Path(__file__).parent.parent
 PLANS = sorted((ROOT / "benchmarks" / "plans").glob("*.toml"))
@@ -24,6 +24,9 @@ def test_pages_are_made_from_the_records(tables):
     found = tables.load()
     assert (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8") == tables.benchmarks(found)
     assert tables.headline(found) in (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
+    for block in (tables.likeness(), tables.decisions(), tables.layers("rivals"), tables.layers("interval")):
+        assert block in page
     page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     assert tables.evaluations() in page and tables.across_frameworks() in page
     assert tables.claim(found[tables.CLAIM]) in (ROOT / "docs" / "claim.md").read_text(encoding="utf-8")
@@ -64,7 +67,12 @@ def test_published_records_are_those_of_their_plan(plan):
     if records:
         jobs = plan_jobs(settings, records[0].provenance.data_sha256)
         planned = {(job.framework, job.seed, job.defence, job.variant.name if job.variant else "") for job in jobs}
-        assert {(record.framework, record.seed, record.defence, record.variant) for record in records} <= planned
+        cells = [record for record in records if not isinstance(record, ProfileRecord)]
+        assert {(record.framework, record.seed, record.defence, record.variant) for record in cells} <= planned
+        trained_here = {record.key for record in records if isinstance(record, TrainingRecord)}
+        for record in records:
+            if isinstance(record, ProfileRecord):
+                assert set(record.training_keys.values()) <= trained_here
     variants = {(variant.defence, variant.name): variant for variant in settings.variants}
     for record in records:
         assert record.n_train_limit == settings.n_train
