@@ -16,6 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -598,6 +599,7 @@ def run_benchmark(
     out: str | os.PathLike[str] | None = None,
     *,
     results: str | os.PathLike[str] | None = None,
+    executor: Executor | None = None,
     verbose: bool = True,
 ) -> list[AnyRecord]:
     """Train and attack every cell of a plan that neither `out` nor `results` holds yet.
@@ -610,6 +612,8 @@ def run_benchmark(
         out: folder of the run; None takes ``runs/<stem of the plan's file>``, or ``runs/<problem>`` without a file.
         results: file of the records of an earlier, finished run of the plan, maybe on another machine. Cells that it holds are
             not done again. After the run it holds the plan's records, in the plan's order, without example pictures.
+        executor: of `concurrent.futures`, on whose workers the cells run: a process pool, or `Client.get_executor()` of Dask.
+            They must see the folder `out` under the same path. None runs the cells one after another in this process.
         verbose: progress on stderr.
     Returns:
         The records of the plan, those of earlier starts included.
@@ -621,7 +625,7 @@ def run_benchmark(
     settings = settings_of(plan)
     home = Path(out) if out is not None else default_folder(plan)
     with _naming(settings.source):
-        data = _shared_data(settings)
+        data = shared_data(settings)
     published = None if results is None else Path(results)
     earlier = [] if published is None else _replaceable(published, settings, home)
     jobs = plan_jobs(settings, data.sha256)
@@ -630,14 +634,14 @@ def run_benchmark(
     store.adopt(earlier, jobs, [profile.key for profile in profiles])
     store.retitle(jobs, settings.title)
     store.bring_up([job.evaluation_key for job in jobs])
-    _Runner(settings, data, store, provenance(settings, data.sha256)).run_all(jobs, profiles, verbose)
+    Runner(settings, data, store, provenance(settings, data.sha256)).run_all(jobs, profiles, verbose, executor)
     records = store.of(jobs, profiles)
     if published is not None:
         write_results(published, records)
     return records
 
 
-def _shared_data(settings: Settings) -> Data:
+def shared_data(settings: Settings) -> Data:
     """The data of the problem, cut to the training points that every defence may see."""
     data = load_data(settings.problem.name)
     left = len(data.x_test) - settings.first_example
@@ -751,10 +755,13 @@ class Store:
         training = self.training(key)
         return training is None or (training.status == "done" and training.weights is None)
 
+    def records(self, keys: Iterable[str]) -> list[AnyRecord]:
+        """Those that there are of these keys, each once."""
+        return [self._records[key] for key in dict.fromkeys(keys) if key in self._records]
+
     def of(self, jobs: Sequence[Job], profiles: Sequence[ProfileJob] = ()) -> list[AnyRecord]:
         keys = [key for job in jobs for key in (job.training_key, job.evaluation_key, job.checks_key)]
-        keys += [profile.key for profile in profiles]
-        return [self._records[key] for key in keys if key is not None and key in self._records]
+        return self.records([key for key in keys if key is not None] + [profile.key for profile in profiles])
 
     def adopt(self, records: Iterable[AnyRecord], jobs: Sequence[Job], profile_keys: Sequence[str] = ()) -> None:
         """Take over the cells that these records finish and this folder does not; their weights are not here."""
@@ -815,26 +822,37 @@ def _drop_torn_tail(path: Path) -> None:
 
 
 @dataclass
-class _Runner:
+class Runner:
     settings: Settings
     data: Data
     store: Store
     source: Provenance
     warm: set[str] = field(default_factory=set)  # frameworks
 
-    def run_all(self, jobs: Sequence[Job], profiles: Sequence[ProfileJob], verbose: bool) -> None:
+    def run_all(
+        self, jobs: Sequence[Job], profiles: Sequence[ProfileJob], verbose: bool, executor: Executor | None = None
+    ) -> None:
         done = sum(self.store.is_done(job) for job in jobs)
         with _progress(len(jobs) + len(profiles), verbose) as progress:
             if done:
                 progress.note(f"resuming in {self.store.home}: {done} of {len(jobs)} cells are done")
+            if executor is not None:
+                from art_entropic.distribution import run_on
+
+                run_on(executor, self, jobs, profiles, progress)
+                return
             for job in jobs:
-                self.run(job, progress, trains=self._must_train(job) or self._is_awaited(job, jobs))
+                self.run(job, progress, trains=self.trains(job, jobs))
                 progress.advance()
             for profile in profiles:
                 self.profile(profile, progress)
                 progress.advance()
 
-    def run(self, job: Job, progress: _Progress, *, trains: bool) -> None:
+    def trains(self, job: Job, jobs: Sequence[Job]) -> bool:
+        """Whether a cell's network is still to be trained, for itself or for others."""
+        return self._must_train(job) or self._is_awaited(job, jobs)
+
+    def run(self, job: Job, progress: Progress, *, trains: bool) -> None:
         """Whatever of a cell is missing: its training, its evaluation."""
         if trains:
             progress.begin(f"training {job.title}")
@@ -858,7 +876,7 @@ class _Runner:
             self.store.append(checks)
             progress.note(f"{job.title}: {checks.verdict} ({checks.seconds:.1f} s of checks)")
 
-    def profile(self, profile: ProfileJob, progress: _Progress) -> None:
+    def profile(self, profile: ProfileJob, progress: Progress) -> None:
         """Where the information goes in the networks of a framework that have been trained; nothing where there is none."""
         trainings = {job: self.store.training(job.training_key) for job in profile.jobs}
         trained = {job: training for job, training in trainings.items() if training is not None and training.status == "done"}
@@ -1246,7 +1264,7 @@ def _stamped(source: Provenance) -> Provenance:
 # ------------------------------------------------------------------------------------------------------------ progress
 
 
-class _Progress:
+class Progress:
     """Progress on stderr: a bar on a terminal, a line a finished cell anywhere else, nothing when switched off."""
 
     def __init__(self, total: int, verbose: bool) -> None:
@@ -1290,8 +1308,8 @@ class _Progress:
 
 
 @contextmanager
-def _progress(total: int, verbose: bool) -> Iterator[_Progress]:
-    progress = _Progress(total, verbose)
+def _progress(total: int, verbose: bool) -> Iterator[Progress]:
+    progress = Progress(total, verbose)
     progress.start()
     try:
         yield progress

@@ -156,6 +156,9 @@ def _add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n-train", type=int, help="only the first so many training points (default: all)")
     parser.add_argument("--epochs", type=int, help="epochs of each retraining (default: the problem's own)")
     parser.add_argument("--epochs-natural", type=int, help="epochs of natural training (default: the problem's own)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--jobs", type=int, metavar="N", help="run cells in N processes, each with cores of its own")
+    where.add_argument("--scheduler", metavar="ADDRESS", help="run cells on a Dask cluster, such as tcp://host:8786")
     parser.add_argument(
         "--no-checks", dest="checks", action="store_false", default=None, help="leave out the sanity checks and the verdicts"
     )
@@ -274,7 +277,8 @@ def _benchmark(options: argparse.Namespace) -> None:
 
     plan = _plan(options)
     out = options.out or default_folder(plan)
-    records = run_benchmark(plan, out, results=options.results, verbose=not options.quiet)
+    with _executor(options) as executor:
+        records = run_benchmark(plan, out, results=options.results, executor=executor, verbose=not options.quiet)
     _, page = write_report(out)
     print_table(records, sys.stdout)
     if not options.quiet:
@@ -294,6 +298,18 @@ def _plan(options: argparse.Namespace) -> BenchmarkPlan:
         if name in given:
             given[name] = tuple(item for items in given[name] for item in items)
     return BenchmarkPlan(**{PLAN_OPTIONS[name]: value for name, value in given.items()})
+
+
+@contextmanager
+def _executor(options: argparse.Namespace) -> Iterator[Any]:
+    """Where the cells run; None is this process."""
+    if options.jobs is None and options.scheduler is None:
+        yield None
+        return
+    from art_entropic.distribution import dask_cluster, process_pool
+
+    with process_pool(options.jobs) if options.scheduler is None else dask_cluster(options.scheduler) as executor:
+        yield executor
 
 
 def _report(options: argparse.Namespace) -> None:

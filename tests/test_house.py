@@ -17,7 +17,7 @@ FLOORS = {
     "objective": 3, "recipes": 3, "analysis": 3,
     "trainer": 4, "callbacks": 4, "attacked": 4, "attacks": 4, "planted": 4, "checks": 4, "problems": 4,
     "evaluation": 5, "defences": 5,
-    "benchmark": 6, "report": 6, "comparison": 6,
+    "benchmark": 6, "distribution": 6, "report": 6, "comparison": 6,
     "cli": 7, "__init__": 8, "__main__": 8,
 }  # fmt: skip
 FRAMEWORK_PACKAGES = {"torch", "tensorflow", "keras", "torchvision"}
