@@ -59,6 +59,7 @@ STARTS = (NATURAL, "random")
 VALIDATION_SHARE = 0.1
 N_GALLERY = 6
 CHECKS_REVISION = 1
+LOCK = ".lock"
 PROFILED = (NATURAL, "madry_pgd", "entropic")  # whose information is read: what adversarial training does, and what ours does
 N_PROFILED = 1000
 PROFILE_REVISION = 1
@@ -108,6 +109,7 @@ class BenchmarkPlan:
         profile: read where the information goes in the networks of PROFILED, those of the first seed.
         title: of the table.
         source: the file that the plan was read from.
+        overrides: what stood beside the file, such as "eps=0.1".
     """
 
     problem: str = "digits"
@@ -127,6 +129,7 @@ class BenchmarkPlan:
     profile: bool = True
     title: str | None = None
     source: str | None = None
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,12 +153,14 @@ class Settings:
     profile: bool
     title: str | None
     source: str | None
+    overrides: tuple[str, ...]
 
     @property
     def command(self) -> str:
         """The command line that asks for the same, whatever the defaults of another version are."""
         if self.source is not None:
-            return f"art-entropic benchmark --plan {shlex.quote(self.source)}"
+            overrides = "".join(f" --set {shlex.quote(one)}" for one in self.overrides)
+            return f"art-entropic benchmark --plan {shlex.quote(self.source)}{overrides}"
         if self.variants:
             return _python_command(self)
         n_train = "" if self.n_train is None else f"--n-train {self.n_train} "
@@ -215,6 +220,7 @@ def settings_of(plan: BenchmarkPlan) -> Settings:
             profile=_flag("profile", plan.profile),
             title=plan.title,
             source=plan.source,
+            overrides=plan.overrides,
         )
         _check_defences(settings)
         _check_variants(settings)
@@ -351,9 +357,12 @@ _VARIANT_KEYS: dict[str, tuple[Any, str]] = {
 }
 
 
-def read_plan(path: str | os.PathLike[str]) -> BenchmarkPlan:
+def read_plan(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> BenchmarkPlan:
     """The plan of a TOML file, whose keys are the fields of BenchmarkPlan, with a table [[variants]] for each variant.
 
+    Args:
+        overrides: values in place of those of the file, each as "key=value" with a value in TOML, or a text without quotes;
+            dots lead into tables and lists: "variants.0.options.beta=0.5".
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: not TOML, an unknown key, a value of the wrong type, or an unknown name; the message names file and key.
@@ -369,9 +378,32 @@ def read_plan(path: str | os.PathLike[str]) -> BenchmarkPlan:
             content = msgspec.toml.decode(file.read_bytes())
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"a plan must be written in TOML: {error}") from error
-        plan = BenchmarkPlan(**_plan_values(content), source=source)
+        for override in overrides:
+            _override(content, override)
+        plan = BenchmarkPlan(**_plan_values(content), source=source, overrides=tuple(overrides))
         _check_names(plan)
     return plan
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    """Set one value, in place."""
+    import msgspec
+
+    key, separator, text = override.partition("=")
+    *path, last = key.strip().split(".")
+    if not separator or not last:
+        raise ValueError(f"`set` must be KEY=VALUE such as eps=0.1 or variants.0.nb_epochs=3, got {override!r}")
+    try:
+        value = msgspec.toml.decode(f"value = {text}")["value"]
+    except msgspec.DecodeError:
+        value = text.strip()
+    place: Any = content
+    try:
+        for part in path:
+            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+        place[int(last) if isinstance(place, list) else last] = value
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"`set` {override!r} leads nowhere in the plan: {error}") from error
 
 
 def _plan_values(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -629,16 +661,98 @@ def run_benchmark(
     published = None if results is None else Path(results)
     earlier = [] if published is None else _replaceable(published, settings, home)
     jobs = plan_jobs(settings, data.sha256)
-    store = Store(home)
     profiles = profile_jobs(settings, jobs)
-    store.adopt(earlier, jobs, [profile.key for profile in profiles])
-    store.retitle(jobs, settings.title)
-    store.bring_up([job.evaluation_key for job in jobs])
-    Runner(settings, data, store, provenance(settings, data.sha256)).run_all(jobs, profiles, verbose, executor)
-    records = store.of(jobs, profiles)
-    if published is not None:
-        write_results(published, records)
+    with _alone_in(home):
+        store = Store(home)
+        store.adopt(earlier, jobs, [profile.key for profile in profiles])
+        store.retitle(jobs, settings.title)
+        store.bring_up([job.evaluation_key for job in jobs])
+        Runner(settings, data, store, provenance(settings, data.sha256)).run_all(jobs, profiles, verbose, executor)
+        records = store.of(jobs, profiles)
+        if published is not None:
+            write_results(published, records)
     return records
+
+
+@contextmanager
+def _alone_in(home: Path) -> Iterator[None]:
+    """Hold a folder: two runs in one would do the same cells twice, and one could cut off what the other is writing."""
+    from filelock import FileLock, Timeout
+
+    home.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(home / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"`out` {home} is in use by another run: wait for it, or choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is left to do of one cell.
+
+    Attributes:
+        state: "done", "train", "attack" or "check", the first thing that is missing.
+        seconds: an estimate from like cells that have been done; None where there is none.
+    """
+
+    title: str
+    state: str
+    seconds: float | None
+
+
+def outlook(
+    plan: BenchmarkPlan | None = None, out: str | os.PathLike[str] | None = None, results: str | os.PathLike[str] | None = None
+) -> list[Outlook]:
+    """What `run_benchmark` would do, without doing or writing anything.
+
+    The estimate takes the mean seconds of the trainings and the evaluations that the folder and `results` know of the same
+    problem, network, framework and defence, by epoch and training point, and by attacked point. Machines differ.
+
+    Raises:
+        As `run_benchmark`.
+    """
+    plan = plan or BenchmarkPlan()
+    settings = settings_of(plan)
+    home = Path(out) if out is not None else default_folder(plan)
+    with _naming(settings.source):
+        data = shared_data(settings)
+    known = [*read_records(home / RECORDS), *([] if results is None else read_records(Path(results)))]
+    store = Store.of_records(home, known)
+    return [_outlook(settings, data, store, known, job) for job in plan_jobs(settings, data.sha256)]
+
+
+def _outlook(settings: Settings, data: Data, store: Store, known: Sequence[AnyRecord], job: Job) -> Outlook:
+    if store.is_done(job):
+        return Outlook(job.title, "done", 0.0)
+    like = [
+        record
+        for record in known
+        if isinstance(record, (TrainingRecord, EvaluationRecord))
+        and (record.problem, record.network, record.framework, record.defence)
+        == (settings.problem.name, settings.network, job.framework, job.defence)
+    ]
+    trained = [record for record in like if isinstance(record, TrainingRecord) and record.status == "done"]
+    attacked = [record for record in like if isinstance(record, EvaluationRecord) and record.battery == settings.battery]
+    steps = settings.epochs_of(job.defence, job.variant) * len(data.x_train)
+    training = [one.seconds * steps / (one.nb_epochs * max(1, one.n_train)) for one in trained]
+    attack = [one.seconds * settings.n_examples / one.clean.n for one in attacked]
+    state, needed = _missing(store, job, training, attack)
+    known_all = all(needed)
+    return Outlook(job.title, state, sum(sum(one) / len(one) for one in needed) if known_all else None)
+
+
+def _missing(store: Store, job: Job, training: list[float], attack: list[float]) -> tuple[str, tuple[list[float], ...]]:
+    """The first thing that a cell lacks, and the seconds of like cells for all that it lacks."""
+    if store.lacks_weights(job.training_key) and store.evaluation(job.evaluation_key) is None:
+        return "train", (training, attack)
+    if store.evaluation(job.evaluation_key) is None:
+        return "attack", (attack,)
+    return "check", ([],)
 
 
 def shared_data(settings: Settings) -> Data:
@@ -711,6 +825,15 @@ class Store:
         self._records: dict[str, AnyRecord] = {}
         for record in read_records(self.path):
             self._keep(record)
+
+    @classmethod
+    def of_records(cls, home: Path, records: Iterable[AnyRecord]) -> Store:
+        """Records that were read elsewhere, to ask and not to add to; nothing is written."""
+        store = cls.__new__(cls)
+        store.home, store.path, store._records = home, home / RECORDS, {}
+        for record in records:
+            store._keep(record)
+        return store
 
     def append(self, record: AnyRecord) -> None:
         append_record(self.path, record)

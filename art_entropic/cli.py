@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from art_entropic.analysis import InformationProfile
-    from art_entropic.benchmark import BenchmarkPlan
+    from art_entropic.benchmark import BenchmarkPlan, Outlook
     from art_entropic.evaluation import Evaluation
     from art_entropic.records import ProfileRow
     from art_entropic.trainer import History
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     options = _parser(words).parse_args(words)
     try:
-        _COMMANDS[options.command].run(options)
+        return _COMMANDS[options.command].run(options) or 0
     except KeyboardInterrupt:
         again = _COMMANDS[options.command].again
         print(f"\n{PROGRAM}: interrupted; what is finished is kept. {again}", file=sys.stderr)
@@ -72,7 +72,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _is_for_user(error: Exception) -> bool:
@@ -129,7 +128,7 @@ def _add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument(
         "--plan", type=Path, metavar="FILE.toml",
-        help="file that says what to compare, in place of all options but --out, --results and --quiet",
+        help="file that says what to compare, in place of the options that say so here",
     )  # fmt: skip
     parser.add_argument(
         "--problem", choices=list(PROBLEMS), help=f"data set (default: {DEFAULT_PROBLEM}, which needs no download)"
@@ -156,6 +155,11 @@ def _add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n-train", type=int, help="only the first so many training points (default: all)")
     parser.add_argument("--epochs", type=int, help="epochs of each retraining (default: the problem's own)")
     parser.add_argument("--epochs-natural", type=int, help="epochs of natural training (default: the problem's own)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="a value in place of the plan file's, such as eps=0.1 or variants.0.nb_epochs=3; repeat it",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="show the cells and what is missing of them, and do nothing")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--jobs", type=int, metavar="N", help="run cells in N processes, each with cores of its own")
     where.add_argument("--scheduler", metavar="ADDRESS", help="run cells on a Dask cluster, such as tcp://host:8786")
@@ -264,6 +268,12 @@ def _add_analyse_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 
+def _add_compare_arguments(parser: argparse.ArgumentParser) -> None:
+    for name in ("old", "new"):
+        parser.add_argument(name, type=Path, help=f"folder of the {name} benchmark, or a file of its records")
+    parser.add_argument("--fail", action="store_true", help="exit with 1 if a robust accuracy fell beyond its 95 %% interval")
+
+
 def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="FOLDER", help="folder of a benchmark")
 
@@ -272,11 +282,14 @@ def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    from art_entropic.benchmark import default_folder, run_benchmark
+    from art_entropic.benchmark import default_folder, outlook, run_benchmark
     from art_entropic.report import print_table, write_report
 
     plan = _plan(options)
     out = options.out or default_folder(plan)
+    if options.dry_run:
+        _print_outlook(outlook(plan, out, options.results))
+        return
     with _executor(options) as executor:
         records = run_benchmark(plan, out, results=options.results, executor=executor, verbose=not options.quiet)
     _, page = write_report(out)
@@ -293,11 +306,63 @@ def _plan(options: argparse.Namespace) -> BenchmarkPlan:
         if given:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ValueError(f"`--plan` must stand alone, since its file says what to compare, got {names} beside it")
-        return read_plan(options.plan)
+        return read_plan(options.plan, options.overrides)
+    if options.overrides:
+        raise ValueError(f"`--set` changes a value of a plan file and needs --plan, got {', '.join(options.overrides)}")
     for name in ("framework", "defence", "seeds"):
         if name in given:
             given[name] = tuple(item for items in given[name] for item in items)
     return BenchmarkPlan(**{PLAN_OPTIONS[name]: value for name, value in given.items()})
+
+
+def _print_outlook(cells: Sequence[Outlook]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("cell", "to do", "seconds, about", box=None, pad_edge=False)
+    for cell in cells:
+        seconds = "" if cell.state == "done" else "unknown" if cell.seconds is None else f"{cell.seconds:.0f}"
+        table.add_row(cell.title, "-" if cell.state == "done" else cell.state, seconds)
+    Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True).print(table)
+    left = [cell for cell in cells if cell.state != "done"]
+    known = [cell.seconds for cell in left if cell.seconds is not None]
+    unknown = len(left) - len(known)
+    print(
+        f"{len(left)} of {len(cells)} cells to do, about {sum(known):.0f} s"
+        + (f" and {unknown} of unknown length" * bool(unknown))
+    )
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from art_entropic.comparison import compare_runs
+    from art_entropic.records import read_records
+
+    changes = compare_runs(*(read_records(_records_file(path)) for path in (options.old, options.new)))
+    table = Table("cell", "n", "old %", "new %", "points [95 % interval]", "", box=None, pad_edge=False)
+    for change in changes.cells:
+        one = change.difference
+        interval = "" if one is None else f" [{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
+        shares = (f"{100 * share.value:.1f}" for share in (change.old, change.new))
+        table.add_row(change.title, str(change.new.n), *shares, f"{change.points:+.1f}{interval}", change.verdict)
+    Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True).print(table)
+    for name, missing in (("old", changes.only_old), ("new", changes.only_new)):
+        if missing:
+            print(f"only in the {name} run: {'; '.join(missing)}")
+    print(f"robust accuracy fell in {len(changes.fell)} of {len(changes.cells)} cells")
+    return 1 if options.fail and changes.fell else 0
+
+
+def _records_file(path: Path) -> Path:
+    """The records of a folder of a benchmark, or a file of records."""
+    from art_entropic.report import RECORDS
+
+    file = path / RECORDS if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"`old` and `new` must be folders of a benchmark or files of records, got {path}")
+    return file
 
 
 @contextmanager
@@ -524,7 +589,7 @@ class _Command(NamedTuple):
     description: str
     again: str  # how to go on after Ctrl-C
     add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], None]
+    run: Callable[[argparse.Namespace], int | None]  # exit code, None for 0
 
 
 _COMMANDS: dict[str, _Command] = {
@@ -559,6 +624,13 @@ _COMMANDS: dict[str, _Command] = {
         "The same command does it again.",
         _add_analyse_arguments,
         _analyse,
+    ),
+    "compare": _Command(
+        "see what changed between two benchmarks",
+        "Compares robust accuracies cell by cell, paired by test point, and can fail a CI job where one fell.",
+        "The same command does it again.",
+        _add_compare_arguments,
+        _compare,
     ),
     "report": _Command(
         "rebuild the report of a folder from its records",

@@ -7,6 +7,9 @@ import io
 import json
 import re
 import shlex
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -745,7 +748,7 @@ def test_a_plan_file_says_all_that_a_plan_can(tmp_path: Path, monkeypatch: pytes
         ),
         source="plans/table one.toml",
     )  # fmt: skip
-    named = {field.name for field in dataclasses.fields(BenchmarkPlan)} - {"source"}
+    named = {field.name for field in dataclasses.fields(BenchmarkPlan)} - {"source", "overrides"}
     assert set(benchmark._PLAN_KEYS) == named
     assert settings_of(plan).command == "art-entropic benchmark --plan 'plans/table one.toml'"
     assert benchmark.default_folder(plan) == Path("runs/table one")
@@ -851,3 +854,141 @@ def test_split_is_seeded_disjoint_and_complete() -> None:
     again = benchmark.hold_out(100, 0.1, seed=3)
     np.testing.assert_array_equal(held, again[1])
     assert not np.array_equal(held, benchmark.hold_out(100, 0.1, seed=4)[1])
+
+
+def test_values_of_a_plan_file_can_be_set_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("plan.toml").write_text(WHOLE)
+    asked = ("eps=4/255", "seeds=[7]", "variants.0.options.beta=0.5", "variants.1.nb_epochs=9", "title=Mine", "battery = full")
+    plan = read_plan("plan.toml", asked)
+    assert (plan.eps, plan.seeds, plan.title, plan.battery) == (4 / 255, (7,), "Mine", "full")
+    assert plan.variants[0].options == {"beta": 0.5, "layers": "dense"} and plan.variants[1].nb_epochs == 9
+    words = settings_of(plan).command.split(" --set ")
+    assert words[0] == "art-entropic benchmark --plan plan.toml" and words[3] == "variants.0.options.beta=0.5"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("eps", "`set` must be KEY=VALUE such as eps=0.1 or variants.0.nb_epochs=3, got 'eps'"),
+        ("epochs=3", "plan.toml: `epochs` is unknown"),
+        ("variants.7.nb_epochs=3", "`set` 'variants.7.nb_epochs=3' leads nowhere in the plan: list index out of range"),
+        ("variants.first.nb_epochs=3", "`set` 'variants.first.nb_epochs=3' leads nowhere"),
+        ("eps.deep=3", "`set` 'eps.deep=3' leads nowhere"),
+        ("nb_epochs=many", "`nb_epochs` must be a whole number, got 'many'"),
+    ],
+)
+def test_overrides_that_lead_nowhere_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("plan.toml").write_text(WHOLE)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_plan("plan.toml", [override])
+
+
+def test_a_dry_run_tells_what_is_missing_and_writes_nothing(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from art_entropic import cli
+
+    plan = dataclasses.replace(SMALL, frameworks=("pytorch",), defences=("entropic", "fbf"))
+    fresh = benchmark.outlook(plan, tmp_path / "new")
+    assert [(cell.state, cell.seconds) for cell in fresh] == [("train", None)] * 3
+    assert not (tmp_path / "new").exists()
+    world.failure["evaluate"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", plan)
+    world.failure.clear()
+    half = benchmark.outlook(plan, tmp_path / "run")
+    assert [cell.state for cell in half] == ["attack", "train", "train"]
+    records = run(tmp_path / "run", plan)
+    before = (tmp_path / "run" / "records.jsonl").read_bytes()
+    done = benchmark.outlook(plan, tmp_path / "run")
+    assert [(cell.state, cell.seconds) for cell in done] == [("done", 0.0)] * 3
+    # Twice the epochs, twice the points: twice the seconds of training and of attacks.
+    longer = dataclasses.replace(plan, nb_epochs=6, n_examples=20, seeds=(1,))
+    seconds = {record.defence: record.seconds for record in records if isinstance(record, TrainingRecord)}
+    cells = benchmark.outlook(longer, tmp_path / "run")
+    n = len(world.data.x_train)
+    kept = next(record.n_train for record in records if isinstance(record, TrainingRecord))
+    assert cells[1].state == "train"
+    np.testing.assert_allclose(cells[1].seconds, 2 * seconds["entropic"] * n / kept + 2 * 0.5)
+    assert (tmp_path / "run" / "records.jsonl").read_bytes() == before
+    words = benchmark.settings_of(plan).command.split()[1:]
+    assert cli.main([*words, "--out", str(tmp_path / "run"), "--dry-run"]) == 0
+    assert "0 of 3 cells to do, about 0 s" in capsys.readouterr().out
+
+
+def test_a_second_run_in_the_same_folder_is_refused(world: World, tmp_path: Path) -> None:
+    code = "import sys; from art_entropic.benchmark import _alone_in; from pathlib import Path\n"
+    code += "with _alone_in(Path(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "mine\n"
+        with pytest.raises(ValueError, match="is in use by another run"):
+            run(tmp_path)
+        assert not (tmp_path / "records.jsonl").exists()
+        other.kill()
+    assert run(tmp_path)  # the lock dies with its process
+
+
+# A run whose cells take no time, in a process of its own.
+VICTIM = """
+import os, sys, time
+from pathlib import Path
+from art_entropic import benchmark
+from art_entropic.benchmark import BenchmarkPlan, Runner, run_benchmark
+from art_entropic.records import Accuracy, EvaluationRecord
+
+def train(self, job):
+    path = self.store.home / job.weights(".fake")
+    path.parent.mkdir(exist_ok=True)
+    with benchmark.replacing(path, ".fake") as temporary:
+        temporary.write_text(job.training_key)
+    time.sleep(0.005)
+    return self._training_record(job, "done", benchmark.Spent(0.0, None), weights=job.weights(".fake"), n_train=1)
+
+def evaluate(self, job, training):
+    assert (self.store.home / training.weights).read_text() == job.training_key
+    time.sleep(0.005)
+    share = Accuracy(correct=1, n=2, low=0.1, high=0.9)
+    return EvaluationRecord(key=job.evaluation_key, training_key=job.training_key, battery="quick", clean=share, robust=share,
+                            attacks=[], seconds=0.0, provenance=self.source, **self._cell(job))
+
+Runner._train, Runner._evaluate = train, evaluate
+plan = BenchmarkPlan(frameworks=("pytorch",), defences=("entropic", "fbf", "trades"), battery="quick", n_examples=10,
+                     seeds=tuple(range(40)), checks=False, profile=False)
+print("ready", flush=True)
+records = run_benchmark(plan, sys.argv[1], verbose=False)
+print(len(records), flush=True)
+"""
+
+
+def test_a_run_killed_at_twenty_moments_loses_the_cell_in_flight_at_most(tmp_path: Path) -> None:
+    (tmp_path / "victim.py").write_text(VICTIM)
+    file = tmp_path / "run" / "records.jsonl"
+    rng = np.random.default_rng(0)
+    done = 0
+    for _ in range(20):
+        with subprocess.Popen(
+            [sys.executable, tmp_path / "victim.py", tmp_path / "run"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as victim:
+            assert victim.stdout is not None and victim.stdout.readline() == "ready\n"
+            time.sleep(rng.uniform(0.0, 0.25))
+            victim.kill()
+        whole = file.read_bytes().count(b"\n") if file.exists() else 0
+        assert whole >= done  # nothing that was finished is lost
+        done = whole
+    last = subprocess.run(
+        [sys.executable, tmp_path / "victim.py", tmp_path / "run"], capture_output=True, text=True, check=True
+    )
+    assert last.stdout.split() == ["ready", str(2 * 4 * 40)]
+    records = list(read_records(file))
+    assert len(records) == len({record.key for record in records}) == 2 * 4 * 40  # no cell was done twice, none is torn
+    left = [path.name for path in (tmp_path / "run" / "weights").iterdir() if not path.name.startswith(".")]
+    assert len(left) == 4 * 40

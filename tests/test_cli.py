@@ -191,6 +191,9 @@ def assert_one_line(outcome: tuple[int, str, str], *wanted: str) -> None:
         (["benchmark", "--plan", "a.toml", "--eps", "0.1", "--n-train", "9"], "got --eps, --n-train beside it"),
         (["report", "nowhere"], "records.jsonl"),
         (["train", "--eps", "0.1"], "--estimator"),
+        (["benchmark", "--jobs", "0"], "`jobs` must be at least 1"),
+        (["benchmark", "--jobs", "2", "--scheduler", "tcp://a:1"], "not allowed with argument"),
+        (["benchmark", "--set", "eps=0.1"], "`--set` changes a value of a plan file and needs --plan"),
         (["evaluate", "--eps", "0.1"], "--estimator"),
         (["evaluate", *MINE, "--eps", "8"], "`eps` must not exceed the range 1 of `clip_values` (0, 1)"),
         (["evaluate", *MINE, "--eps", "0.1", "--norm", "3"], "invalid choice: '3'"),
@@ -279,8 +282,9 @@ def test_benchmark_passes_its_options_on(
 ) -> None:
     asked: list[Any] = []
 
-    def run_benchmark(plan: Any, out: Path, *, results: Path | None, verbose: bool) -> list[Any]:
+    def run_benchmark(plan: Any, out: Path, *, results: Path | None, executor: Any, verbose: bool) -> list[Any]:
         asked.extend((plan, out, results, verbose))
+        assert executor is None
         return []
 
     monkeypatch.setattr("art_entropic.benchmark.run_benchmark", run_benchmark)
