@@ -78,7 +78,7 @@ def _is_for_user(error: Exception) -> bool:
     """Errors whose message is all that the user needs. Any other is a defect and shows its traceback."""
     from art_entropic.backends import MissingFrameworkError, NoIntervalRuleError
 
-    if isinstance(error, (ValueError, TypeError, OSError, MissingFrameworkError, NoIntervalRuleError)):
+    if isinstance(error, (ValueError, TypeError, OSError, MemoryError, MissingFrameworkError, NoIntervalRuleError)):
         return True
     # Raised only by what is loaded.
     known = (("art_entropic.trainer", "TrainingDivergedError"), ("art_entropic.evaluation", "BatteryError"))

@@ -7,6 +7,8 @@ import math
 import os
 import secrets
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -174,6 +176,10 @@ class _Snapshot(NamedTuple):
     epoch: int  # epochs finished
     weights: dict[str, Array]
     optimizer: dict[str, Array]
+
+    @property
+    def title(self) -> str:
+        return f"epoch {self.epoch}" if self.epoch else "the start"
 
 
 @dataclass(frozen=True)
@@ -405,19 +411,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             FileNotFoundError: there is no such file.
             ValueError: not a checkpoint of this version, or of another network or other settings.
         """
-        with np.load(Path(path), allow_pickle=False) as file:
-            if "about" not in file:
-                raise ValueError(f"{path} is not a checkpoint of EntropicTrainer")
-            about = json.loads(str(file["about"]))
-            if about.get("schema") != CHECKPOINT_SCHEMA:
-                raise ValueError(
-                    f"{path} is a checkpoint of schema {about.get('schema')!r}, this version reads {CHECKPOINT_SCHEMA}"
-                )
-            parts: dict[str, dict[str, Array]] = {"weights": {}, "optimizer": {}, "best": {}}
-            for key in file.files:
-                part, _, name = key.partition("/")
-                if part in parts:
-                    parts[part][name] = file[key]
+        about, parts = _read_checkpoint(Path(path))
         if self._automatic:
             if about["plan"]["measure"] not in AUTOMATIC:
                 raise ValueError(f"`measure` must be as in the checkpoint {path}: {about['plan']['measure']!r}, got None")
@@ -609,16 +603,25 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             share = (epoch + number / source.steps) / options.nb_epochs
             controls = self._schedule.at(share)
             set_rates(share)
-            values = step(self._batch(x, labels, rng), controls)
+            values = self._step(step, self._batch(x, labels, rng), controls, progress)
             if not all(map(math.isfinite, values.values())):
                 self._backend.load_state(progress.last.weights)
-                last = progress.last.epoch
-                raise TrainingDivergedError(epoch + 1, number + 1, values, f"epoch {last}" if last else "the start")
+                raise TrainingDivergedError(epoch + 1, number + 1, values, progress.last.title)
             means.add(values, len(x))
             bar.update()
             if number % 10 == 0:
                 bar.set_postfix(_postfix(epoch, options.nb_epochs, controls, means.values()), refresh=False)
         return means.values()
+
+    def _step(self, step: Step, batch: Batch, controls: Controls, progress: _Progress) -> dict[str, float]:
+        try:
+            return step(batch, controls)
+        except Exception as error:
+            if not self._backend.is_out_of_memory(error):
+                raise
+            self._backend.load_state(progress.last.weights)
+            n, back = len(batch.x), f"the weights are back at {progress.last.title}"
+            raise MemoryError(f"no memory for a batch of {n}: try `batch_size` {max(1, n // 2)}; {back}") from error
 
     def _set_learning_rate(self, value: Any) -> None:
         # ART's TensorFlow convention is a callable that sets the rate itself and returns nothing.
@@ -650,6 +653,34 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             history.best_epoch = record.epoch
         else:
             progress.stale += 1
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Array]]]:
+    """What a checkpoint says of itself, and its arrays by part; no code of the file runs.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not a checkpoint of this version, or a damaged one.
+    """
+    parts: dict[str, dict[str, Array]] = {"weights": {}, "optimizer": {}, "best": {}}
+    if path.exists() and not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is damaged, or no checkpoint of EntropicTrainer")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if "about" not in file:
+                raise ValueError(f"{path} is not a checkpoint of EntropicTrainer")
+            about = json.loads(str(file["about"]))
+            if about.get("schema") != CHECKPOINT_SCHEMA:
+                raise ValueError(
+                    f"{path} is a checkpoint of schema {about.get('schema')!r}, this version reads {CHECKPOINT_SCHEMA}"
+                )
+            for key in file.files:
+                part, _, name = key.partition("/")
+                if part in parts:
+                    parts[part][name] = file[key]
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path} is damaged, or no checkpoint of EntropicTrainer: {error}") from error
+    return about, parts
 
 
 def _as_tuple(layers: Any) -> Any:

@@ -242,6 +242,9 @@ class Backend(Protocol):
         The step leaves the weights alone and still returns the terms where the loss or a gradient is not finite.
         """
 
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """Whether an error of a step says that memory, of the device or of the machine, was too small."""
+
     def measuring_step(self, objective: Objective) -> Step:
         """The same terms in inference mode, without a change of the weights."""
 

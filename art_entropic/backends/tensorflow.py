@@ -436,6 +436,9 @@ class TensorFlowBackend:
 
         return self._step(compute)
 
+    def is_out_of_memory(self, error: Exception) -> bool:
+        return isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError))
+
     def measuring_step(self, objective: Objective) -> TensorFlowStep:
         view = self._view(training=False)
         return self._step(lambda batch, controls: dict(objective(view, batch, controls)))

@@ -300,6 +300,11 @@ class TorchBackend:
 
         return step
 
+    def is_out_of_memory(self, error: Exception) -> bool:
+        # On the CPU it is a RuntimeError like any other, known by its words alone.
+        told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        return told or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
     def measuring_step(self, objective: Objective) -> Step:
         view = TorchView(self, differentiable=False)
 
