@@ -12,6 +12,7 @@ from art_entropic.records import Accuracy
 
 RESAMPLES = 9999
 PROFILE_RESAMPLES = 999
+RESAMPLED_AT_ONCE = 20_000  # numbers, so that memory does not grow with the points
 
 
 def accuracy(correct: np.ndarray | int, n: int | None = None) -> Accuracy:
@@ -54,8 +55,9 @@ def bootstrap_interval(values: np.ndarray, *, median: bool = False, seed: int = 
     if not np.isfinite(values).all() or np.ptp(values) == 0:
         same = float(statistic(values))
         return same, same
+    batch = max(1, RESAMPLED_AT_ONCE // len(values))
     found = bootstrap(
-        (values,), statistic, n_resamples=PROFILE_RESAMPLES, method="percentile", rng=np.random.default_rng(seed), batch=250
+        (values,), statistic, n_resamples=PROFILE_RESAMPLES, method="percentile", rng=np.random.default_rng(seed), batch=batch
     ).confidence_interval
     return float(found.low), float(found.high)
 

@@ -204,6 +204,26 @@ def test_blocks_and_chunks_are_no_part_of_the_answer(framework, make_classifier,
         assert first.n == second.n == (2 if first.measure == "renyi" else 250)
 
 
+def test_memory_grows_with_the_batch_and_not_with_the_points(make_classifier, points):
+    import tracemalloc
+
+    classifier = make_classifier("pytorch")
+
+    def peak(n, batch_size):
+        x, y = points("pytorch", n=n)
+        tracemalloc.start()
+        try:
+            profile({"a": classifier}, x, y, measures=["interval", "noise", "rivals"], batch_size=batch_size)
+            return tracemalloc.get_traced_memory()[1] - 3 * x.nbytes  # x itself is checked and copied
+        finally:
+            tracemalloc.stop()
+
+    peak(50, 64)
+    small = peak(100, 64)
+    assert peak(400, 64) < 1.3 * small
+    assert peak(400, 1024) > 2 * small
+
+
 def test_rows_survive_json(framework, make_classifier, points):
     found = profile(
         {"a": make_classifier(framework)}, *points(framework, n=12), layers=["input"], measures=["entropy", "noise"]

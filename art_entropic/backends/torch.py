@@ -31,6 +31,7 @@ from art_entropic.backends._preprocessing import standardisation
 from art_entropic.backends._torch_art import before_each_step, for_art_trainers, reference_attack, untouched
 from art_entropic.backends._torch_bounds import BoundTensor, Recorder, Trace, TwiceDifferentiated
 from art_entropic.backends._torch_ops import ops
+from art_entropic.backends._torch_shares import Shares
 from art_entropic.backends.architecture import (
     NORM_EPSILON,
     NORM_MOMENTUM,
@@ -287,11 +288,16 @@ class TorchBackend:
         view = TorchView(self, differentiable=True)
         optimizer = self._optimizer
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        shares = Shares()
+        shares.agree([*self.model.state_dict().values()])
 
         def step(batch: Batch, controls: Controls) -> dict[str, float]:
             optimizer.zero_grad(set_to_none=True)
-            terms = objective(view, *self._inputs(batch, controls))
+            batch, weight = shares.of(batch)
+            terms = dict(objective(view, *self._inputs(batch, controls)))
             terms["loss"].backward()
+            terms = shares.average(parameters, terms, weight)
+            shares.agree([*self.model.buffers()])
             gradients = [p.grad for p in parameters if p.grad is not None]
             values = _numbers({**terms, "gradient_norm": nn.utils.get_total_norm(gradients)})
             if np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"]):
