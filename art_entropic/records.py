@@ -283,6 +283,10 @@ AnyRecord = TrainingRecord | EvaluationRecord | ChecksRecord | ProfileRecord | M
 _decoder = msgspec.json.Decoder(AnyRecord)
 
 
+class AnotherSchemaError(ValueError):
+    """A record of a schema that this version does not read."""
+
+
 def append_record(path: Path, record: AnyRecord) -> None:
     """Append one record to a JSON Lines file and force it to disk, so that a kill right after loses nothing."""
     line = msgspec.json.encode(record) + b"\n"
@@ -304,11 +308,14 @@ def read_records(path: Path) -> Iterator[AnyRecord]:
         if not line.strip():
             continue
         try:
-            schema = json.loads(line).get("schema")
-            if schema != SCHEMA:
-                raise ValueError(f"{path}:{number}: record of schema {schema!r}, this version reads schema {SCHEMA}")
+            found = json.loads(line)
+            schema = found.get("schema") if isinstance(found, dict) else None
+            if isinstance(found, dict) and schema != SCHEMA:
+                raise AnotherSchemaError(f"{path}:{number}: record of schema {schema!r}, this version reads schema {SCHEMA}")
             yield _decoder.decode(line)
-        except (json.JSONDecodeError, msgspec.ValidationError) as error:
+        except AnotherSchemaError:
+            raise
+        except (ValueError, RecursionError, msgspec.MsgspecError) as error:
             if number == len(lines):
                 warnings.warn(f"{path}:{number}: torn last line skipped ({error})", RuntimeWarning, stacklevel=2)
                 continue

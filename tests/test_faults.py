@@ -1,12 +1,16 @@
 """Faults that are not ours, and what is left after them; the table of docs/reliability.md names these tests."""
 
+import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from art_entropic import EntropicTrainer
 from art_entropic.backends import backend_for
@@ -117,6 +121,25 @@ def test_other_errors_of_a_step_are_left_alone(make_classifier, points, monkeypa
     monkeypatch.setattr(trainer._backend, "training_step", training_step)
     with pytest.raises(RuntimeError, match="something else"):
         trainer.fit(x, y, nb_epochs=1, batch_size=16)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["schema", "kind", "key", "seed"]), inner),
+    max_leaves=8,
+)
+
+
+@given(lines=st.lists(st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode()), max_size=4))
+def test_whatever_a_file_holds_it_is_records_or_an_error_that_names_the_line(lines, tmp_path_factory):
+    file = tmp_path_factory.mktemp("fuzz") / "records.jsonl"
+    file.write_bytes(b"\n".join(lines))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            assert list(read_records(file)) == []
+        except ValueError as error:
+            assert re.search(r"records\.jsonl:\d+: ", str(error))
 
 
 def test_records_of_another_version_are_refused_by_number(tmp_path):
