@@ -390,17 +390,8 @@ class TensorFlowBackend:
         if seed is None:
             yield
             return
-        generators = _generators(self.model)
-        before = [generator.numpy() for generator in generators]
-        rng = np.random.default_rng(seed)
-        with _global_seed(seed):
-            for generator in generators:
-                generator.assign(rng.integers(0, 2**31, size=2).astype(generator.dtype))
-            try:
-                yield
-            finally:
-                for generator, state in zip(generators, before, strict=True):
-                    generator.assign(state)
+        with _seeded(self.model, seed):
+            yield
 
     def _step(self, compute: Compute) -> TensorFlowStep:
         return TensorFlowStep(compute, self._input_shape, self._nb_classes)
@@ -536,6 +527,22 @@ def _generators(model: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
+def _seeded(model: Any, seed: int) -> Iterator[None]:
+    """Everything random of TensorFlow, of Keras and of the model's layers starts from a seed inside; as before after."""
+    generators = _generators(model)
+    before = [generator.numpy() for generator in generators]
+    rng = np.random.default_rng(seed)
+    with _global_seed(seed):
+        for generator in generators:
+            generator.assign(rng.integers(0, 2**31, size=2).astype(generator.dtype))
+        try:
+            yield
+        finally:
+            for generator, state in zip(generators, before, strict=True):
+                generator.assign(state)
+
+
+@contextlib.contextmanager
 def _global_seed(seed: int) -> Iterator[None]:
     """TensorFlow's own seed inside; as before after."""
     from tensorflow.python.eager import context as eager  # the public API can set the global seed, but not read it
@@ -562,7 +569,7 @@ def untouched(estimator: Any, seed: int) -> contextlib.AbstractContextManager[No
     A call in inference mode changes no other state of a Keras model. A layer that draws by ``tf.random`` itself keeps its own
     count inside compiled functions, which nobody can set.
     """
-    return TensorFlowBackend(estimator).training(seed)
+    return _seeded(estimator.model, seed)
 
 
 # ------------------------------------------------------------------------------------------------- networks from data
