@@ -1,17 +1,21 @@
 """Where the information goes: what a perturbation, the data and the labels leave in each layer of a network.
 
 Layers are read with finite resolution: tau is a share of the layer's own spread between points, one number for all its units,
-so that neither the scale of a layer nor of the data counts. Three readings of the perturbation's information are ordered by
-theorems, whatever the network, and on every sample of perturbations (section 2 of the method page; Popoviciu, Hadamard):
+so that neither the scale of a layer nor of the data counts. Three readings of the perturbation's information are ordered,
+whatever the network, on every sample of perturbations, up to the float32 rounding of the boxes: a variance is at most a
+quarter of the squared range (Popoviciu), a determinant at most the product of its diagonal (Hadamard):
 
     noise <= gaussian <= interval
+
+Each layer is read with fresh noise of its own, so no data processing inequality ties a layer to the next one: the loss between
+two layers is a difference of readings and may be negative.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -42,7 +46,7 @@ if TYPE_CHECKING:
 INPUT = "input"
 LOGITS = "logits"
 BLOCK = 100  # points of which the entropies of a layer are estimated at a time
-LEAST = 10  # points that such an estimate needs
+LEAST = 10  # points that such an estimate needs, and blocks that an interval needs
 MOST_RIVALS = 9
 
 
@@ -72,7 +76,7 @@ class Chunk:
         Raises:
             NoIntervalRuleError: an operation has no rule.
         """
-        return {INPUT: self.ball, **self.network.boxes(self.x)}
+        return _behind_input(self.ball, self.network.boxes(self.x))
 
     @cached_property
     def random(self) -> dict[str, Array]:
@@ -108,9 +112,15 @@ class Chunk:
         return {layer: value.reshape(m, copies, -1) for layer, value in values.items()}
 
 
+def _behind_input(x: Any, layers: Mapping[str, Any]) -> dict[str, Any]:
+    """The input before the layers; a layer that has its name gets another."""
+    return {INPUT: x, **{f"{INPUT}#2" if name == INPUT else name: value for name, value in layers.items()}}
+
+
 def _from_boxes(chunk: Chunk, layer: str, resolution: float) -> Array:
     box = chunk.boxes[layer]
     width = np.asarray(box.upper, np.float64) - np.asarray(box.lower, np.float64)
+    width = np.where(np.isnan(width), np.inf, width)  # a bound that overflowed bounds nothing
     return _unless_constant(width, resolution, lambda: transmitted_information(ops, width, resolution=resolution))
 
 
@@ -188,7 +198,8 @@ def _kept_in_the_worst_case(chunk: Chunk) -> Array:
 
 def _kept(chunk: Chunk, logits: Array) -> Array:
     """Label information by each point, H(Y) + log p(y); its mean is H(Y) - cross-entropy."""
-    return np.asarray(chunk.network.label_entropy + (chunk.one_hot * ops.log_softmax(logits)).sum(axis=1))
+    kept = np.asarray(chunk.network.label_entropy + (chunk.one_hot * ops.log_softmax(logits)).sum(axis=1))
+    return np.where(np.isnan(kept), -np.inf, kept)
 
 
 def _output_entropy(chunk: Chunk) -> Array:
@@ -216,6 +227,7 @@ class ProfileMeasure:
         transmitted: the perturbation's information, of which the loss between layers is taken.
         needs_labels: has no meaning without `y`.
         median: over the points, where the mean would be that of the outliers.
+        by_unit: grows with the number of units, so that layers are compared per unit.
     """
 
     title: str
@@ -227,6 +239,7 @@ class ProfileMeasure:
     transmitted: bool = False
     needs_labels: bool = False
     median: bool = False
+    by_unit: bool = True
 
 
 PROFILE_MEASURES: dict[str, ProfileMeasure] = {
@@ -252,16 +265,17 @@ PROFILE_MEASURES: dict[str, ProfileMeasure] = {
         transmitted=True,
     ),
     "rivals": ProfileMeasure(
-        "perturbation, aimed at the rivals",
+        "perturbation, aimed at the rivals (Gaussian)",
         "nats",
-        "one step of the gradient towards each of up to nine rivals: a stronger adversary sends more",
+        "what a Gaussian signal with the covariance of ten points sends: x, and where one gradient step leads towards each of "
+        "up to nine rivals. Above what the ten send by themselves, at most log 10; below what a stronger adversary sends",
         of_layer=_from_rivals,
         transmitted=True,
     ),
     "information": ProfileMeasure(
         "natural input (Gaussian)",
         "nats",
-        f"of blocks of {BLOCK} points, which span {BLOCK - 1} directions, so too low in wide layers; exact for Gaussian ones",
+        f"of blocks of up to {BLOCK} points, which span one direction less, so too low in wide layers; exact for Gaussian ones",
         of_block=_information,
     ),
     "entropy": ProfileMeasure(
@@ -273,8 +287,9 @@ PROFILE_MEASURES: dict[str, ProfileMeasure] = {
     "renyi": ProfileMeasure(
         "entropy of the layer (matrix Renyi, order 2)",
         "nats",
-        f"at most log {BLOCK}, the points of a block; depends on the kernel's width, the median distance",
+        f"at most the log of the points of a block, up to {BLOCK}; depends on the kernel's width, the median distance",
         of_block=_renyi,
+        by_unit=False,
     ),
     "label": ProfileMeasure(
         "label information kept on the data",
@@ -316,7 +331,7 @@ class _Network:
         self._backend, self._batch_size = backend, batch_size
         self.eps, self.clip_values = eps, backend.estimator.clip_values
         self.blind: str | None = None  # why only input and logits are seen
-        check_logits(backend.logits(x[:1], batch_size), int(backend.estimator.nb_classes))
+        check_logits(backend.logits(x, batch_size), int(backend.estimator.nb_classes))
         counts = np.bincount(labels) / len(labels)
         self.label_entropy = float(-(counts[counts > 0] * np.log(counts[counts > 0])).sum())
         self.units: dict[str, int] = {}
@@ -330,9 +345,9 @@ class _Network:
         """The input and every measured layer; the logits alone where the network cannot be looked into."""
         if self.blind is None:
             try:
-                return {INPUT: x, **self._backend.activations(x, self._batch_size)}
+                return _behind_input(x, self._backend.activations(x, self._batch_size))
             except NoIntervalRuleError as error:
-                self.blind = str(error)
+                self.blind = _reason(error)
         return {INPUT: x, LOGITS: self._backend.logits(x, self._batch_size)}
 
     def boxes(self, x: Array) -> dict[str, Interval]:
@@ -357,8 +372,15 @@ class _Network:
                 sums[layer] = sums.get(layer, 0.0) + shifted.sum(axis=0)
                 squares[layer] = squares.get(layer, 0.0) + (shifted**2).sum(axis=0)
         self.units = {layer: len(values) for layer, values in origin.items()}
-        n = len(x)
-        return {layer: math.sqrt(max(0.0, float((squares[layer] / n - (sums[layer] / n) ** 2).mean()))) for layer in origin}
+        variances = {layer: float((squares[layer] / len(x) - (sums[layer] / len(x)) ** 2).mean()) for layer in origin}
+        for layer, variance in variances.items():
+            if not math.isfinite(variance):
+                raise ValueError(f"`classifiers` must have finite values in every layer, got others in {layer!r}")
+        return {layer: math.sqrt(max(0.0, variance)) for layer, variance in variances.items()}
+
+
+def _reason(error: NoIntervalRuleError) -> str:
+    return f"no interval rule for {error.operation} in layer {error.layer!r}"
 
 
 # ------------------------------------------------------------------------------------------------------------- profile
@@ -416,7 +438,8 @@ class InformationProfile:
                 first, second = self.points.get((model, layer, measure)), self.points.get((reference, twin, measure))
                 if first is None or second is None:
                     continue
-                each = (first - second) / units
+                with np.errstate(invalid="ignore"):  # between two infinities nothing can be said
+                    each = (first - second) / units
                 low, high = bootstrap_interval(each)
                 cells.append({"layer": layer, "measure": measure, "difference": float(each.mean()), "low": low, "high": high})
         return pd.DataFrame(cells)
@@ -433,9 +456,11 @@ class InformationProfile:
         return draw(self.rows, measures, colours)
 
     def summary(self) -> dict[str, Any]:
-        """Everything but what was found of each point, for a file in JSON."""
+        """Everything but what was found of each point, as plain values for `json.dump`."""
+        import msgspec
+
         names = ("models", "eps", "resolution", "n", "copies", "notes", "seconds", "rows")
-        return {name: getattr(self, name) for name in names}
+        return {name: msgspec.to_builtins(getattr(self, name)) for name in names}
 
     def __str__(self) -> str:
         lines = [f"Linf eps {self.eps:g}, n = {self.n}, layers read at {self.resolution:g} of their spread"]
@@ -498,9 +523,7 @@ def information_profile(
     if len(x) < 2:
         raise ValueError(f"`x` must hold at least 2 points, whose spread is the scale that layers are read in, got {len(x)}")
     labels = None if y is None else check_labels(y, n=len(x), nb_classes=int(first.nb_classes))
-    chosen = (
-        tuple(PROFILE_MEASURES) if measures is None else tuple(choice("measures", one, PROFILE_MEASURES) for one in measures)
-    )
+    chosen = tuple(PROFILE_MEASURES) if measures is None else _check_measures(measures, PROFILE_MEASURES)
     if finite("resolution", resolution) <= 0:
         raise ValueError(f"`resolution` must be positive, got {resolution!r}")
     if positive_int("copies", copies) < 2:
@@ -532,17 +555,31 @@ def _check_classifiers(classifiers: Any) -> dict[str, Backend]:
         raise TypeError(f"`classifiers` must map names to ART classifiers, got {type(classifiers).__name__}")
     if not classifiers:
         raise ValueError("`classifiers` must hold at least one classifier, got none")
-    backends = {str(name): backend_for(one) for name, one in classifiers.items()}
-    shapes = {name: (int(np.prod(one.estimator.input_shape)), int(one.estimator.nb_classes)) for name, one in backends.items()}
-    known = {name: tuple(one.estimator.input_shape) for name, one in backends.items()}
-    first = next(iter(shapes))
-    for name in shapes:
-        if shapes[name] != shapes[first] or known[name] != known[first]:
+    for name in classifiers:
+        if not isinstance(name, str):
+            raise TypeError(f"`classifiers` must have names that are texts, got {name!r}")
+    backends = {name: backend_for(one) for name, one in classifiers.items()}
+    facts = {name: _facts(backend.estimator) for name, backend in backends.items()}
+    first = next(iter(facts))
+    for name, found in facts.items():
+        if found != facts[first]:
             raise ValueError(
-                f"`classifiers` must share inputs and classes: {first!r} has {known[first]} and {shapes[first][1]} classes, "
-                f"got {known[name]} and {shapes[name][1]} for {name!r}"
+                "`classifiers` must share input shape, classes and clip_values: "
+                f"{first!r} has {facts[first]}, got {found} for {name!r}"
             )
     return backends
+
+
+def _facts(estimator: Any) -> tuple[tuple[int, ...], int, list[Any] | None]:
+    clip_values = estimator.clip_values
+    shown = None if clip_values is None else [np.asarray(end, np.float64).tolist() for end in clip_values]
+    return tuple(estimator.input_shape), int(estimator.nb_classes), shown
+
+
+def _check_measures(measures: Any, able: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(measures, str) or not len(measures):
+        raise ValueError(f"`measures` must be a sequence of at least one measure's name, got {measures!r}")
+    return tuple(dict.fromkeys(choice("measures", one, able) for one in measures))
 
 
 def _choose(name: str, network: _Network, layers: Sequence[str] | None) -> tuple[str, ...]:
@@ -612,7 +649,7 @@ class _Reader:
                     for layer, values in self._of_chunk(chunk, measure):
                         parts.setdefault((layer, measure), []).append(np.asarray(values, np.float64))
                 except NoIntervalRuleError as error:
-                    self._reasons[measure] = str(error)
+                    self._reasons[measure] = _reason(error)
             advance()
         self._values |= {place: np.concatenate(found) for place, found in parts.items() if place[1] not in self._reasons}
 
@@ -633,9 +670,11 @@ class _Reader:
             self._reasons |= dict.fromkeys(reads, f"needs at least {LEAST} points, got {n}")
             return
         size = min(BLOCK, n)
+        # Not in the order of the points, which may be sorted by class.
+        order = np.random.default_rng(self._seed).permutation(n)
         parts: dict[tuple[str, str], list[float]] = {}
         for start in range(0, n - size + 1, size) if reads else ():
-            values = self._network.activations(self._x[start : start + size])
+            values = self._network.activations(self._x[order[start : start + size]])
             for layer in self._layers:
                 flat = values[layer].reshape(size, -1).astype(np.float64)
                 for measure, read in reads.items():
@@ -654,10 +693,11 @@ class _Reader:
             "units": self._network.units[layer] if layer else 0,
         }
         found = self._values.get((layer, measure), np.array([]))
-        counted = found[~np.isnan(found)]
+        counted = found[~np.isnan(found)] if measure == "gradient" else found
         if not len(counted):
             return ProfileRow(value=None, reason=self._reasons.get(measure, "no point is right"), **place)
-        low, high = bootstrap_interval(counted, median=row.median, seed=self._seed)
+        few = row.of_block is not None and len(counted) < LEAST
+        low, high = (math.nan, math.nan) if few else bootstrap_interval(counted, median=row.median, seed=self._seed)
         value = float(np.median(counted) if row.median else counted.mean())
         loss = self._loss(layers[position - 1], layer, measure) if row.transmitted and position else {}
         return ProfileRow(value=number(value), low=number(low), high=number(high), n=len(counted), **loss, **place)
@@ -695,7 +735,7 @@ def frame(rows: Sequence[ProfileRow]) -> pd.DataFrame:
     cells = []
     for row in rows:
         values = {name: _float(getattr(row, name)) for name in numbers}
-        per_unit = values["value"] / row.units if row.units else math.nan
+        per_unit = values["value"] / row.units if row.units and PROFILE_MEASURES[row.measure].by_unit else math.nan
         known = {name: getattr(row, name) for name in ("model", "layer", "position", "depth", "units", "measure")}
         cells.append({**known, **values, "per_unit": per_unit, "n": row.n, "reason": row.reason or ""})
     return pd.DataFrame(cells)
@@ -709,8 +749,9 @@ def draw(rows: Sequence[ProfileRow], measures: Sequence[str], colours: Mapping[s
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * len(measures), 3.6), layout="constrained")
-    for axes, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
+    shown = _check_measures(measures, [name for name, one in PROFILE_MEASURES.items() if one.of_network is None])
+    figure = Figure(figsize=(4.6 * len(shown), 3.6), layout="constrained")
+    for axes, measure in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         plot_layers(axes, rows, measure, colours)
         axes.set_title(PROFILE_MEASURES[measure].title, loc="left", fontsize=10)
     figure.axes[0].legend(frameon=False, fontsize=9)
@@ -719,8 +760,6 @@ def draw(rows: Sequence[ProfileRow], measures: Sequence[str], colours: Mapping[s
 
 def plot_layers(axes: Any, rows: Sequence[ProfileRow], measure: str, colours: Mapping[str, str] | None = None) -> None:
     """One measure through the layers, in nats per unit, into matplotlib axes; see `draw`."""
-    able = [name for name, one in PROFILE_MEASURES.items() if one.of_network is None]
-    choice("measures", measure, able)
     shown = [row for row in rows if row.measure == measure and math.isfinite(_float(row.value))]
     if not shown:
         reasons = "; ".join(dict.fromkeys(row.reason for row in rows if row.measure == measure and row.reason))
@@ -730,12 +769,15 @@ def plot_layers(axes: Any, rows: Sequence[ProfileRow], measure: str, colours: Ma
     for model in models:
         line = [row for row in shown if row.model == model]
         depth = [row.depth for row in line]
-        low, value, high = ([_float(getattr(row, end)) / row.units for row in line] for end in ("low", "value", "high"))
+        by_unit = PROFILE_MEASURES[measure].by_unit
+        low, value, high = (
+            [_float(getattr(row, end)) / (row.units if by_unit else 1) for row in line] for end in ("low", "value", "high")
+        )
         axes.fill_between(depth, low, high, color=shades[model], alpha=0.2, linewidth=0)
         axes.plot(depth, value, marker="o", color=shades[model], label=model, markersize=4.5, linewidth=1.8)
     _name_layers(axes, shown)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    axes.set_ylabel("nats per unit")
+    axes.set_ylabel("nats per unit" if PROFILE_MEASURES[measure].by_unit else "nats")
 
 
 def _name_layers(axes: Any, shown: Sequence[ProfileRow]) -> None:

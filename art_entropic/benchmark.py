@@ -62,7 +62,7 @@ CHECKS_REVISION = 1
 LOCK = ".lock"
 PROFILED = (NATURAL, "madry_pgd", "entropic")  # whose information is read: what adversarial training does, and what ours does
 N_PROFILED = 1000
-PROFILE_REVISION = 1
+PROFILE_REVISION = 2
 SHARED_PACKAGES = ("adversarial-robustness-toolbox", "numpy", "scipy", "scikit-learn")
 
 
@@ -1028,6 +1028,7 @@ class Runner:
         return ProfileRecord(
             key=profile.key,
             training_keys={job.defence: job.training_key for job in classifiers},
+            first_example=self.settings.first_example,
             n=found.n,
             resolution=found.resolution,
             copies=found.copies,

@@ -519,7 +519,7 @@ def _profile_files(profile: InformationProfile, out: Path) -> list[Path]:
 
 
 def _print_profile(profile: InformationProfile) -> None:
-    """One table a measure: layers down, networks across, in nats per unit, with what was lost since the layer before."""
+    """One table a measure: layers down, networks across."""
     from rich.console import Console
     from rich.table import Table
 
@@ -530,7 +530,7 @@ def _print_profile(profile: InformationProfile) -> None:
         rows = [row for row in profile.rows if row.measure == name]
         if not rows:
             continue
-        where = "" if measure.of_network else " per unit"
+        where = " per unit" if measure.by_unit and not measure.of_network else ""
         table = Table(title=f"{measure.title} [{measure.unit}{where}]", title_justify="left", box=None, pad_edge=False)
         table.add_column("layer")
         for model in profile.models:
@@ -538,7 +538,7 @@ def _print_profile(profile: InformationProfile) -> None:
         places = dict.fromkeys((row.position, row.layer) for row in rows)
         for position, layer in sorted(places):
             here = {row.model: row for row in rows if (row.position, row.layer) == (position, layer)}
-            table.add_row(layer or "network", *(_reading(here.get(model)) for model in profile.models))
+            table.add_row(layer or "network", *(_reading(here.get(model), measure.by_unit) for model in profile.models))
         console.print(table)
         for reason in dict.fromkeys(row.reason for row in rows if row.reason):
             console.print(f"  -: {reason}")
@@ -547,12 +547,12 @@ def _print_profile(profile: InformationProfile) -> None:
         console.print(note)
 
 
-def _reading(row: ProfileRow | None) -> str:
+def _reading(row: ProfileRow | None, by_unit: bool) -> str:
     if row is None or row.value is None:
         return "-"
-    units = row.units or 1
-    value, low, high = (float("nan") if end is None else float(end) / units for end in (row.value, row.low, row.high))
-    return f"{value:.4g} [{low:.4g}, {high:.4g}]"
+    units = (row.units or 1) if by_unit else 1
+    ends = [f"{float(end) / units:.4g}" for end in (row.low, row.high) if end is not None]
+    return f"{float(row.value) / units:.4g}" + (f" [{', '.join(ends)}]" if ends else "")
 
 
 def _named_factory(text: str) -> tuple[str, tuple[str, str]]:

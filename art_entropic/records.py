@@ -258,6 +258,7 @@ class ProfileRecord(Cell, frozen=True, kw_only=True, tag="profile", tag_field="k
     """Where the information goes in several networks, on the same points; its `defence` is empty."""
 
     training_keys: dict[str, str] = {}  # model -> key of the training that made it
+    first_example: int = 0  # number of the first point
     n: int
     resolution: float
     copies: int

@@ -719,6 +719,7 @@ class Layers:
 
     framework: str
     n: int
+    resolution: float
     measures: tuple[str, ...]  # titles
     models: tuple[str, ...]  # titles
     rows: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]  # layer -> for each measure the numbers of the models
@@ -736,7 +737,11 @@ def information(section: Section, records: Iterable[AnyRecord], *, salt: str, dr
     """
     ground = Ground(section.problem, section.network, section.n_train_limit, section.eps, section.norm)
     latest = {
-        record.framework: record for record in records if isinstance(record, ProfileRecord) and ground_of(record) == ground
+        record.framework: record
+        for record in records
+        if isinstance(record, ProfileRecord)
+        and (ground_of(record), record.first_example) == (ground, section.first_example)
+        and record.n <= section.n
     }
     return [
         _layers(latest[framework], salt=f"{salt}-{framework}-information", drawing=drawing)
@@ -753,6 +758,7 @@ def _layers(record: ProfileRecord, *, salt: str, drawing: bool) -> Layers:
     return Layers(
         framework=framework,
         n=record.n,
+        resolution=record.resolution,
         measures=tuple(PROFILE_MEASURES[measure].title for measure in measures),
         models=tuple(_title(DEFENCES, model) for model in models),
         rows=tuple(
@@ -786,7 +792,8 @@ def _said_of_layers(record: ProfileRecord, models: Sequence[str]) -> str:
         if rows:
             deepest = max(rows, key=lambda row: row.position)
             parts.append(f"{_title(DEFENCES, model)} {float(deepest.value or 0):.3g}")
-    return f"Of perturbations aimed at the rivals, this many nats reach the logits: {', '.join(parts)}." if parts else ""
+    said = "Nats at the logits, were the perturbations that aim at the rivals a Gaussian signal of the same covariance"
+    return f"{said}: {', '.join(parts)}." if parts else ""
 
 
 def _profile_figure(record: ProfileRecord, measure: str, framework: str, *, salt: str) -> Figure:

@@ -240,6 +240,7 @@ def test_rows_survive_json(framework, make_classifier, points):
     [
         ({"layers": ["nowhere"]}, "`layers` must be among the layers of 'a', 'input', .*; got 'nowhere'"),
         ({"layers": []}, "`layers` must be a sequence of at least one"),
+        ({"measures": "interval"}, "`measures` must be a sequence of at least one measure's name, got 'interval'"),
         ({"measures": ["magic"]}, "`measures` must be one of .*got 'magic'"),
         ({"resolution": 0}, "`resolution` must be positive, got 0"),
         ({"copies": 1}, "`copies` must be at least 2, got 1"),
@@ -259,10 +260,65 @@ def test_bad_input_is_refused_by_name(make_classifier, points, options, message)
 def test_other_inputs_are_refused(make_classifier, points):
     x, y = points("tensorflow", n=4)
     pair = {name: make_classifier(name) for name in FRAMEWORKS}
-    with pytest.raises(ValueError, match="`classifiers` must share inputs and classes"):
+    with pytest.raises(ValueError, match="`classifiers` must share input shape, classes and clip_values"):
         profile(pair, x, y)
     with pytest.raises(TypeError, match="`classifiers` must map names"):
         profile(pair["tensorflow"], x, y)
+
+
+def torch_classifier(forward, clip_values=(0.0, 1.0)):
+    import torch
+    from art.estimators.classification import PyTorchClassifier
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.input, self.last = torch.nn.Linear(72, 8), torch.nn.Linear(8, 3)
+
+        def forward(self, x):
+            return forward(self, x.flatten(1))
+
+    return PyTorchClassifier(Network(), torch.nn.CrossEntropyLoss(), (2, 6, 6), 3, clip_values=clip_values)
+
+
+def test_a_layer_called_input_does_not_hide_the_input(points):
+    classifier = torch_classifier(lambda network, x: network.last(network.input(x).relu()))
+    found = profile({"a": classifier}, *points("pytorch", n=12), measures=["interval"])
+    assert [(row.layer, row.units) for row in found.rows] == [("input", 72), ("input#2", 8), ("last", 3)]
+
+
+def test_values_that_are_not_finite_are_refused_wherever_they_are(points):
+    x, y = points("pytorch", n=20)
+
+    def overflows(network, x):
+        hidden = network.input(x)
+        hidden[-1] = hidden[-1] * 1e30 * 1e30
+        return network.last(hidden.relu() * 0.0)
+
+    with pytest.raises(ValueError, match="finite"):
+        profile({"a": torch_classifier(lambda network, x: network.last(network.input(x).relu()) / (x[:, :1] > 0.2))}, x, y)
+    with pytest.raises(ValueError, match="finite"):
+        profile({"a": torch_classifier(overflows)}, x, y)
+
+
+def test_other_clip_values_are_another_ball(points):
+    pair = {
+        str(high): torch_classifier(lambda network, x: network.last(network.input(x).relu()), clip_values=(0.0, high))
+        for high in (1.0, 2.0)
+    }
+    with pytest.raises(ValueError, match=r"clip_values: '1.0' has .*\[0.0, 1.0\]\), got .*\[0.0, 2.0\]\) for '2.0'"):
+        profile(pair, *points("pytorch", n=12))
+
+
+def test_points_sorted_by_class_make_the_same_blocks(framework, make_classifier, points):
+    x, y = points(framework, n=300)
+    order = np.argsort(y, kind="stable")
+    classifier = make_classifier(framework)
+    mixed, by_class = (profile({"a": classifier}, *data, measures=["information"]) for data in ((x, y), (x[order], y[order])))
+    for first, second in zip(mixed.rows, by_class.rows, strict=True):
+        np.testing.assert_allclose(float(first.value), float(second.value), rtol=0.05)
+        assert first.n == 3 and first.low is None  # three blocks have no interval
 
 
 def test_every_measure_reads_one_thing_and_tells_its_bias():

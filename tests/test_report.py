@@ -263,11 +263,13 @@ def test_verdicts_stand_beside_their_networks_with_what_to_do(tmp_path: Path, ca
 def test_information_stands_layer_by_layer(tmp_path: Path) -> None:
     earlier = profile("pytorch", key="before", rows=[], n=7)
     other = profile("pytorch", key="elsewhere", eps=0.3, n=8)
-    markdown, html = written(tmp_path, [earlier, *comparison(), other])
-    said = "this many nats reach the logits: Natural 4, MadryPGD (ART) 2, Entropic 1."
+    fresh = profile("pytorch", key="fresh", first_example=100, n=9)
+    markdown, html = written(tmp_path, [earlier, *comparison(), other, fresh])
+    said = "a Gaussian signal of the same covariance: Natural 4, MadryPGD (ART) 2, Entropic 1."
     for text in (markdown, html):
         assert text.count(said) == 2 and "n = 50" in text
-        assert "n = 7" not in text and "n = 8" not in text  # overtaken, and of another comparison
+        # Overtaken, of another comparison, of other points.
+        assert not any(f"n = {n};" in text or f"n = {n}." in text for n in (7, 8, 9))
     assert "| logits | 2 | 1 | 0.5 | 2 | 1 | 0.5 |" in markdown
     assert "a &lt;note&gt;" in html
     drawn = [title for title in re.findall(r'<svg role="img"[^>]*><title>(.*?)</title>', html) if "nats per unit" in title]
