@@ -441,42 +441,54 @@ def per_unit(record: ProfileRecord, measure: str) -> dict[str, dict[str, float]]
     return table
 
 
+def shares(record: ProfileRecord, measure: str) -> dict[str, tuple[float, list[float]]]:
+    """Layer -> what it reads in the natural network, in nats per unit, and the share of that in each retrained network.
+
+    Behind the input the share is of what enters the network: the corners that lead towards the rivals are each network's own,
+    and those of some networks move fewer pixels.
+    """
+    table = {layer: found for layer, found in per_unit(record, measure).items() if set(MODELS) <= set(found)}
+    entering = table["input"]
+    found = {}
+    for layer, values in table.items():
+        own = [1.0 if layer == "input" else entering[model] / entering[NATURAL] for model in MODELS[1:]]
+        parts = [values[model] / values[NATURAL] / part for model, part in zip(MODELS[1:], own, strict=True)]
+        found[layer] = values[NATURAL], parts
+    return found
+
+
 def layers(measure: str) -> str:
     """One line a network and layer: what passes in the natural network, and which share of it in the retrained ones."""
     rows = []
     for (name, framework), record in profiles().items():
-        where = f"{name}, {FRAMEWORKS[framework].title}" if framework != "pytorch" else name
-        for layer, found in per_unit(record, measure).items():
-            if set(MODELS) <= set(found) and layer != "input":
-                shares = [f"{found[model] / found[NATURAL]:.2f}" for model in MODELS[1:]]
-                rows.append([where, layer, f"{found[NATURAL]:.3g}", *shares])
-                where = ""
-    headings = [
-        "networks of the table",
-        "layer",
-        "natural, nats per unit",
-        *(f"{DEFENCES[one].title}: share left" for one in MODELS[1:]),
-    ]
-    return markdown(headings, rows, left=2)
+        where = titled(name, framework)
+        for layer, (natural, parts) in shares(record, measure).items():
+            rows.append([where, layer, f"{natural:.3g}", *(f"{part:.2f}" for part in parts)])
+            where = ""
+    retrained = (f"{DEFENCES[one].title}: share left" for one in MODELS[1:])
+    return markdown(["networks of the table", "layer", "natural, nats per unit", *retrained], rows, left=2)
+
+
+def titled(name: str, framework: str) -> str:
+    return name if framework == "pytorch" else f"{name}, {FRAMEWORKS[framework].title}"
 
 
 def likeness() -> str:
-    """How alike adversarial training and ours change what perturbations aimed at the rivals send, one line a table."""
+    """How alike adversarial training and ours change what gets through, one line a table."""
     from scipy.stats import spearmanr
 
     rows = []
     for (name, framework), record in profiles().items():
-        found = [
-            values for layer, values in per_unit(record, "rivals").items() if layer != "input" and set(MODELS) <= set(values)
-        ]
-        adversarial, entropic = ([values[model] / values[NATURAL] for values in found] for model in MODELS[1:])
-        order = spearmanr(adversarial, entropic).statistic
-        where = f"{name}, {FRAMEWORKS[framework].title}" if framework != "pytorch" else name
-        pairs = [f"{min(shares):.2f} to {max(shares):.2f}" for shares in (adversarial, entropic)]
-        further = sum(ours < theirs for ours, theirs in zip(entropic, adversarial, strict=True))
-        rows.append([where, measure_of(name, framework), str(len(found)), *pairs, f"{order:.2f}", f"{further} of {len(found)}"])
-    headings = ["networks of the table", "measure", "layers", *(f"{DEFENCES[one].title}: share left" for one in MODELS[1:])]
-    return markdown([*headings, "rank correlation over the layers", "layers in which Entropic leaves less"], rows, left=2)
+        cells = []
+        for measure in ("rivals", "noise"):
+            behind = [parts for layer, (_, parts) in shares(record, measure).items() if layer != "input"]
+            adversarial, entropic = zip(*behind, strict=True)
+            cells += [f"{adversarial[-1]:.2f} / {entropic[-1]:.2f}", f"{spearmanr(adversarial, entropic).statistic:.2f}"]
+        rows.append([titled(name, framework), measure_of(name, framework), *cells])
+    headings = ["networks of the table", "measure"]
+    for told in ("rivals", "random"):
+        headings += [f"{told}: share left at the logits, MadryPGD / Entropic", f"{told}: rank correlation over the layers"]
+    return markdown(headings, rows, left=2)
 
 
 def measure_of(name: str, framework: str) -> str:
@@ -494,7 +506,7 @@ def decisions() -> str:
     """What reaches the logits, and what it costs, one line a table."""
     rows = []
     for (name, framework), record in profiles().items():
-        where = f"{name}, {FRAMEWORKS[framework].title}" if framework != "pytorch" else name
+        where = titled(name, framework)
         cells = []
         for measure in WHOLE:
             numbers = {row.model: row for row in record.rows if row.measure == measure and row.layer == ""}
@@ -628,7 +640,8 @@ def main() -> None:
     tables = load()
     figure(tables)
     draw_information()
-    blocks = {"likeness": likeness(), "rivals": layers("rivals"), "interval": layers("interval"), "decisions": decisions()}
+    blocks = {measure: layers(measure) for measure in ("rivals", "noise", "interval")}
+    blocks |= {"likeness": likeness(), "decisions": decisions()}
     fill(ROOT / "docs" / "analysis.md", blocks)
     picture = f"![Robust accuracy against training seconds]({FIGURE.relative_to(ROOT)})"
     fill(ROOT / "README.md", {"headline": f"{picture}\n\n{headline(tables)}", "costs": costs()})

@@ -25,7 +25,8 @@ def test_pages_are_made_from_the_records(tables):
     assert (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8") == tables.benchmarks(found)
     assert tables.headline(found) in (ROOT / "README.md").read_text(encoding="utf-8")
     page = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
-    for block in (tables.likeness(), tables.decisions(), tables.layers("rivals"), tables.layers("interval")):
+    blocks = [tables.layers(measure) for measure in ("rivals", "noise", "interval")]
+    for block in (*blocks, tables.likeness(), tables.decisions()):
         assert block in page
     page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     assert tables.evaluations() in page and tables.across_frameworks() in page
