@@ -86,13 +86,13 @@ class Chunk:
     @cached_property
     def towards_rivals(self) -> dict[str, Array]:
         """Values of each layer at the corner of the ball that a first-order adversary picks for each rival, and at x itself."""
-        logits = np.array(self.network.logits(self.x))
+        logits = self.logits.copy()
         rows = np.arange(len(logits))
         logits[rows, self.labels] = -np.inf
         rivals = np.argsort(-logits, axis=1)[:, : min(MOST_RIVALS, logits.shape[1] - 1)]
         corners = [self.x]
         for place in range(rivals.shape[1]):
-            direction = np.zeros_like(logits)
+            direction = np.zeros_like(logits, dtype=np.float32)
             direction[rows, self.labels], direction[rows, rivals[:, place]] = -1.0, 1.0
             gradient = self.network.input_gradient(self.x, direction)
             corners.append(np.where(gradient > 0, self.ball.upper, np.where(gradient < 0, self.ball.lower, self.x)))

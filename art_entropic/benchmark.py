@@ -35,6 +35,7 @@ from art_entropic.defences import DEFENCES, option_defaults
 from art_entropic.evaluation import CURVE_BATTERY, EVALUATION_REVISION, check_evaluation, evaluate, verdict_on
 from art_entropic.information import MEASURES
 from art_entropic.objective import DECAY
+from art_entropic.palette import NATURAL
 from art_entropic.problems import CLIP_VALUES, PROBLEMS, Data, Problem, build_classifier, for_framework, load_data
 from art_entropic.recipes import AUTOMATIC, LARGE_EPS
 from art_entropic.records import (
@@ -54,7 +55,6 @@ from art_entropic.records import (
 )
 from art_entropic.report import OTHER_LOAD, RECORDS, TITLE, ground_of, seat_of
 
-NATURAL = "natural"
 STARTS = (NATURAL, "random")
 VALIDATION_SHARE = 0.1
 N_GALLERY = 6
@@ -722,7 +722,7 @@ def outlook(
     with _naming(settings.source):
         data = shared_data(settings)
     known = [*read_records(home / RECORDS), *([] if results is None else read_records(Path(results)))]
-    store = Store.of_records(home, known)
+    store = Store(home, known)
     return [_outlook(settings, data, store, known, job) for job in plan_jobs(settings, data.sha256)]
 
 
@@ -818,22 +818,16 @@ def _published(record: AnyRecord) -> AnyRecord:
 class Store:
     """The finished records of a run's folder."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, known: Iterable[AnyRecord] | None = None) -> None:
+        """Reads the folder's file and cuts off a torn end; with `known` in its place, neither."""
         self.home = home
         self.path = home / RECORDS
-        _drop_torn_tail(self.path)
+        if known is None:
+            _drop_torn_tail(self.path)
+            known = read_records(self.path)
         self._records: dict[str, AnyRecord] = {}
-        for record in read_records(self.path):
+        for record in known:
             self._keep(record)
-
-    @classmethod
-    def of_records(cls, home: Path, records: Iterable[AnyRecord]) -> Store:
-        """Records that were read elsewhere, to ask and not to add to; nothing is written."""
-        store = cls.__new__(cls)
-        store.home, store.path, store._records = home, home / RECORDS, {}
-        for record in records:
-            store._keep(record)
-        return store
 
     def append(self, record: AnyRecord) -> None:
         append_record(self.path, record)

@@ -58,8 +58,7 @@ class _Shelf(Store):
     """Records in memory: what a worker knows and what it adds."""
 
     def __init__(self, home: Path, known: Sequence[AnyRecord]) -> None:
-        self.home = home
-        self._records = {record.key: record for record in known}
+        super().__init__(home, known)
         self.added: list[AnyRecord] = []
 
     def append(self, record: AnyRecord) -> None:

@@ -238,9 +238,9 @@ def evaluate(
         choice("measure", measure, MEASURES)
     names = BATTERIES[choice("battery", battery, BATTERIES)]
     n_gallery, all_seeds = whole_number("n_gallery", n_gallery), _check_seeds(seeds)
-    target, ball, x, y = _prepared(classifier, x, y, eps, norm, measure, transfer_from)
+    target, ball, x, y, logits = _prepared(classifier, x, y, eps, norm, measure, transfer_from)
     radii = _check_radii(curve_eps, ball.norm, classifier)
-    check_logits(target.logits(x), int(classifier.nb_classes))
+    check_logits(logits, int(classifier.nb_classes))
 
     clean_predictions = target.predict(x)
     clean_correct = clean_predictions == y
@@ -283,13 +283,14 @@ def evaluate(
 
 def _prepared(
     classifier: Any, x: Any, y: Any, eps: float, norm: float | str, measure: str | None, sources: Mapping[str, Any] | None
-) -> tuple[Target, Ball, Array, Array]:
-    """The arguments that every evaluation shares, checked; the target knows whether it answers twice the same."""
+) -> tuple[Target, Ball, Array, Array, Array]:
+    """The arguments that every evaluation shares, checked, and the logits; the target knows whether it always says these."""
     target = Target.of(classifier, measure, _check_sources(classifier, sources))
     ball = _check_ball(eps, norm, classifier)
     x = check_inputs(x, input_shape=tuple(classifier.input_shape), clip_values=classifier.clip_values)
     y = check_labels(y, n=len(x), nb_classes=int(classifier.nb_classes))
-    return replace(target, is_deterministic=np.array_equal(target.logits(x), target.logits(x))), ball, x, y
+    logits = target.logits(x)
+    return replace(target, is_deterministic=np.array_equal(logits, target.logits(x))), ball, x, y, logits
 
 
 def check_evaluation(
@@ -313,7 +314,7 @@ def check_evaluation(
         TypeError, ValueError: as `evaluate` does.
     """
     names = BATTERIES[choice("battery", battery, BATTERIES)]
-    target, ball, x, y = _prepared(classifier, x, y, eps, norm, None, transfer_from)
+    target, ball, x, y, _ = _prepared(classifier, x, y, eps, norm, None, transfer_from)
     survived = np.asarray(survived)
     if survived.dtype != bool or survived.shape != (len(x),):
         raise ValueError(f"`survived` must be bool of shape ({len(x)},), got {survived.dtype} of shape {survived.shape}")
