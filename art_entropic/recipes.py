@@ -17,6 +17,8 @@ AUTOMATIC = ("interval", "channel")
 LARGE_EPS = 0.05
 # So near that few units of a piecewise linear network change their side, in shares of the range of the data.
 _NEARBY = 1e-5
+# Of eps, about where the ramp of a long retraining begins.
+_BEGINNING = 1e-3
 # Of the entries of a gradient. Networks of ReLU and max pooling have 0.33 and more (a tie in a constant background counts as a
 # change), those of SiLU and GELU 0.03 at most.
 _EQUAL_SHARE = 0.15
@@ -109,8 +111,8 @@ def measure_for(backend: Backend, x: Array, eps: float) -> str:
     """The measure that suits a network and a radius.
 
     The worst case by intervals wants piecewise linear activations, for which its rules are exact unit by unit, and is worth its
-    price where the first order no longer tells what happens. Everything else gets the first order, which is at its best with a
-    smooth network and a small radius.
+    price where the first order no longer tells what happens and the network is not too deep for it. Everything else gets the
+    first order, which is at its best with a smooth network and a small radius.
 
     Args:
         x: some points of the data, (n, ...), float32, raw units.
@@ -121,10 +123,29 @@ def measure_for(backend: Backend, x: Array, eps: float) -> str:
     if eps < LARGE_EPS * _range(backend, x) or not piecewise_linear(backend, x):
         return "channel"
     try:
-        backend.intervals(x[:1], eps)
+        return "interval" if overflowing_layer(backend, x, eps) is None else "channel"
     except NoIntervalRuleError:
         return "channel"
-    return "interval"
+
+
+def overflowing_layer(backend: Backend, x: Array, eps: float) -> str | None:
+    """The first layer whose bounds leave float32 before training has narrowed anything, at the beginning of the ramp.
+
+    Widths grow by a factor with each layer of a network that nobody prepared. Where float32 ends on the way, the information is
+    infinite and its gradient is not a number: ResNet-50 overflows after some forty of its layers even at a radius of 1e-8.
+
+    Args:
+        x: some points of the data, (n, ...), float32, raw units; one is looked at.
+        eps: Linf radius of the retraining, in the units of x.
+    Returns:
+        The layer's name; None where all bounds are finite.
+    Raises:
+        NoIntervalRuleError: an operation has no rule.
+    """
+    for name, box in backend.intervals(x[:1], _BEGINNING * eps).items():
+        if not (np.isfinite(box.lower).all() and np.isfinite(box.upper).all()):
+            return name
+    return None
 
 
 def piecewise_linear(backend: Backend, x: Array) -> bool:

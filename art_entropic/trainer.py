@@ -23,7 +23,7 @@ from art_entropic._validate import check_inputs, check_labels, check_logits, fin
 from art_entropic.backends import Array, Backend, Batch, Controls, Step, backend_for
 from art_entropic.objective import DECAY, falling_rate
 from art_entropic.palette import GREY, colours
-from art_entropic.recipes import AUTOMATIC, Wishes, measure_for
+from art_entropic.recipes import AUTOMATIC, Wishes, measure_for, overflowing_layer
 from art_entropic.records import Epoch
 
 CHECKPOINT_SCHEMA = 1
@@ -485,6 +485,13 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         """One measured step, so that what cannot work fails before any weight changes."""
         step = self._backend.measuring_step(self._objective)
         step(self._batch(x[:2], labels[:2], np.random.default_rng(0)), self._schedule.full())
+        if self._objective.measure == "interval":
+            layer = overflowing_layer(self._backend, x, self._schedule.eps)
+            if layer is not None:
+                raise ValueError(
+                    "`measure` must be another than 'interval' for this network, whose bounds leave float32 in layer "
+                    f"{layer!r} at the beginning of the ramp, as in very deep ones: 'channel' works on any differentiable network"
+                )
 
     def _settings(self) -> dict[str, Any]:
         settings = {**asdict(self._schedule), **asdict(self._objective)}

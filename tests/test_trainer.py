@@ -442,6 +442,18 @@ def test_a_network_without_interval_rules_gets_the_first_order_measure(make_clas
     assert history.settings["measure"] == "channel"
 
 
+def test_a_network_too_deep_for_bounds_in_float32_gets_the_first_order_measure(framework, make_classifier, data):
+    # He's weights keep the scale of a value; each layer of 256 units widens a box about tenfold.
+    deep = (Flatten(), *(Dense(256) for _ in range(48)), Dense(3, None))
+    classifier = make_classifier(framework, architecture=deep)
+    before = weights(classifier)
+    with pytest.raises(ValueError, match=r"`measure` must be another than 'interval' .* leave float32 in layer '.*: 'channel'"):
+        trainer_of(classifier).fit(*data, nb_epochs=1, seed=0)
+    assert_same(weights(classifier), before)
+    history = EntropicTrainer(classifier, EPS, verbose=False).fit(*data, nb_epochs=1, seed=0)
+    assert history.settings["measure"] == "channel"
+
+
 def test_what_is_asked_for_goes_before_what_the_measure_brings(classifier, data):
     wishes = {"measure": "interval", "beta": 0.3, "k": 0.2, "resolution": 2.0, "eps_factor": 1.2, "ramp": 0.1, "layers": ["x"]}
     wishes["read_share"] = 0.75
