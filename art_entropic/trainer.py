@@ -490,7 +490,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             if layer is not None:
                 raise ValueError(
                     "`measure` must be another than 'interval' for this network, whose bounds leave float32 in layer "
-                    f"{layer!r} at the beginning of the ramp, as in very deep ones: 'channel' works on any differentiable network"
+                    f"{layer!r} as the ramp begins, as in very deep ones: 'channel' works on any differentiable network"
                 )
 
     def _settings(self) -> dict[str, Any]:

@@ -418,6 +418,64 @@ def across_frameworks() -> str:
     return markdown(headings, rows) if rows else "Not run yet."
 
 
+def growth_with_data() -> str:
+    rows = []
+    for framework, found in growth("data"):
+        for measure in ("interval", "channel"):
+            numbers = [f"{found[f'{measure}_{name}']:.2f}" for name in ("one_batch_s", "s", "4x_s", "4x_of_linear")]
+            rows.append([framework, f"`{measure}`", *numbers])
+    return markdown(["framework", "measure", "one batch", "3,200 images", "12,800 images", "of linear"], rows, left=2)
+
+
+def growth_with_network() -> str:
+    rows = []
+    for framework, found in growth("network"):
+        for label, title in (("base", "small CNN"), ("4x_width", "4 x the width"), ("4x_depth", "4 x the depth")):
+            steps = [f"{found[f'{label}_{kind}_ms']:.1f}" for kind in ("natural", "interval", "channel")]
+            ratios = [f"{found[f'{label}_{kind}_ratio']:.2f}" for kind in ("interval", "channel")]
+            rows.append([framework, title, f"{found[f'{label}_multiplications_m']:.1f}", *steps, *ratios])
+    headings = ["framework", "network", "multiplications, millions", "natural step, ms", "`interval`, ms", "`channel`, ms"]
+    return markdown([*headings, "`interval`, ratio", "`channel`, ratio"], rows, left=2)
+
+
+def growth_of_memory() -> str:
+    rows = []
+    for framework, found in growth("memory"):
+        for measure in ("interval", "channel"):
+            cases = [f"{found[f'{measure}_{case}_mib']:.0f}" for case in ("base", "4x_data", "4x_batch", "4x_width")]
+            rows.append([framework, f"`{measure}`", *cases])
+    headings = ["framework", "measure", "12,800 images, batches of 128", "4 x the data", "4 x the batch", "4 x the width"]
+    return markdown(headings, rows, left=2)
+
+
+def growth(part: str) -> list[tuple[str, dict[str, float]]]:
+    """(framework, what `benchmarks/growth.py` found) of one of its parts."""
+    found = [record for record in measurements("growth") if record.settings["part"] == part]
+    return [(FRAMEWORKS[str(record.settings["framework"])].title, record.values) for record in found]
+
+
+IMAGENET, IMAGENET_EPOCHS = 1_281_167, 10
+
+
+def imagenet() -> str:
+    """What `benchmarks/imagenet.py cost` found, and ten epochs on paper."""
+    rows = []
+    for record in measurements("imagenet"):
+        for kind, title in (
+            ("natural", "natural"),
+            ("channel", "`channel`"),
+            ("interval", "`interval`"),
+            ("madry_pgd", "MadryPGD"),
+        ):
+            seconds = record.values[f"{kind}_s_an_image"]
+            ratio = seconds / record.values["natural_s_an_image"]
+            hours = seconds * IMAGENET * IMAGENET_EPOCHS / 3600
+            where = f"{record.settings['device']}, batches of {record.settings['batch_size']}"
+            rows.append([title, where, f"{seconds:.3f}", f"{ratio:.2f}", f"{hours:,.0f}"])
+    headings = ["step", "on", "s an image, measured", "ratio to natural", "extrapolated: hours for ten epochs of ImageNet"]
+    return markdown(headings, rows, left=2)
+
+
 # ----------------------------------------------------------------------------------------------------------- information
 
 
@@ -647,6 +705,8 @@ def main() -> None:
     fill(ROOT / "README.md", {"headline": f"{picture}\n\n{headline(tables)}", "costs": costs()})
     if CLAIM in tables:
         fill(ROOT / "docs" / "claim.md", {"claim": claim(tables[CLAIM])})
+    grown = {"data": growth_with_data(), "network": growth_with_network(), "memory": growth_of_memory()}
+    fill(ROOT / "docs" / "growth.md", {**grown, "imagenet": imagenet()})
     fill(ROOT / "docs" / "evaluation.md", {"evaluation": evaluations(), "frameworks": across_frameworks()})
     (ROOT / "BENCHMARKS.md").write_text(benchmarks(tables), encoding="utf-8")
     print(f"BENCHMARKS.md, README.md, docs/ and their figures written from {len(tables)} tables")
