@@ -32,7 +32,7 @@ from art_entropic.attacks import BATTERIES
 from art_entropic.backends import FRAMEWORKS, MissingFrameworkError, backend_for, framework_module, installed_frameworks
 from art_entropic.checks import CHECKS
 from art_entropic.defences import DEFENCES, option_defaults
-from art_entropic.evaluation import CURVE_BATTERY, EVALUATION_REVISION, check_evaluation, evaluate, verdict_on
+from art_entropic.evaluation import CURVE_BATTERY, EVALUATION_REVISION, check_evaluation, evaluate, join_findings, verdict_on
 from art_entropic.information import MEASURES
 from art_entropic.objective import DECAY
 from art_entropic.palette import NATURAL
@@ -43,15 +43,19 @@ from art_entropic.records import (
     AnyRecord,
     ChecksRecord,
     EvaluationRecord,
+    Findings,
     MeasurementRecord,
     ProfileRecord,
     Provenance,
     Setting,
+    ShardRecord,
     TrainingRecord,
     append_record,
     installed_version,
     read_records,
+    read_shard,
     unpack,
+    write_shard,
 )
 from art_entropic.report import OTHER_LOAD, RECORDS, TITLE, ground_of, seat_of
 
@@ -102,6 +106,8 @@ class BenchmarkPlan:
             held-out points.
         n_examples: how many test points are attacked.
         first_example: number of the first of them, from 0.
+        points_per_shard: attack so many points at a time, each shard by itself, with random numbers of its own, and join what
+            was found; on an executor the shards of one network run on many workers at once. None attacks all points together.
         n_train: how many training points there are, from the first on, those that are held out among them.
         nb_epochs: epochs of every defence's retraining.
         nb_epochs_natural: epochs of the natural training before it.
@@ -122,6 +128,7 @@ class BenchmarkPlan:
     seeds: tuple[int, ...] = (0,)
     n_examples: int | None = None
     first_example: int = 0
+    points_per_shard: int | None = None
     n_train: int | None = None
     nb_epochs: int | None = None
     nb_epochs_natural: int | None = None
@@ -146,6 +153,7 @@ class Settings:
     seeds: tuple[int, ...]
     n_examples: int
     first_example: int
+    points_per_shard: int | None
     n_train: int | None
     nb_epochs: int
     nb_epochs_natural: int
@@ -166,11 +174,12 @@ class Settings:
         n_train = "" if self.n_train is None else f"--n-train {self.n_train} "
         without = "".join(f" --no-{name}" for name in ("checks", "profile") if not getattr(self, name))
         first = f"--first-example {self.first_example} " if self.first_example else ""
+        shards = "" if self.points_per_shard is None else f"--points-per-shard {self.points_per_shard} "
         return (
             f"art-entropic benchmark --problem {self.problem.name} --network {self.network} "
             f"--framework {','.join(self.frameworks)} --defence {','.join(self.defences)} "
             f"--battery {self.battery} --eps {self.eps!r} --seeds {','.join(map(str, self.seeds))} "
-            f"--n-examples {self.n_examples} {first}{n_train}"
+            f"--n-examples {self.n_examples} {first}{shards}{n_train}"
             f"--epochs {self.nb_epochs} --epochs-natural {self.nb_epochs_natural}{without}"
         )
 
@@ -199,6 +208,7 @@ def settings_of(plan: BenchmarkPlan) -> Settings:
     with _naming(plan.source):
         _check_names(plan)
         problem = PROBLEMS[plan.problem]
+        n_examples = positive_int("n_examples", problem.n_examples if plan.n_examples is None else plan.n_examples)
         settings = Settings(
             problem=problem,
             network=plan.network or problem.default_network,
@@ -208,8 +218,9 @@ def settings_of(plan: BenchmarkPlan) -> Settings:
             battery=plan.battery,
             eps=check_eps(problem.eps if plan.eps is None else plan.eps, CLIP_VALUES),
             seeds=_seeds(plan.seeds),
-            n_examples=positive_int("n_examples", problem.n_examples if plan.n_examples is None else plan.n_examples),
+            n_examples=n_examples,
             first_example=whole_number("first_example", plan.first_example),
+            points_per_shard=_points_per_shard(plan.points_per_shard, n_examples),
             n_train=_n_train(plan.n_train),
             nb_epochs=positive_int("nb_epochs", problem.nb_epochs if plan.nb_epochs is None else plan.nb_epochs),
             nb_epochs_natural=positive_int(
@@ -321,6 +332,11 @@ def _flag(name: str, value: bool) -> bool:
     return value
 
 
+def _points_per_shard(size: int | None, n_examples: int) -> int | None:
+    """None where one shard holds all points: that is the evaluation without shards, and keeps its key."""
+    return None if size is None or positive_int("points_per_shard", size) >= n_examples else size
+
+
 def _n_train(n_train: int | None) -> int | None:
     if n_train is not None and positive_int("n_train", n_train) < 2:
         raise ValueError(f"`n_train` must be at least 2, one point to train on and one to hold out, got {n_train!r}")
@@ -341,6 +357,7 @@ _PLAN_KEYS: dict[str, tuple[Any, str]] = {
     "seeds": (tuple[int, ...], "a list of whole numbers"),
     "n_examples": (int, "a whole number"),
     "first_example": (int, "a whole number"),
+    "points_per_shard": (int, "a whole number"),
     "n_train": (int, "a whole number"),
     "nb_epochs": (int, "a whole number"),
     "nb_epochs_natural": (int, "a whole number"),
@@ -479,6 +496,11 @@ class Job:
     def options(self) -> Mapping[str, Any]:
         return {} if self.variant is None else self.variant.options
 
+    @property
+    def attacks(self) -> str:
+        """Folder inside the run's where what is finished of its evaluation waits for the rest."""
+        return f"attacks/{self.evaluation_key[:12]}"
+
     def weights(self, suffix: str) -> str:
         """File of the weights inside the run's folder."""
         return f"weights/{self.training_key[:12]}-{self.framework}-{self.defence}-seed{self.seed}{suffix}"
@@ -559,8 +581,9 @@ def _evaluation_key(settings: Settings, training_key: str) -> str:
         revision=EVALUATION_REVISION,
         eps=settings.eps,
         n_examples=settings.n_examples,
-        # Left out where it is 0, as it was before there was a choice: the evaluations are the same.
+        # Left out where they change nothing, as they were before there was a choice: the evaluations are the same.
         **({"first_example": settings.first_example} if settings.first_example else {}),
+        **({} if settings.points_per_shard is None else {"points_per_shard": settings.points_per_shard}),
         curve_eps=settings.problem.curve_eps,
         n_gallery=N_GALLERY,
     )
@@ -575,6 +598,48 @@ def _checks_key(evaluation_key: str, natural_key: str) -> str:
         checks=repr(list(CHECKS)),
         revision=CHECKS_REVISION,
     )
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some points of a cell, attacked by themselves.
+
+    Finished, it waits for the others in a file of its own, written by whoever attacked it, so that a kill of the process that
+    keeps the records costs nothing. It lies beside the finished attacks and goes with them once the evaluation is there: among
+    the records it would stay for good, pictures and all, and every reader of records would have to pass it over.
+
+    Attributes:
+        number: from 0, in the order of the points.
+        points: numbers of its points among the attacked ones.
+    """
+
+    job: Job
+    number: int
+    points: range
+
+    @property
+    def file(self) -> str:
+        """Inside the run's folder."""
+        return f"{self.job.attacks}/shard-{self.number}.json"
+
+    @property
+    def seed(self) -> int:
+        """Of its attacks: the cell's own for the first shard, one drawn from it for each of the others."""
+        if self.number == 0:
+            return self.job.seed
+        return int(np.random.SeedSequence([self.job.seed, self.number]).generate_state(1)[0])
+
+
+def shards_of(settings: Settings, job: Job) -> list[Shard]:
+    """The shards of a cell in the order of their points, none where the plan does not split it.
+
+    The plan splits, not the executor: attacks draw their random numbers batch by batch, so other shards are other attacks, and
+    the records would depend on who ran them.
+    """
+    points, size = range(settings.n_examples), settings.points_per_shard
+    if size is None:
+        return []
+    return [Shard(job, number, points[start : start + size]) for number, start in enumerate(points[::size])]
 
 
 @dataclass(frozen=True)
@@ -637,7 +702,7 @@ def run_benchmark(
     """Train and attack every cell of a plan that neither `out` nor `results` holds yet.
 
     Each training and each evaluation is appended to ``records.jsonl`` as it finishes; weights go to ``weights/``. An
-    interrupted run loses the cell in progress, no more.
+    interrupted run loses the cell in progress, no more; of a plan with `points_per_shard`, the shards in progress.
 
     Args:
         plan: what to compare; None compares the default defences on the embedded digits.
@@ -740,7 +805,8 @@ def _outlook(settings: Settings, data: Data, store: Store, known: Sequence[AnyRe
     attacked = [record for record in like if isinstance(record, EvaluationRecord) and record.battery == settings.battery]
     steps = settings.epochs_of(job.defence, job.variant) * len(data.x_train)
     training = [one.seconds * steps / (one.nb_epochs * max(1, one.n_train)) for one in trained]
-    attack = [one.seconds * settings.n_examples / one.clean.n for one in attacked]
+    finished = sum(len(shard.points) for shard in shards_of(settings, job) if store.shard(shard) is not None)
+    attack = [one.seconds * (settings.n_examples - finished) / one.clean.n for one in attacked]
     state, needed = _missing(store, job, training, attack)
     known_all = all(needed)
     return Outlook(job.title, state, sum(sum(one) / len(one) for one in needed) if known_all else None)
@@ -850,6 +916,19 @@ class Store:
         record = self._records.get(key)
         return record if isinstance(record, EvaluationRecord) else None
 
+    def shard(self, shard: Shard) -> ShardRecord | None:
+        """A finished shard of an evaluation. One of weights that have been trained again since does not count.
+
+        Raises:
+            ValueError: its file is damaged.
+        """
+        training, path = self.training(shard.job.training_key), self.home / shard.file
+        if training is None or training.weights is None or not path.exists():
+            return None
+        record = read_shard(path)
+        attacked = (shard.job.evaluation_key, shard.number, _file_sha256(self.home / training.weights))
+        return record if (record.evaluation_key, record.number, record.weights_sha256) == attacked else None
+
     def checks(self, key: str) -> ChecksRecord | None:
         record = self._records.get(key)
         return record if isinstance(record, ChecksRecord) else None
@@ -921,6 +1000,10 @@ class Store:
             self.append(self._records[key])
 
 
+def _file_sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _titled(settings: Mapping[str, Setting], title: str | None) -> dict[str, Setting]:
     rest = {name: value for name, value in settings.items() if name != TITLE}
     return rest if title is None else {TITLE: title, **rest}
@@ -972,26 +1055,75 @@ class Runner:
     def run(self, job: Job, progress: Progress, *, trains: bool) -> None:
         """Whatever of a cell is missing: its training, its evaluation."""
         if trains:
-            progress.begin(f"training {job.title}")
-            trained = self._train(job)
-            self.store.append(trained)
-            progress.note(f"{job.title}: {_told(trained)}")
-        training = self.store.training(job.training_key)
-        if training is not None and training.status == "done" and self.store.evaluation(job.evaluation_key) is None:
+            self.train(job, progress)
+        training = self.attackable(job)
+        shards = shards_of(self.settings, job)
+        if training is not None and shards:
+            for shard in shards:
+                self.attack(shard, progress)
+            self.join(job, progress)
+        elif training is not None:
             progress.begin(f"attacking {job.title}")
-            evaluation = self._evaluate(job, training)
-            self.store.append(evaluation)
-            shutil.rmtree(self._attacks_of(job), ignore_errors=True)
-            progress.note(
-                f"{job.title}: clean {evaluation.clean.value:.1%}, robust {evaluation.robust.value:.1%} "
-                f"({evaluation.seconds:.1f} s of attacks)"
-            )
+            self._keep_evaluation(job, self._evaluate(job, training), progress)
         evaluated = self.store.evaluation(job.evaluation_key)
         if job.checks_key is not None and evaluated is not None and self.store.checks(job.checks_key) is None:
             progress.begin(f"checking {job.title}")
             checks = self._check(job, job.checks_key, evaluated)
             self.store.append(checks)
             progress.note(f"{job.title}: {checks.verdict} ({checks.seconds:.1f} s of checks)")
+
+    def train(self, job: Job, progress: Progress) -> None:
+        """The training of a cell, whether or not there is one."""
+        progress.begin(f"training {job.title}")
+        trained = self._train(job)
+        self.store.append(trained)
+        progress.note(f"{job.title}: {_told(trained)}")
+
+    def attackable(self, job: Job) -> TrainingRecord | None:
+        """The training of a cell whose network is there and has not been evaluated."""
+        training = self.store.training(job.training_key)
+        if training is None or training.status != "done" or self.store.evaluation(job.evaluation_key) is not None:
+            return None
+        return training
+
+    def attack(self, shard: Shard, progress: Progress) -> None:
+        """A shard of a cell, into its file, unless it is finished or there is nothing to attack."""
+        training = self.attackable(shard.job)
+        if training is None or self.store.shard(shard) is not None:
+            return
+        first = self.settings.first_example
+        title = f"{shard.job.title}, points {first + shard.points[0]} to {first + shard.points[-1]}"
+        progress.begin(f"attacking {title}")
+        findings = self._findings(shard.job, training, shard.points, shard.seed)
+        record = ShardRecord(
+            evaluation_key=shard.job.evaluation_key,
+            weights_sha256=_file_sha256(self.store.home / str(training.weights)),
+            number=shard.number,
+            findings=findings,
+            provenance=_stamped(self.source),
+        )
+        path = self.store.home / shard.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, path.suffix) as temporary:
+            write_shard(temporary, record)
+        progress.note(f"{title}: robust {findings.robust.value:.1%} ({findings.seconds:.1f} s of attacks)")
+
+    def join(self, job: Job, progress: Progress) -> None:
+        """The evaluation of a cell whose shards are all finished; the machine it names is that of the first one."""
+        finished = [self.store.shard(shard) for shard in shards_of(self.settings, job)]
+        found = [record for record in finished if record is not None]
+        if len(found) < len(finished):
+            raise FileNotFoundError(f"a shard of {job.title} is gone from {self.store.home / job.attacks}; start again")
+        findings = join_findings([record.findings for record in found], N_GALLERY)
+        self._keep_evaluation(job, self._evaluation(job, findings, found[0].provenance), progress)
+
+    def _keep_evaluation(self, job: Job, evaluation: EvaluationRecord, progress: Progress) -> None:
+        self.store.append(evaluation)
+        shutil.rmtree(self._attacks_of(job), ignore_errors=True)
+        progress.note(
+            f"{job.title}: clean {evaluation.clean.value:.1%}, robust {evaluation.robust.value:.1%} "
+            f"({evaluation.seconds:.1f} s of attacks)"
+        )
 
     def profile(self, profile: ProfileJob, progress: Progress) -> None:
         """Where the information goes in the networks of a framework that have been trained; nothing where there is none."""
@@ -1135,11 +1267,13 @@ class Runner:
         return estimator
 
     def _attacks_of(self, job: Job) -> Path:
-        """Where the finished attacks of an evaluation wait for the others."""
-        return self.store.home / "attacks" / job.evaluation_key[:12]
+        """Where the finished attacks and shards of an evaluation wait for the others."""
+        return self.store.home / job.attacks
 
-    def _test_points(self, job: Job) -> tuple[np.ndarray, np.ndarray]:
-        attacked = slice(self.settings.first_example, self.settings.first_example + self.settings.n_examples)
+    def _test_points(self, job: Job, points: range | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Those of a shard, by their numbers among the attacked ones; None takes all of them."""
+        first, chosen = self.settings.first_example, range(self.settings.n_examples) if points is None else points
+        attacked = slice(first + chosen.start, first + chosen.stop)
         return for_framework(self.data.x_test[attacked], job.framework), self.data.y_test[attacked]
 
     def _check(self, job: Job, key: str, evaluation: EvaluationRecord) -> ChecksRecord:
@@ -1175,40 +1309,46 @@ class Runner:
         )
 
     def _evaluate(self, job: Job, training: TrainingRecord) -> EvaluationRecord:
-        import msgspec
+        findings = self._findings(job, training, range(self.settings.n_examples), job.seed)
+        return self._evaluation(job, findings, self.source)
 
-        first = self.settings.first_example
-        x, y = self._test_points(job)
-        result = evaluate(
+    def _findings(self, job: Job, training: TrainingRecord, points: range, seed: int) -> Findings:
+        x, y = self._test_points(job, points)
+        return evaluate(
             self._trained(job, training),
             x,
             y,
             eps=self.settings.eps,
             norm="inf",
             battery=self.settings.battery,
-            seeds=job.seed,
+            seeds=seed,
             checks=False,
             curve_eps=self.settings.problem.curve_eps,
             n_gallery=N_GALLERY,
             measure=_measure_of(training),
             folder=self._attacks_of(job),
             verbose=False,
-        )
+        ).findings()
+
+    def _evaluation(self, job: Job, findings: Findings, source: Provenance) -> EvaluationRecord:
+        import msgspec
+
+        first = self.settings.first_example
         return EvaluationRecord(
             key=job.evaluation_key,
             training_key=job.training_key,
             first_example=first,
             battery=self.settings.battery,
-            clean=result.clean,
-            robust=result.robust,
-            certified=result.certified,
-            certified_reason=result.certified_reason,
-            attacks=list(result.attacks),
-            curve=list(result.curve),
-            points=result.points_record(),
-            examples=[msgspec.structs.replace(example, index=first + example.index) for example in result.examples],
-            seconds=result.seconds,
-            provenance=_stamped(self.source),
+            clean=findings.clean,
+            robust=findings.robust,
+            certified=findings.certified,
+            certified_reason=findings.certified_reason,
+            attacks=findings.attacks,
+            curve=findings.curve,
+            points=findings.points,
+            examples=[msgspec.structs.replace(example, index=first + example.index) for example in findings.examples],
+            seconds=findings.seconds,
+            provenance=_stamped(source),
             **self._cell(job),
         )
 

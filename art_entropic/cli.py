@@ -32,7 +32,8 @@ DEFAULT_PROBLEM, DEFAULT_BATTERY = "digits", "standard"
 # Option of the command line -> field of BenchmarkPlan.
 PLAN_OPTIONS = {
     "problem": "problem", "network": "network", "framework": "frameworks", "defence": "defences", "battery": "battery",
-    "eps": "eps", "seeds": "seeds", "n_examples": "n_examples", "first_example": "first_example", "n_train": "n_train",
+    "eps": "eps", "seeds": "seeds", "n_examples": "n_examples", "first_example": "first_example",
+    "points_per_shard": "points_per_shard", "n_train": "n_train",
     "epochs": "nb_epochs", "epochs_natural": "nb_epochs_natural", "checks": "checks", "profile": "profile",
 }  # fmt: skip
 WEIGHTS = "weights"
@@ -120,6 +121,22 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"must be numbers such as 0,0.1,0.2, got {text!r}") from None
 
 
+def _resources(text: str) -> dict[str, float]:
+    """Names and amounts of worker resources; whether the amounts make sense is for the cluster to say."""
+    found = {}
+    for part in _names(text):
+        name, separator, amount = (word.strip() for word in part.partition("="))
+        try:
+            found[name] = float(amount)
+        except ValueError:
+            separator = ""
+        if not separator or not name:
+            raise argparse.ArgumentTypeError(f"must be NAME=NUMBER, such as GPU=1 or GPU=1,MEMORY=2e9, got {text!r}")
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be NAME=NUMBER, such as GPU=1, got {text!r}")
+    return found
+
+
 def _add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     from art_entropic.attacks import BATTERIES
     from art_entropic.backends import FRAMEWORKS
@@ -152,6 +169,10 @@ def _add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--n-examples", type=int, help="how many test points are attacked (default: the problem's own)")
     parser.add_argument("--first-example", type=int, help="number of the first of them (default: 0)")
+    parser.add_argument(
+        "--points-per-shard", type=int, metavar="N",
+        help="attack N test points at a time, so that the attacks on one network run on many workers (default: all together)",
+    )  # fmt: skip
     parser.add_argument("--n-train", type=int, help="only the first so many training points (default: all)")
     parser.add_argument("--epochs", type=int, help="epochs of each retraining (default: the problem's own)")
     parser.add_argument("--epochs-natural", type=int, help="epochs of natural training (default: the problem's own)")
@@ -163,6 +184,10 @@ def _add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--jobs", type=int, metavar="N", help="run cells in N processes, each with cores of its own")
     where.add_argument("--scheduler", metavar="ADDRESS", help="run cells on a Dask cluster, such as tcp://host:8786")
+    parser.add_argument(
+        "--resources", action="append", type=_resources, metavar="NAME=NUMBER",
+        help="what each cell takes of its worker's resources on the Dask cluster, such as GPU=1; repeat it or use commas",
+    )  # fmt: skip
     parser.add_argument(
         "--no-checks", dest="checks", action="store_false", default=None, help="leave out the sanity checks and the verdicts"
     )
@@ -285,6 +310,8 @@ def _benchmark(options: argparse.Namespace) -> None:
     from art_entropic.benchmark import default_folder, outlook, run_benchmark
     from art_entropic.report import print_table, write_report
 
+    if options.resources and options.scheduler is None:
+        raise ValueError(f"`--resources` are those of a Dask cluster's workers and need --scheduler, got {options.resources!r}")
     plan = _plan(options)
     out = options.out or default_folder(plan)
     if options.dry_run:
@@ -373,7 +400,12 @@ def _executor(options: argparse.Namespace) -> Iterator[Any]:
         return
     from art_entropic.distribution import dask_cluster, process_pool
 
-    with process_pool(options.jobs) if options.scheduler is None else dask_cluster(options.scheduler) as executor:
+    if options.scheduler is None:
+        with process_pool(options.jobs) as executor:
+            yield executor
+        return
+    resources = {name: amount for given in options.resources or () for name, amount in given.items()}
+    with dask_cluster(options.scheduler, resources=resources) as executor:
         yield executor
 
 

@@ -1,7 +1,7 @@
 """Cells of a benchmark on many processes or machines. We write no scheduler: any `concurrent.futures.Executor` will do.
 
-The process that calls `run_benchmark` alone writes records. Workers read and write weights in the folder of the run, which all
-of them must see: on one machine any folder, on a cluster one on a shared file system.
+The process that calls `run_benchmark` alone writes records. Workers read and write weights, finished attacks and finished
+shards in the folder of the run, which all must see: on one machine any folder, on a cluster one on a shared file system.
 """
 
 from __future__ import annotations
@@ -12,23 +12,25 @@ import multiprocessing
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from art_entropic._validate import positive_int
+from art_entropic._validate import finite, positive_int
 from art_entropic.benchmark import (
     Job,
     ProfileJob,
     Progress,
     Runner,
     Settings,
+    Shard,
     Store,
     available_cores,
     package_versions,
     provenance,
+    shards_of,
     shared_data,
 )
 from art_entropic.problems import Data
@@ -43,15 +45,34 @@ class Result(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Training:
+    """The training of a cell by itself, where shards of its points follow."""
+
+    job: Job
+
+
+Piece = Job | Training | Shard | ProfileJob
+"""What one worker does at a time: what is missing of a cell, or a part of it."""
+
+
+class Step(NamedTuple):
+    """A piece of a run, what it gives and what it needs from others: keys of records, files of shards."""
+
+    piece: Piece
+    gives: frozenset[str]
+    needs: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Task:
-    """One cell, with all that a worker needs to know to do what is missing of it."""
+    """A piece of a run, with all that a worker needs to know to do what is missing of it."""
 
     settings: Settings
     source: Provenance  # of the process that asked
     home: str
-    job: Job | ProfileJob
+    piece: Piece
     trains: bool
-    known: tuple[AnyRecord, ...]  # of this cell, and of the natural training that it starts from
+    known: tuple[AnyRecord, ...]  # of its cell, and of the natural training that this starts from
 
 
 class _Shelf(Store):
@@ -78,7 +99,7 @@ class _Notes(Progress):
 
 
 def work(task: Task) -> Result:
-    """Do what is missing of one cell, in a worker.
+    """Do a task, in a worker.
 
     Raises:
         ValueError: this worker has other package versions, or other data, than the process that asked.
@@ -93,10 +114,14 @@ def work(task: Task) -> Result:
         )
     shelf, notes = _Shelf(Path(task.home), task.known), _Notes()
     runner = Runner(settings, data, shelf, provenance(settings, data.sha256))
-    if isinstance(task.job, ProfileJob):
-        runner.profile(task.job, notes)
+    if isinstance(task.piece, ProfileJob):
+        runner.profile(task.piece, notes)
+    elif isinstance(task.piece, Training):
+        runner.train(task.piece.job, notes)
+    elif isinstance(task.piece, Shard):
+        runner.attack(task.piece, notes)
     else:
-        runner.run(task.job, notes, trains=task.trains)
+        runner.run(task.piece, notes, trains=task.trains)
     return Result(shelf.added, notes.lines)
 
 
@@ -124,25 +149,25 @@ def _data(name: str, n_train: int | None, settings: Settings) -> Data:
 
 
 def run_on(executor: Executor, runner: Runner, jobs: Sequence[Job], profiles: Sequence[ProfileJob], progress: Progress) -> None:
-    """Do every cell that is missing, each as soon as the natural training that it starts from is there.
+    """Do every cell that is missing, each as soon as what it starts from is there, and its shards as soon as it is trained.
 
     An error ends the run as it does in one process; what other workers have finished by then is kept.
     """
-    waiting: list[Job | ProfileJob] = [*jobs, *profiles]
-    running: dict[Future[Result], Job | ProfileJob] = {}
+    waiting = _steps(runner.settings, jobs, profiles)
+    running: dict[Future[Result], Step] = {}
     try:
         while waiting or running:
-            for job in [job for job in waiting if _is_ready(runner, job, waiting, running)]:
-                waiting.remove(job)
-                trains = isinstance(job, Job) and runner.trains(job, jobs)
-                if not trains and _is_done(runner, job):
-                    progress.advance()
-                    continue
-                running[executor.submit(work, _task(runner, job, trains))] = job
+            while ready := _ready(waiting, running.values()):  # again, since what is done already sets others free
+                for step in ready:
+                    waiting.remove(step)
+                    if _is_done(runner, step.piece, jobs, progress):
+                        _advance(step.piece, progress)
+                    else:
+                        running[executor.submit(work, _task(runner, step.piece, jobs))] = step
             if running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     _keep(runner, future, progress)
-                    running.pop(future)
+                    _advance(running.pop(future).piece, progress)
     except BaseException:
         for future in running:
             future.cancel()
@@ -152,34 +177,77 @@ def run_on(executor: Executor, runner: Runner, jobs: Sequence[Job], profiles: Se
         raise
 
 
+def _steps(settings: Settings, jobs: Sequence[Job], profiles: Sequence[ProfileJob]) -> list[Step]:
+    """All steps of a run, trainings first, since others wait for them."""
+    shards = [shard for job in jobs for shard in shards_of(settings, job)]
+    return [
+        *(_step(Training(job), gives=[job.training_key], needs=_natural(job, job.starts_natural)) for job in jobs if shards),
+        *(_step(shard, gives=[shard.file], needs=[shard.job.training_key]) for shard in shards),
+        *(_cell_step(job, shards_of(settings, job)) for job in jobs),
+        *(_step(one, gives=[one.key], needs=[job.training_key for job in one.jobs]) for one in profiles),
+    ]
+
+
+def _step(piece: Piece, *, gives: Sequence[str], needs: Sequence[str]) -> Step:
+    return Step(piece, frozenset(gives), frozenset(needs))
+
+
+def _cell_step(job: Job, shards: Sequence[Shard]) -> Step:
+    """A cell, or, behind its shards, what is left of it: to join them, and the checks."""
+    natural = _natural(job, job.starts_natural or job.checks_key is not None)  # checks transfer from the natural network
+    if not shards:
+        return _step(job, gives=[job.training_key, job.evaluation_key], needs=natural)
+    return _step(job, gives=[job.evaluation_key], needs=[job.training_key, *natural, *(shard.file for shard in shards)])
+
+
+def _natural(job: Job, is_needed: bool) -> list[str]:
+    return [job.natural_key] if is_needed and job.natural_key != job.training_key else []
+
+
+def _ready(waiting: Sequence[Step], running: Iterable[Step]) -> list[Step]:
+    """The steps that need nothing that is still to come."""
+    coming = frozenset[str]().union(*(step.gives for step in (*waiting, *running)))
+    return [step for step in waiting if not step.needs & coming]
+
+
+def _is_done(runner: Runner, piece: Piece, jobs: Sequence[Job], progress: Progress) -> bool:
+    """Whether nothing is left for a worker; shards that are all there are joined here, where records are written."""
+    if isinstance(piece, ProfileJob):
+        return runner.store.has(piece.key)
+    if isinstance(piece, Training):
+        return not runner.trains(piece.job, jobs)
+    if isinstance(piece, Shard):
+        return runner.attackable(piece.job) is None or runner.store.shard(piece) is not None
+    if runner.trains(piece, jobs):
+        return False
+    if shards_of(runner.settings, piece) and runner.attackable(piece) is not None:
+        runner.join(piece, progress)
+    return runner.store.is_done(piece)
+
+
 def _keep(runner: Runner, future: Future[Result], progress: Progress) -> None:
     result = future.result()
     for record in result.records:
         runner.store.append(record)
     for line in result.notes:
         progress.note(line)
-    progress.advance()
 
 
-def _is_done(runner: Runner, job: Job | ProfileJob) -> bool:
-    return runner.store.has(job.key) if isinstance(job, ProfileJob) else runner.store.is_done(job)
+def _advance(piece: Piece, progress: Progress) -> None:
+    """Progress counts cells, not their parts."""
+    if isinstance(piece, (Job, ProfileJob)):
+        progress.advance()
 
 
-def _is_ready(
-    runner: Runner, job: Job | ProfileJob, waiting: Sequence[Job | ProfileJob], running: dict[Future[Result], Job | ProfileJob]
-) -> bool:
-    """Whether all that a cell starts from has been done."""
-    open_jobs = {one.training_key for one in (*waiting, *running.values()) if isinstance(one, Job)}
-    if isinstance(job, ProfileJob):
-        return not open_jobs.intersection(one.training_key for one in job.jobs)
-    return not job.starts_natural or job.natural_key not in open_jobs
-
-
-def _task(runner: Runner, job: Job | ProfileJob, trains: bool) -> Task:
-    cells = job.jobs if isinstance(job, ProfileJob) else (job,)
+def _task(runner: Runner, piece: Piece, jobs: Sequence[Job]) -> Task:
+    if isinstance(piece, ProfileJob):
+        cells: Sequence[Job] = piece.jobs
+    else:
+        cells = [piece if isinstance(piece, Job) else piece.job]
     keys = [key for cell in cells for key in (cell.natural_key, cell.training_key, cell.evaluation_key)]
+    trains = isinstance(piece, Job) and runner.trains(piece, jobs)
     known = tuple(runner.store.records(keys))
-    return Task(runner.settings, runner.source, str(runner.store.home.resolve()), job, trains, known)
+    return Task(runner.settings, runner.source, str(runner.store.home.resolve()), piece, trains, known)
 
 
 # ----------------------------------------------------------------------------------------------------------- executors
@@ -224,26 +292,67 @@ def _settle(shares: Any) -> None:
 
 
 @contextlib.contextmanager
-def dask_cluster(address: str, timeout: float = 10.0) -> Iterator[Executor]:
+def dask_cluster(address: str, timeout: float = 10.0, resources: Mapping[str, float] | None = None) -> Iterator[Executor]:
     """The workers of a Dask scheduler, whoever started it: a shell, dask-jobqueue on SLURM, dask-kubernetes.
 
     Args:
         address: of the scheduler, such as "tcp://host:8786".
-        timeout: seconds until it counts as unreachable.
+        timeout: seconds until it counts as unreachable, and, with `resources`, until a cluster without workers is believed to
+            get them later.
+        resources: what each piece of work takes of its worker, by the names that `dask worker --resources "GPU=1"` gave; only
+            workers that offer all of it are asked.
     Raises:
         ImportError: Dask is not installed.
-        ValueError: no scheduler answers there.
+        TypeError, ValueError: no scheduler answers there; a resource has no name or no positive amount, or no worker offers
+            all of them.
     """
+    wanted = _check_resources(resources)
     try:
-        client_of: Any = importlib.import_module("distributed").Client
+        distributed: Any = importlib.import_module("distributed")
     except ImportError as error:
         raise ImportError("Dask is not installed: pip install 'art-entropic[distributed]'") from error
     try:
-        client = client_of(address, timeout=timeout, set_as_default=False)
+        client = distributed.Client(address, timeout=timeout, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise ValueError(f"`scheduler` must be the address of a running Dask scheduler, got {address!r}: {error}") from error
-    with client, client.get_executor() as executor:
-        yield executor
+    with client:
+        if wanted:
+            with contextlib.suppress(distributed.TimeoutError):
+                client.wait_for_workers(1, timeout=timeout)
+            _check_offers(client, wanted, address)
+        with client.get_executor(**({"resources": wanted} if wanted else {})) as executor:
+            yield executor
+
+
+def _check_resources(resources: Mapping[str, float] | None) -> dict[str, float]:
+    if resources is not None and not isinstance(resources, Mapping):
+        raise TypeError(f"`resources` must map names to amounts, such as {{'GPU': 1}}, got {resources!r}")
+    for name, amount in (resources or {}).items():
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"`resources` must have names, such as 'GPU', got {name!r}")
+        if finite(f"resources[{name!r}]", amount) <= 0:
+            raise ValueError(f"`resources[{name!r}]` must be positive, got {amount!r}")
+    return dict(resources or {})
+
+
+def _check_offers(client: Any, wanted: Mapping[str, float], address: str) -> None:
+    """Dask waits forever for a worker with a resource that none has, so it is asked before any work."""
+    # All workers: some releases of Dask tell of five, those before them take no number and tell of all.
+    offers = [worker.get("resources") or {} for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
+    if not offers:
+        print(
+            f"the cluster at {address} has no workers yet: cells wait until one with {_shown(wanted)} joins it", file=sys.stderr
+        )
+    elif not any(all(offer.get(name, 0) >= amount for name, amount in wanted.items()) for offer in offers):
+        offered = dict.fromkeys(map(_shown, offers))
+        raise ValueError(
+            f"`resources` must be what a worker of {address} offers, got {_shown(wanted)}: its {len(offers)} workers offer "
+            f'{"; ".join(offered)}. Start one with dask worker --resources "{_shown(wanted)}"'
+        )
+
+
+def _shown(resources: Mapping[str, float]) -> str:
+    return " ".join(f"{name}={amount:g}" for name, amount in resources.items()) or "none"
 
 
 __all__ = ["dask_cluster", "process_pool", "run_on"]

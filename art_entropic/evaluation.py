@@ -6,11 +6,13 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from art_entropic._validate import check_eps, check_inputs, check_labels, check_logits, choice, non_negative, whole_number
@@ -36,9 +38,11 @@ from art_entropic.records import (
     AttackOutcome,
     CheckOutcome,
     CurvePoint,
+    Findings,
     PointsRecord,
     installed_version,
     pack,
+    unpack,
 )
 from art_entropic.statistics import accuracy
 
@@ -70,6 +74,8 @@ class Evaluation:
         clean, robust, certified: the shares, with Wilson 95 % intervals.
         certified_reason: why there is no certificate.
         attacks: one outcome per attack of the battery and seed, in order.
+        distances: for each of these, the distances (in the norm of the ball) of the adversarial examples that it found, inside
+            the ball or not.
         curve: robust accuracy under the quick battery, one point per radius, ascending.
         checks: of the evaluation, in the order of CHECKS; empty where they were not asked for.
         verdict: "no symptom found ...", "suspicious: ..." or "broken by ...".
@@ -91,6 +97,7 @@ class Evaluation:
     certified: Accuracy | None
     certified_reason: str | None
     attacks: list[AttackOutcome]
+    distances: list[Array]
     curve: list[CurvePoint]
     checks: list[CheckOutcome]
     verdict: str
@@ -109,6 +116,21 @@ class Evaluation:
             robust=pack(self.survived),
             certified=None if self.certified_points is None else pack(self.certified_points),
             broken_by={name: pack(broken) for name, broken in self.broken_by.items()},
+        )
+
+    def findings(self) -> Findings:
+        """What `join_findings` takes: all but the checks, without an array as large as the points."""
+        return Findings(
+            clean=self.clean,
+            robust=self.robust,
+            certified=self.certified,
+            certified_reason=self.certified_reason,
+            attacks=self.attacks,
+            distances=[distances.tolist() for distances in self.distances],
+            curve=self.curve,
+            points=self.points_record(),
+            examples=self.examples,
+            seconds=self.seconds,
         )
 
     def summary(self) -> dict[str, Any]:
@@ -273,6 +295,7 @@ def evaluate(
         certified=None if certified_points is None else accuracy(certified_points),
         certified_reason=reason,
         attacks=outcomes,
+        distances=run.distances,
         curve=curve,
         checks=findings,
         verdict=verdict_on(robust, target.nb_classes, outcomes, findings),
@@ -322,6 +345,109 @@ def check_evaluation(
     return run_checks(Scene(target, x[index], y[index], survived[index], ball, whole_number("seed", seed), names))
 
 
+def join_findings(parts: Sequence[Findings], n_gallery: int) -> Findings:
+    """Findings of the same evaluation on several sets of points, as those on all of the points.
+
+    Nothing is averaged: points stand behind one another, counts are added, and intervals and medians are taken anew from them.
+
+    Args:
+        parts: in the order of their points, of one network, battery, ball and radii of the curve.
+        n_gallery: number of examples to keep, as each part did.
+    Returns:
+        The indices of the examples are those among all points; the seconds are the sum.
+    Raises:
+        ValueError: there is no part, or one was not evaluated as the first one was.
+    """
+    _check_alike(parts)
+    first = parts[0]
+    sizes = [part.clean.n for part in parts]
+    certified = [part.certified for part in parts if part.certified is not None]
+    outcomes = zip(*(part.attacks for part in parts), strict=True)
+    distances = [[*chain.from_iterable(found)] for found in zip(*(part.distances for part in parts), strict=True)]
+    return Findings(
+        clean=_added([part.clean for part in parts]),
+        robust=_added([part.robust for part in parts]),
+        certified=_added(certified) if certified else None,
+        certified_reason=first.certified_reason,
+        attacks=[_joined_outcome(*one) for one in zip(outcomes, distances, strict=True)],
+        distances=distances,
+        curve=[
+            CurvePoint(eps=points[0].eps, robust=_added([point.robust for point in points]))
+            for points in zip(*(part.curve for part in parts), strict=True)
+        ],
+        points=_joined_points([part.points for part in parts], sizes),
+        examples=_joined_gallery([part.examples for part in parts], sizes, n_gallery),
+        seconds=math.fsum(part.seconds for part in parts),
+    )
+
+
+# What findings must share to be joined.
+_LIKENESS: dict[str, Callable[[Findings], Any]] = {
+    "the attacks": lambda part: [one.attack for one in part.attacks],
+    "the radii": lambda part: [point.eps for point in part.curve],
+    "a certificate": lambda part: part.certified is not None,
+    "no certificate because": lambda part: part.certified_reason,
+    "the points broken by": lambda part: sorted(part.points.broken_by),
+}
+
+
+def _check_alike(parts: Sequence[Findings]) -> None:
+    if not parts:
+        raise ValueError("`parts` must hold the findings on at least one set of points, got none")
+    for number, part in enumerate(parts):
+        for what, read in _LIKENESS.items():
+            wish, got = read(parts[0]), read(part)
+            if wish != got:
+                raise ValueError(
+                    f"`parts` must be of one evaluation, got {what} {got!r} in part {number}, {wish!r} in the first"
+                )
+
+
+def _added(shares: Sequence[Accuracy]) -> Accuracy:
+    return accuracy(sum(share.correct for share in shares), sum(share.n for share in shares))
+
+
+def _joined_outcome(outcomes: Sequence[AttackOutcome], distances: Sequence[float]) -> AttackOutcome:
+    """One attack on all points: it failed where it failed on some of them."""
+    return AttackOutcome(
+        attack=outcomes[0].attack,
+        attacked=sum(one.attacked for one in outcomes),
+        broken=sum(one.broken for one in outcomes),
+        seconds=math.fsum(one.seconds for one in outcomes),
+        queries=sum(one.queries for one in outcomes),
+        error=_each_once(one.error for one in outcomes),
+        skipped=_each_once(one.skipped for one in outcomes),
+        distance=_median(distances),
+    )
+
+
+def _each_once(messages: Iterable[str | None]) -> str | None:
+    return "; ".join(dict.fromkeys(message for message in messages if message)) or None
+
+
+def _joined_points(parts: Sequence[PointsRecord], sizes: Sequence[int]) -> PointsRecord:
+    def joined(texts: Iterable[str]) -> str:
+        # Bits of a part end anywhere in a byte, so the next part's cannot simply follow.
+        return pack(np.concatenate([unpack(text, n) for text, n in zip(texts, sizes, strict=True)]))
+
+    certified = [part.certified for part in parts if part.certified is not None]
+    return PointsRecord(
+        clean=joined(part.clean for part in parts),
+        robust=joined(part.robust for part in parts),
+        certified=joined(certified) if certified else None,
+        broken_by={name: joined(part.broken_by[name] for part in parts) for name in parts[0].broken_by},
+    )
+
+
+def _joined_gallery(parts: Sequence[Sequence[AttackedExample]], sizes: Sequence[int], n_gallery: int) -> list[AttackedExample]:
+    """As `_gallery` chooses, the first that fell of each class: a class that is among the first of all is so in its part."""
+    first: dict[int, AttackedExample] = {}
+    for examples, before in zip(parts, accumulate((0, *sizes[:-1])), strict=True):
+        for example in examples:
+            first.setdefault(example.label, msgspec.structs.replace(example, index=before + example.index))
+    return [first[label] for label in sorted(first)][:n_gallery]
+
+
 def _digest_of(classifier: Any, x: Array, y: Array) -> str:
     images = np.moveaxis(x, 1, -1) if classifier.channels_first and x.ndim == 4 else x
     return hashlib.sha256(np.ascontiguousarray(images).tobytes() + y.tobytes()).hexdigest()
@@ -367,6 +493,7 @@ class _Cascade:
         self.standing = standing.copy()
         self.broken = np.zeros(len(x), dtype=bool)
         self.runs: dict[str, AttackRun] = {}
+        self.distances: list[Array] = []
         self.x_adv = x.copy()
         self._right = standing.copy()
         self._cascade, self._store = cascade, store
@@ -401,13 +528,14 @@ class _Cascade:
         self.runs[name] = _joined(self.runs.get(name), run, index, self.x)
         progress.advance()
         found = run.distance[np.isfinite(run.distance)]
+        self.distances.append(found)
         return AttackOutcome(
             attack=title,
             attacked=len(index),
             broken=len(fell),
             seconds=seconds,
             queries=asked,
-            distance=float(np.median(found)) if len(found) else None,
+            distance=_median(found),
             **facts,
         )
 
@@ -421,6 +549,10 @@ class _Cascade:
         if self._store is not None and not run.errors:
             self._store.write(name, index, ball, seed, run, time.perf_counter() - started, self.target.forward_passes - queries)
         return run, None
+
+
+def _median(distances: Sequence[float] | Array) -> float | None:
+    return float(np.median(distances)) if len(distances) else None
 
 
 def _joined(before: AttackRun | None, run: AttackRun, index: Array, x: Array) -> AttackRun:

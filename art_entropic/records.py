@@ -162,6 +162,32 @@ class AttackedExample(Record, frozen=True, kw_only=True):
     attacked: list[float]
 
 
+class Findings(Record, frozen=True, kw_only=True):
+    """What an evaluation found, with all that joining it with the findings on other points takes."""
+
+    clean: Accuracy
+    robust: Accuracy
+    certified: Accuracy | None = None
+    certified_reason: str | None = None
+    attacks: list[AttackOutcome]
+    distances: list[list[float]]  # for each of `attacks`, of the adversarial examples that it found: a median needs them all
+    curve: list[CurvePoint] = []
+    points: PointsRecord
+    examples: list[AttackedExample] = []
+    seconds: float
+
+
+class ShardRecord(Record, frozen=True, kw_only=True):
+    """One shard of the points of an evaluation, which waits for the others: a file of its own, never a line among records."""
+
+    schema: int = SCHEMA
+    evaluation_key: str  # key of the evaluation that it is a shard of
+    weights_sha256: str  # of the file of the weights that were attacked
+    number: int  # from 0, in the order of the points
+    findings: Findings
+    provenance: Provenance
+
+
 class Cell(Record, frozen=True, kw_only=True):
     """What names a cell of a benchmark: shared by its training and its evaluation."""
 
@@ -286,6 +312,26 @@ _decoder = msgspec.json.Decoder(AnyRecord)
 
 class AnotherSchemaError(ValueError):
     """A record of a schema that this version does not read."""
+
+
+def write_shard(path: Path, shard: ShardRecord) -> None:
+    """Write a shard to a file of its own; the caller sees to it that nobody reads half of one."""
+    path.write_bytes(msgspec.json.encode(shard))
+
+
+def read_shard(path: Path) -> ShardRecord:
+    """Read the file of a shard.
+
+    Raises:
+        ValueError: not a shard of this schema; the message names the file.
+    """
+    try:
+        shard = msgspec.json.decode(path.read_bytes(), type=ShardRecord)
+    except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise ValueError(f"{path}: not a shard of an evaluation, remove it and it is done again: {error}") from error
+    if shard.schema != SCHEMA:
+        raise AnotherSchemaError(f"{path}: shard of schema {shard.schema!r}, this version reads schema {SCHEMA}")
+    return shard
 
 
 def append_record(path: Path, record: AnyRecord) -> None:

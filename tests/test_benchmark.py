@@ -29,6 +29,7 @@ from art_entropic.records import (
     CheckOutcome,
     ChecksRecord,
     EvaluationRecord,
+    Findings,
     PointsRecord,
     ProfileRecord,
     ProfileRow,
@@ -133,10 +134,11 @@ class World:
         if "evaluate" in self.failure:
             raise self.failure["evaluate"]
         share = Accuracy(correct=5, n=len(x), low=0.1, high=0.5)
-        return SimpleNamespace(
-            clean=share, robust=share, certified=None, certified_reason="none here", attacks=[], curve=[],
-            examples=[PICTURE] * self.n_pictures, seconds=0.5, points_record=lambda: self.points,
+        found = Findings(
+            clean=share, robust=share, certified_reason="none here", attacks=[], distances=[], points=self.points,
+            examples=[PICTURE] * self.n_pictures, seconds=0.5,
         )  # fmt: skip
+        return SimpleNamespace(findings=lambda: found)
 
     def check(
         self, estimator: FakeEstimator, x: np.ndarray, y: np.ndarray, survived: np.ndarray, eps: float, **options: Any
