@@ -9,16 +9,19 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 import art_entropic.analysis
-from art_entropic import benchmark, problems
+from art_entropic import benchmark, distribution, problems
 from art_entropic.backends import FRAMEWORKS, MissingFrameworkError
 from art_entropic.benchmark import BenchmarkPlan, Variant, read_plan, run_benchmark, settings_of
 from art_entropic.defences import Passes, Trained
@@ -81,9 +84,9 @@ class World:
         self.adapted: list[bool] = []
         self.networks: list[Any] = []
         self.checked: list[tuple[list[str], np.ndarray, float, dict[str, list[str]]]] = []
-        self.points = PointsRecord(clean=pack(np.ones(10, bool)), robust=pack(np.arange(10) < 5))
         self.n_pictures = 0
         self.failure: dict[str, BaseException] = {}
+        self.stops_after: int | None = None  # evaluations
         monkeypatch.setattr(benchmark, "load_data", lambda name: self.data)
         monkeypatch.setattr(benchmark, "installed_frameworks", lambda: tuple(FRAMEWORKS))
         monkeypatch.setattr(problems, "framework_module", self.module)
@@ -133,9 +136,13 @@ class World:
         self.adapted.append(estimator.adapted)
         if "evaluate" in self.failure:
             raise self.failure["evaluate"]
-        share = Accuracy(correct=5, n=len(x), low=0.1, high=0.5)
+        if self.stops_after is not None and len(self.evaluated) > self.stops_after:
+            raise KeyboardInterrupt
+        robust = np.arange(len(x)) < 5
+        points = PointsRecord(clean=pack(np.ones(len(x), bool)), robust=pack(robust))
+        share = Accuracy(correct=int(robust.sum()), n=len(x), low=0.1, high=0.5)
         found = Findings(
-            clean=share, robust=share, certified_reason="none here", attacks=[], distances=[], points=self.points,
+            clean=share, robust=share, certified_reason="none here", attacks=[], distances=[], points=points,
             examples=[PICTURE] * self.n_pictures, seconds=0.5,
         )  # fmt: skip
         return SimpleNamespace(findings=lambda: found)
@@ -311,6 +318,117 @@ def test_interrupt_between_training_and_attack_keeps_the_training(world: World, 
     assert ("natural", "pytorch") not in [entry[:2] for entry in world.trained]
 
 
+SPLIT = dataclasses.replace(SMALL, frameworks=("tensorflow",), defences=("entropic",), points_per_shard=4, first_example=3)
+
+
+def test_shards_of_points_are_attacked_one_by_one_with_seeds_of_their_own(world: World, tmp_path: Path) -> None:
+    world.n_pictures = 1
+    records = run(tmp_path, dataclasses.replace(SPLIT, seeds=(7,), checks=True))
+    for number, (_, x, told) in enumerate(world.evaluated):
+        start = 4 * (number % 3)
+        np.testing.assert_array_equal(x, world.data.x_test[3 + start : 3 + min(start + 4, 10)])
+        assert (told["seeds"] == 7) == (start == 0)
+    assert len({told["seeds"] for _, _, told in world.evaluated}) == 3
+    evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
+    for record in evaluations:
+        assert (record.clean.correct, record.clean.n, record.first_example, record.seconds) == (10, 10, 3, 1.5)
+        assert [example.index for example in record.examples] == [3]
+    assert len(world.checked) == len(evaluations) == 2  # once for each network, on all points
+    assert not (tmp_path / "attacks").exists() or not list((tmp_path / "attacks").iterdir())
+
+
+def test_one_shard_for_all_points_is_the_evaluation_without_shards(world: World, tmp_path: Path) -> None:
+    whole = run(tmp_path, dataclasses.replace(SPLIT, points_per_shard=None))
+    asked = len(world.evaluated)
+    for size in (10, 11):
+        assert run(tmp_path, dataclasses.replace(SPLIT, points_per_shard=size)) == whole
+    assert len(world.evaluated) == asked
+
+
+def test_shards_of_weights_that_were_trained_again_are_done_again(world: World, tmp_path: Path) -> None:
+    world.stops_after = 4
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, SPLIT)
+    (shard,) = (tmp_path / "attacks").glob("*/shard-*.json")
+    (weights,) = (tmp_path / "weights").glob("*-entropic-*.fake")
+    told = weights.read_text()
+    world.stops_after, world.evaluated = None, []
+    weights.write_text(told.replace("]", ', "other"]'))
+    run(tmp_path, SPLIT)
+    assert len(world.evaluated) == 3
+    assert not shard.exists()
+
+
+def test_interrupt_between_shards_keeps_those_that_are_finished(world: World, tmp_path: Path) -> None:
+    plan = dataclasses.replace(SPLIT, seeds=(0, 1))
+    world.stops_after = 11
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, plan)
+    *done, last = benchmark.outlook(plan, tmp_path)
+    assert ([cell.state for cell in done], last.state) == (["done"] * 3, "attack")
+    np.testing.assert_allclose(last.seconds or 0, 1.5 * 2 / 10)  # of 1.5 seconds for 10 points, for the last shard of 2
+    world.stops_after, world.evaluated = None, []
+    records = run(tmp_path, plan)
+    assert [len(x) for _, x, _ in world.evaluated] == [2]
+    assert [record.clean.n for record in records if isinstance(record, EvaluationRecord)] == [10] * 4
+
+
+def test_shards_on_many_workers_give_the_records_of_one_process(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(records: list[Any]) -> list[Any]:
+        timeless = {"seconds": 0.0, "provenance": None}
+        return [
+            msgspec.structs.replace(record, **timeless, **({"settings": {}} if isinstance(record, TrainingRecord) else {}))
+            for record in records
+        ]
+
+    monkeypatch.setattr(distribution, "_cached", {})
+    plan = dataclasses.replace(
+        SMALL, points_per_shard=4, seeds=(0, 1), checks=True,
+        variants=(Variant("from scratch", "entropic_interval", start="random"),),
+    )  # fmt: skip
+    alone = run(tmp_path / "alone", plan)
+    tally = [len(world.trained), len(world.evaluated), len(world.checked)]
+    with ThreadPoolExecutor(4) as pool:
+        records = run_benchmark(plan, tmp_path / "pool", executor=pool, verbose=False)
+        assert [len(world.trained), len(world.evaluated), len(world.checked)] == [2 * number for number in tally]
+        assert run_benchmark(plan, tmp_path / "pool", executor=pool, verbose=False) == records
+    assert told(records) == told(alone)
+    assert [len(world.trained), len(world.evaluated), len(world.checked)] == [2 * number for number in tally]
+
+
+def test_the_shards_of_one_network_are_attacked_at_the_same_time(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting = threading.Barrier(3, timeout=30)
+
+    def evaluate(*given: Any, **options: Any) -> Any:
+        meeting.wait()  # fails unless three of them come together
+        return world.evaluate(*given, **options)
+
+    monkeypatch.setattr(distribution, "_cached", {})
+    monkeypatch.setattr(benchmark, "evaluate", evaluate)
+    with ThreadPoolExecutor(3) as pool:
+        run_benchmark(SPLIT, tmp_path, executor=pool, verbose=False)
+    assert len(world.evaluated) == 6
+
+
+def test_a_damaged_shard_is_refused_by_name(world: World, tmp_path: Path) -> None:
+    world.stops_after = 1
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, SPLIT)
+    (shard,) = (tmp_path / "attacks").glob("*/shard-*.json")
+    whole = shard.read_bytes()
+    for damaged, wanted in (
+        (whole[:-20], "not a shard of an evaluation, remove it and it is done again"),
+        (whole.replace(b'"schema":1', b'"schema":7'), "shard of schema 7, this version reads schema 1"),
+    ):
+        shard.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"^{re.escape(str(shard))}: {wanted}"):
+            run(tmp_path, SPLIT)
+
+
 def test_torn_last_line_is_dropped_and_its_cell_done_again(world: World, tmp_path: Path) -> None:
     run(tmp_path)
     path = tmp_path / "records.jsonl"
@@ -407,6 +525,7 @@ def test_failed_save_leaves_no_file(tmp_path: Path) -> None:
         ({"first_example": 20}, "`first_example` must be below the 20 test points, got 20"),
         ({"first_example": 11}, "`n_examples` must be at most the 9 test points from number 11 on, got 10"),
         ({"n_examples": 21}, "`n_examples` must be at most the 20 test points, got 21"),
+        ({"points_per_shard": 0}, "`points_per_shard` must be at least 1, got 0"),
         ({"nb_epochs": 0}, "`nb_epochs` must be at least 1"),
         ({"network": "huge"}, "`network` must be one of 'small', got 'huge'"),
         ({"n_train": 1}, "`n_train` must be at least 2"),
@@ -440,7 +559,7 @@ def test_no_framework_at_all_is_one_line_with_the_command(world: World, monkeypa
 def test_command_asks_for_the_same_cells(world: World, tmp_path: Path) -> None:
     from art_entropic import cli
 
-    run(tmp_path, dataclasses.replace(SMALL, seeds=(0, 3), eps=8 / 255))
+    run(tmp_path, dataclasses.replace(SMALL, seeds=(0, 3), eps=8 / 255, points_per_shard=6))
     command = next(read_records(tmp_path / "records.jsonl")).provenance.command
     world.trained.clear()
     world.evaluated.clear()
@@ -716,6 +835,7 @@ eps = "8/255"
 seeds = [0, 4]
 n_examples = 7
 first_example = 3
+points_per_shard = 5
 n_train = 100
 nb_epochs = 2
 nb_epochs_natural = 1
@@ -741,8 +861,8 @@ def test_a_plan_file_says_all_that_a_plan_can(tmp_path: Path, monkeypatch: pytes
     plan = read_plan(file)
     assert plan == BenchmarkPlan(
         problem="cifar10", network="six_dense", frameworks=("pytorch",), defences=("entropic", "fbf"), battery="quick",
-        eps=8 / 255, seeds=(0, 4), n_examples=7, first_example=3, n_train=100, nb_epochs=2, nb_epochs_natural=1, checks=False,
-        profile=False,
+        eps=8 / 255, seeds=(0, 4), n_examples=7, first_example=3, points_per_shard=5, n_train=100, nb_epochs=2,
+        nb_epochs_natural=1, checks=False, profile=False,
         title="A table",
         variants=(
             Variant("no information", "entropic_interval", {"beta": 0.0, "layers": "dense"}),
@@ -994,3 +1114,45 @@ def test_a_run_killed_at_twenty_moments_loses_the_cell_in_flight_at_most(tmp_pat
     assert len(records) == len({record.key for record in records}) == 2 * 4 * 40  # no cell was done twice, none is torn
     left = [path.name for path in (tmp_path / "run" / "weights").iterdir() if not path.name.startswith(".")]
     assert len(left) == 4 * 40
+
+
+# A run in a process of its own, whose attacks take no time, and which dies in the attack that its second argument counts.
+SPLIT_VICTIM = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from art_entropic import benchmark
+from art_entropic.benchmark import BenchmarkPlan, Runner, run_benchmark
+from art_entropic.records import Accuracy, Findings, PointsRecord, pack
+
+def train(self, job):
+    path = self.store.home / job.weights(".fake")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(job.training_key)
+    return self._training_record(job, "done", benchmark.Spent(0.0, None), weights=job.weights(".fake"), n_train=1)
+
+asked = []
+def findings(self, job, training, points, seed):
+    asked.append(points)
+    if len(asked) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    bits = np.arange(points.start, points.stop) % 3 == 0
+    share = Accuracy(correct=int(bits.sum()), n=len(points), low=0.1, high=0.9)
+    return Findings(clean=share, robust=share, attacks=[], distances=[], seconds=0.0,
+                    points=PointsRecord(clean=pack(bits), robust=pack(bits)))
+
+Runner._train, Runner._findings = train, findings
+plan = BenchmarkPlan(frameworks=("pytorch",), defences=("natural",), battery="quick", n_examples=10, points_per_shard=3,
+                     checks=False, profile=False)
+records = run_benchmark(plan, sys.argv[1], verbose=False)
+print([(points.start, points.stop) for points in asked], records[1].points.robust)
+"""
+
+
+def test_a_run_killed_between_shards_does_none_of_the_finished_ones_again(tmp_path: Path) -> None:
+    (tmp_path / "victim.py").write_text(SPLIT_VICTIM)
+    command = [sys.executable, tmp_path / "victim.py", tmp_path / "run"]
+    killed = subprocess.run([*command, "3"], capture_output=True)
+    assert killed.returncode < 0
+    last = subprocess.run([*command, "0"], capture_output=True, text=True, check=True)
+    assert last.stdout.strip() == f"[(6, 9), (9, 10)] {pack(np.arange(10) % 3 == 0)}"

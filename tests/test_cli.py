@@ -193,6 +193,12 @@ def assert_one_line(outcome: tuple[int, str, str], *wanted: str) -> None:
         (["train", "--eps", "0.1"], "--estimator"),
         (["benchmark", "--jobs", "0"], "`jobs` must be at least 1"),
         (["benchmark", "--jobs", "2", "--scheduler", "tcp://a:1"], "not allowed with argument"),
+        (["benchmark", "--resources", "GPU=1"], "`--resources` are those of a Dask cluster's workers and need --scheduler"),
+        (["benchmark", "--resources", "GPU"], "must be NAME=NUMBER, such as GPU=1 or GPU=1,MEMORY=2e9, got 'GPU'"),
+        (["benchmark", "--resources", "GPU=one"], "must be NAME=NUMBER, such as GPU=1 or GPU=1,MEMORY=2e9, got 'GPU=one'"),
+        (["benchmark", "--resources", "=1"], "must be NAME=NUMBER, such as GPU=1 or GPU=1,MEMORY=2e9, got '=1'"),
+        (["benchmark", "--scheduler", "tcp://a:1", "--resources", "GPU=0"], "`resources['GPU']` must be positive, got 0.0"),
+        (["benchmark", "--points-per-shard", "0"], "`points_per_shard` must be at least 1, got 0"),
         (["benchmark", "--set", "eps=0.1"], "`--set` changes a value of a plan file and needs --plan"),
         (["evaluate", "--eps", "0.1"], "--estimator"),
         (["evaluate", *MINE, "--eps", "8"], "`eps` must not exceed the range 1 of `clip_values` (0, 1)"),
@@ -291,13 +297,13 @@ def test_benchmark_passes_its_options_on(
     monkeypatch.setattr("art_entropic.report.write_report", lambda folder: (folder / "a.md", folder / "a.html"))
     words = "benchmark --problem mnist --framework pytorch,tensorflow --defence entropic --defence fbf --battery quick"
     words += " --eps 0.2 --seeds 0,2 --n-examples 50 --epochs 3 --epochs-natural 1 --quiet --network large --n-train 99"
-    words += " --first-example 7"
+    words += " --first-example 7 --points-per-shard 20"
     assert said(capsys, words.split()) == (0, "", "")
     assert asked == [
         art_entropic.BenchmarkPlan(
             problem="mnist", frameworks=("pytorch", "tensorflow"), defences=("entropic", "fbf"), battery="quick",
             eps=0.2, seeds=(0, 2), n_examples=50, nb_epochs=3, nb_epochs_natural=1, network="large", n_train=99,
-            first_example=7,
+            first_example=7, points_per_shard=20,
         ),
         Path("runs/mnist"),
         None,

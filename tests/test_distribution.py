@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import re
 import signal
 import threading
 import time
@@ -13,10 +14,12 @@ import pytest
 
 from art_entropic import distribution
 from art_entropic.backends import backend_for
-from art_entropic.benchmark import BenchmarkPlan, run_benchmark, settings_of
+from art_entropic.benchmark import BenchmarkPlan, plan_jobs, run_benchmark, settings_of, shards_of
 from art_entropic.distribution import dask_cluster, process_pool
-from art_entropic.problems import build_classifier, load_data
-from art_entropic.records import EvaluationRecord, ProfileRecord, TrainingRecord, read_records
+from art_entropic.evaluation import evaluate
+from art_entropic.problems import build_classifier, for_framework, load_data
+from art_entropic.records import EvaluationRecord, ProfileRecord, TrainingRecord, read_records, unpack
+from art_entropic.statistics import accuracy
 
 PLAN = BenchmarkPlan(
     frameworks=("pytorch",), defences=("entropic", "fbf"), battery="quick", n_examples=30, n_train=200, nb_epochs=2,
@@ -52,6 +55,175 @@ def alone(tmp_path_factory):
         return outcome(run_benchmark(PLAN, home, verbose=False), home)
     finally:
         torch.set_num_threads(threads)
+
+
+SPLIT = dataclasses.replace(PLAN, defences=("natural",), points_per_shard=12, first_example=5, seeds=(0,), checks=True)
+
+
+def timeless(record):
+    """A record without when, where and how fast."""
+    import msgspec
+
+    def without(value):
+        if isinstance(value, dict):
+            return {name: without(one) for name, one in value.items() if name not in ("provenance", "seconds", "settings")}
+        return [without(one) for one in value] if isinstance(value, list) else value
+
+    return without(msgspec.to_builtins(record))
+
+
+def told(records):
+    return [timeless(record) for record in records if not isinstance(record, TrainingRecord)]
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    """A plan with shards in one process, on one thread as the workers have: its folder and its records."""
+    import torch
+
+    home = tmp_path_factory.mktemp("split")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return home, run_benchmark(SPLIT, home, verbose=False)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_joined_shards_are_what_their_points_give_when_evaluated_apart(split):
+    home, records = split
+    training, record = (next(one for one in records if isinstance(one, kind)) for kind in (TrainingRecord, EvaluationRecord))
+    problem, data = settings_of(SPLIT).problem, load_data("digits")
+    classifier = build_classifier(problem, "pytorch", 0)
+    backend_for(classifier).load_weights(home / training.weights)
+    (job,) = plan_jobs(settings_of(SPLIT), data.sha256)
+    apart = []
+    for shard in shards_of(settings_of(SPLIT), job):
+        points = slice(5 + shard.points.start, 5 + shard.points.stop)
+        x, y = for_framework(data.x_test[points], "pytorch"), data.y_test[points]
+        apart.append(evaluate(classifier, x, y, problem.eps, battery="quick", seeds=shard.seed, checks=False,
+                              curve_eps=problem.curve_eps, n_gallery=6, verbose=False))  # fmt: skip
+    assert [len(one.survived) for one in apart] == [12, 12, 6]
+    survived, clean = (np.concatenate([getattr(one, name) for one in apart]) for name in ("survived", "clean_correct"))
+    np.testing.assert_array_equal(unpack(record.points.robust, 30), survived)
+    assert (record.robust, record.clean) == (accuracy(survived), accuracy(clean))
+    assert record.certified == accuracy(np.concatenate([one.certified_points for one in apart]))
+    for name, outcome, number in zip(("pgd_ce", "pgd_margin"), record.attacks, range(2), strict=True):
+        broken = np.concatenate([one.broken_by[name] for one in apart])
+        np.testing.assert_array_equal(unpack(record.points.broken_by[name], 30), broken)
+        distance = np.concatenate([one.runs[name].distance for one in apart])
+        assert outcome.distance == (float(np.nanmedian(distance)) if np.isfinite(distance).any() else None)
+        assert outcome.broken == broken.sum()
+        for count in ("attacked", "queries"):
+            assert getattr(outcome, count) == sum(getattr(one.attacks[number], count) for one in apart)
+    for number, point in enumerate(record.curve):
+        assert point.robust == accuracy(sum(one.curve[number].robust.correct for one in apart), 30)
+    shown = {example.index: example for example in record.examples}
+    fallen = np.flatnonzero(clean & ~survived)
+    first = [fallen[data.y_test[5 + fallen] == label][0] for label in np.unique(data.y_test[5 + fallen])][:6]
+    assert sorted(shown) == sorted(5 + int(index) for index in first) and len(first) > 1
+    for index, example in shown.items():
+        np.testing.assert_allclose(example.clean, data.x_test[index].ravel(), rtol=1e-6)
+
+
+def test_a_process_pool_finds_the_same_in_shards(split, tmp_path, capsys):
+    with process_pool(2) as pool:
+        records = run_benchmark(SPLIT, tmp_path, executor=pool, verbose=True)
+    assert told(records) == told(split[1])
+    said = capsys.readouterr().err
+    assert said.count(", points ") == 3 and said.count("of checks)") == 1
+    assert run_benchmark(SPLIT, tmp_path, verbose=False) == records
+
+
+def test_finished_shards_outlive_an_error_on_another_worker(split, tmp_path, monkeypatch):
+    from art_entropic import benchmark
+
+    asked = []
+    real = benchmark.Runner._findings
+
+    def findings(self, job, training, points, seed):
+        asked.append(points.start)
+        if points.start == 24 and len(asked) == 3:
+            raise RuntimeError("no such luck")
+        return real(self, job, training, points, seed)
+
+    monkeypatch.setattr(benchmark.Runner, "_findings", findings)
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(RuntimeError, match="no such luck"):
+            run_benchmark(SPLIT, tmp_path, executor=pool, verbose=False)
+        records = run_benchmark(SPLIT, tmp_path, executor=pool, verbose=False)
+    assert asked == [0, 12, 24, 24]
+    assert told(records) == told(split[1])
+
+
+@pytest.fixture
+def two_workers():
+    """A Dask scheduler with two workers, one of which has a resource."""
+    from distributed import Scheduler, SpecCluster, Worker
+
+    options = {"nthreads": 1, "dashboard": False}
+    with SpecCluster(
+        scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}},
+        workers={
+            "plain": {"cls": Worker, "options": options},
+            "gpu": {"cls": Worker, "options": {**options, "resources": {"GPU": 1}}},
+        },
+        silence_logs=50,
+    ) as cluster:
+        yield cluster
+
+
+def test_cells_that_need_a_resource_run_where_it_is(split, two_workers, tmp_path, monkeypatch):
+    from distributed import get_worker
+
+    ran_on = []
+    real = distribution._check_versions
+
+    def check_versions(task):
+        ran_on.append(get_worker().name)
+        real(task)
+
+    monkeypatch.setattr(distribution, "_check_versions", check_versions)
+    with dask_cluster(two_workers.scheduler_address, resources={"GPU": 1}) as executor:
+        records = run_benchmark(SPLIT, tmp_path, executor=executor, verbose=False)
+    assert ran_on == ["gpu"] * 6  # a training, three shards, the checks, a profile
+    assert told(records) == told(split[1])
+
+
+def test_a_resource_that_no_worker_offers_is_refused_before_any_work(two_workers):
+    address = two_workers.scheduler_address
+    for wanted, shown in (({"TPU": 1}, "TPU=1"), ({"GPU": 2}, "GPU=2"), ({"GPU": 1, "TPU": 1}, "GPU=1 TPU=1")):
+        said = f"`resources` must be what a worker of {address} offers, got {shown}: its 2 workers offer "
+        with pytest.raises(ValueError, match=said), dask_cluster(address, resources=wanted):
+            pass
+
+
+def test_a_cluster_without_workers_may_get_them_later(capsys):
+    from distributed import Scheduler, SpecCluster
+
+    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}}
+    resources = {"GPU": 1, "MEMORY": 2e9}
+    with (
+        SpecCluster(scheduler=scheduler, silence_logs=50) as cluster,
+        dask_cluster(cluster.scheduler_address, timeout=0.5, resources=resources),
+    ):
+        pass
+    assert "has no workers yet: cells wait until one with GPU=1 MEMORY=2e+09 joins it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("resources", "error", "said"),
+    [
+        ("GPU=1", TypeError, "`resources` must map names to amounts, such as {'GPU': 1}, got 'GPU=1'"),
+        ({" ": 1}, ValueError, "`resources` must have names, such as 'GPU', got ' '"),
+        ({"GPU": 0}, ValueError, "`resources['GPU']` must be positive, got 0"),
+        ({"GPU": float("nan")}, ValueError, "`resources['GPU']` must be finite, got nan"),
+        ({"GPU": "1"}, TypeError, "`resources['GPU']` must be a number, got '1'"),
+    ],
+)
+def test_bad_resources_are_refused_before_anything_is_connected(resources, error, said):
+    with pytest.raises(error, match=re.escape(said)), dask_cluster("tcp://127.0.0.1:1", resources=resources):
+        pass
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not share out cores")

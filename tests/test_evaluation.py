@@ -1,12 +1,18 @@
+import re
+
+import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import art_entropic.evaluation as evaluation
 from art_entropic.attacks import ATTACKS, BATTERIES, Attack
 from art_entropic.backends import FRAMEWORKS, NoIntervalRuleError, framework_module
 from art_entropic.backends.architecture import Dense, Flatten
-from art_entropic.evaluation import evaluate
-from art_entropic.records import pack, unpack
+from art_entropic.evaluation import evaluate, join_findings
+from art_entropic.records import AttackedExample, AttackOutcome, CurvePoint, Findings, PointsRecord, pack, unpack
+from art_entropic.statistics import accuracy
 
 QUIET = dict(checks=False, verbose=False)
 
@@ -285,3 +291,107 @@ def test_what_cannot_run_is_told_in_the_headline(framework, make_classifier, poi
             (Flatten(), Dense(4, None)), input_shape=(6, 6, 2), nb_classes=4, clip_values=(0.0, 1.0), learning_rate=0.1, seed=0
         )
         evaluate(classifier, x, y, eps=0.3, transfer_from={"other": other}, **QUIET)
+
+
+# ---------------------------------------------------------------------------------------------------------------- shards
+
+N_GALLERY = 2
+
+
+@st.composite
+def points_with_a_fate(draw):
+    """Points by themselves: class, right without an attack, certified, fallen to an attack or to the curve, distance found."""
+    n = draw(st.integers(1, 20))
+
+    def of_each(one):
+        return np.array(draw(st.lists(one, min_size=n, max_size=n)))
+
+    label, clean, fell, certified = (of_each(st.integers(0, top)) for top in (3, 1, 2, 1))
+    distance = of_each(st.one_of(st.just(np.nan), st.floats(0, 1e9))).astype(float)
+    return label, clean == 1, np.where(clean == 1, fell, 0), (certified == 1) & (clean == 1) & (fell == 0), distance
+
+
+def findings_on(index, fate, *, has_certificate=True, error=None):
+    """The findings on some of the points, counted straight from each point's fate."""
+    label, clean, fell, certified, distance = (values[index] for values in fate)
+    names = ("first", "second")
+    standing = [clean, clean & (fell != 1)]
+    distances = [distance[np.isfinite(distance) & (fell == number)] for number in (1, 2)]
+    fallen = [np.flatnonzero((label == one) & (fell > 0)) for one in np.unique(label[fell > 0])]
+    return Findings(
+        clean=accuracy(clean),
+        robust=accuracy(clean & (fell == 0)),
+        certified=accuracy(certified) if has_certificate else None,
+        certified_reason=None if has_certificate else "no rule",
+        attacks=[
+            AttackOutcome(
+                attack=name,
+                attacked=int(standing[number].sum()),
+                broken=int((fell == number + 1).sum()),
+                seconds=0.5 * len(index),
+                queries=7 * len(index),
+                error=error if number else None,
+                distance=float(np.median(distances[number])) if len(distances[number]) else None,
+            )
+            for number, name in enumerate(names)
+        ],
+        distances=[one.tolist() for one in distances],
+        curve=[CurvePoint(eps=0.0, robust=accuracy(clean)), CurvePoint(eps=0.2, robust=accuracy(clean & (fell != 2)))],
+        points=PointsRecord(
+            clean=pack(clean),
+            robust=pack(clean & (fell == 0)),
+            certified=pack(certified) if has_certificate else None,
+            broken_by={name: pack(fell == number + 1) for number, name in enumerate(names)},
+        ),
+        examples=[
+            AttackedExample(
+                index=int(one[0]), label=int(label[one[0]]), clean_prediction=0, attacked_prediction=1, shape=(1, 1, 1),
+                clean=[float(index[one[0]])], attacked=[0.5],
+            )
+            for one in fallen[:N_GALLERY]
+        ],
+        seconds=1.5 * len(index),
+    )  # fmt: skip
+
+
+@given(points_with_a_fate(), st.lists(st.integers(1, 20)), st.booleans(), st.sampled_from([None, "ArithmeticError: no"]))
+def test_findings_split_anywhere_and_joined_are_those_on_all_points(fate, cuts, has_certificate, error):
+    n = len(fate[0])
+    parts = np.split(np.arange(n), sorted({cut for cut in cuts if cut < n}))
+    told = {"has_certificate": has_certificate, "error": error}
+    joined = join_findings([findings_on(part, fate, **told) for part in parts], N_GALLERY)
+    assert joined == findings_on(np.arange(n), fate, **told)
+    # What is kept in a file between shards is what was kept.
+    assert msgspec.json.decode(msgspec.json.encode(joined), type=Findings) == joined
+
+
+def test_an_attack_that_failed_on_some_points_has_failed():
+    fate = (np.zeros(2, int), np.ones(2, bool), np.zeros(2, int), np.zeros(2, bool), np.full(2, np.nan))
+    errors = ("A: a", None, "B: b", "A: a")
+    parts = [findings_on(np.arange(2), fate, error=error) for error in errors]
+    assert [outcome.error for outcome in join_findings(parts, N_GALLERY).attacks] == [None, "A: a; B: b"]
+
+
+def test_findings_of_other_evaluations_are_not_joined():
+    fate = (np.zeros(2, int), np.ones(2, bool), np.zeros(2, int), np.zeros(2, bool), np.full(2, np.nan))
+    one = findings_on(np.arange(2), fate)
+    others = {
+        "the radii [0.0] in part 1, [0.0, 0.2]": msgspec.structs.replace(one, curve=one.curve[:1]),
+        "the attacks ['first'] in part 1, ['first', 'second']": msgspec.structs.replace(one, attacks=one.attacks[:1]),
+        "a certificate False in part 1, True": findings_on(np.arange(2), fate, has_certificate=False),
+    }
+    for what, other in others.items():
+        with pytest.raises(ValueError, match=re.escape(f"`parts` must be of one evaluation, got {what} in the first")):
+            join_findings([one, other], N_GALLERY)
+    with pytest.raises(ValueError, match="at least one set of points, got none"):
+        join_findings([], N_GALLERY)
+
+
+def test_findings_hold_the_distances_behind_each_median_seed_by_seed(framework, make_classifier, bright, battery):
+    battery(Shift(0.1, 1), Shift(0.2, 3))
+    x = flat(framework, [0.45, 0.35, 0.45, 0.1])
+    result = evaluate(make_classifier(framework), x, [0] * 4, eps=0.2, battery="planted", seeds=(0, 1), **QUIET)
+    found = result.findings()
+    medians = [float(np.median(distances)) if distances else None for distances in found.distances]
+    assert medians == [outcome.distance for outcome in result.attacks] and len(medians) == 4
+    assert join_findings([found], 0) == found
