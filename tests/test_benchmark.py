@@ -373,8 +373,9 @@ def test_interrupt_between_shards_keeps_those_that_are_finished(world: World, tm
     assert [record.clean.n for record in records if isinstance(record, EvaluationRecord)] == [10] * 4
 
 
-def test_shards_on_many_workers_give_the_records_of_one_process(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("size", [None, 4])
+def test_many_workers_give_the_records_of_one_process_with_and_without_shards(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | None
 ) -> None:
     def told(records: list[Any]) -> list[Any]:
         timeless = {"seconds": 0.0, "provenance": None}
@@ -385,7 +386,7 @@ def test_shards_on_many_workers_give_the_records_of_one_process(
 
     monkeypatch.setattr(distribution, "_cached", {})
     plan = dataclasses.replace(
-        SMALL, points_per_shard=4, seeds=(0, 1), checks=True,
+        SMALL, points_per_shard=size, seeds=(0, 1), checks=True,
         variants=(Variant("from scratch", "entropic_interval", start="random"),),
     )  # fmt: skip
     alone = run(tmp_path / "alone", plan)
@@ -396,6 +397,9 @@ def test_shards_on_many_workers_give_the_records_of_one_process(
         assert run_benchmark(plan, tmp_path / "pool", executor=pool, verbose=False) == records
     assert told(records) == told(alone)
     assert [len(world.trained), len(world.evaluated), len(world.checked)] == [2 * number for number in tally]
+    # The checks of every network had the natural one to transfer from, that which started from random weights too.
+    asked = [repr((weights, sources)) for weights, _, _, sources in world.checked]
+    assert sorted(asked[: tally[2]]) == sorted(asked[tally[2] :])
 
 
 def test_the_shards_of_one_network_are_attacked_at_the_same_time(

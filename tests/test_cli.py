@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +283,28 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ commands
+
+
+def test_resources_reach_the_cluster_and_its_executor_the_run(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+
+    @contextlib.contextmanager
+    def dask_cluster(address: str, **options: Any) -> Iterator[str]:
+        asked.append((address, options))
+        yield "the cluster"
+
+    def run_benchmark(plan: Any, out: Path, *, executor: Any, **options: Any) -> list[Any]:
+        asked.append(executor)
+        return []
+
+    monkeypatch.setattr("art_entropic.distribution.dask_cluster", dask_cluster)
+    monkeypatch.setattr("art_entropic.benchmark.run_benchmark", run_benchmark)
+    monkeypatch.setattr("art_entropic.report.write_report", lambda folder: (folder / "a.md", folder / "a.html"))
+    words = "benchmark --quiet --scheduler tcp://a:1 --resources GPU=1,MEMORY=2e9 --resources TPU=0.5"
+    assert said(capsys, words.split()) == (0, "", "")
+    assert asked == [("tcp://a:1", {"resources": {"GPU": 1.0, "MEMORY": 2e9, "TPU": 0.5}}), "the cluster"]
 
 
 def test_benchmark_passes_its_options_on(
