@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,9 +55,30 @@ def positive_int(name: str, value: Any) -> int:
 def choice(name: str, value: Any, choices: Iterable[str]) -> str:
     """One of the names in `choices`."""
     allowed = list(choices)
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     return str(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False, as a bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"`{name}` must be True or False, got {value!r}")
+    return bool(value)
+
+
+def listed(name: str, value: Any) -> tuple[Any, ...]:
+    """The members of a list or another sequence, a text not being one."""
+    if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, (str, bytes)):
+        raise TypeError(f"`{name}` must be a list, got {value!r} of type {type(value).__name__}")
+    return tuple(value)
+
+
+def file_path(name: str, value: Any) -> Path:
+    """A place in the file system."""
+    if not isinstance(value, (str, os.PathLike)) or isinstance(os.fspath(value), bytes):
+        raise TypeError(f"`{name}` must be a path, got {value!r} of type {type(value).__name__}")
+    return Path(value)
 
 
 def check_eps(eps: Any, clip_values: ClipValues) -> float:

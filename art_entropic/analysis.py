@@ -30,6 +30,8 @@ from art_entropic._validate import (
     check_logits,
     choice,
     finite,
+    flag,
+    listed,
     positive_int,
     whole_number,
 )
@@ -530,6 +532,7 @@ def information_profile(
         raise ValueError(f"`copies` must be at least 2, got {copies!r}")
     positive_int("batch_size", batch_size)
     whole_number("seed", seed)
+    verbose = flag("verbose", verbose)
 
     networks = {}
     for name, backend in backends.items():
@@ -577,7 +580,7 @@ def _facts(estimator: Any) -> tuple[tuple[int, ...], int, list[Any] | None]:
 
 
 def _check_measures(measures: Any, able: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(measures, str) or not len(measures):
+    if not listed("measures", measures):
         raise ValueError(f"`measures` must be a sequence of at least one measure's name, got {measures!r}")
     return tuple(dict.fromkeys(choice("measures", one, able) for one in measures))
 
@@ -585,7 +588,7 @@ def _check_measures(measures: Any, able: Iterable[str]) -> tuple[str, ...]:
 def _choose(name: str, network: _Network, layers: Sequence[str] | None) -> tuple[str, ...]:
     if layers is None:
         return network.layers
-    if isinstance(layers, str) or not layers:
+    if not listed("layers", layers):
         raise ValueError(f"`layers` must be a sequence of at least one layer's name, got {layers!r}")
     for layer in layers:
         if layer not in network.layers:

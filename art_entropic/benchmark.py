@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from art_entropic import __version__
-from art_entropic._validate import check_eps, choice, positive_int, whole_number
+from art_entropic._validate import check_eps, choice, flag, listed, positive_int, whole_number
 from art_entropic.attacks import BATTERIES
 from art_entropic.backends import FRAMEWORKS, MissingFrameworkError, backend_for, framework_module, installed_frameworks
 from art_entropic.checks import CHECKS
@@ -227,8 +227,8 @@ def settings_of(plan: BenchmarkPlan) -> Settings:
                 "nb_epochs_natural",
                 problem.nb_epochs_natural if plan.nb_epochs_natural is None else plan.nb_epochs_natural,
             ),
-            checks=_flag("checks", plan.checks),
-            profile=_flag("profile", plan.profile),
+            checks=flag("checks", plan.checks),
+            profile=flag("profile", plan.profile),
             title=plan.title,
             source=plan.source,
             overrides=plan.overrides,
@@ -254,13 +254,15 @@ def _check_names(plan: BenchmarkPlan) -> None:
     choice("battery", plan.battery, BATTERIES)
     if plan.network is not None:
         choice("network", plan.network, problem.networks)
-    for name in plan.frameworks or ():
+    for name in () if plan.frameworks is None else listed("frameworks", plan.frameworks):
         choice("frameworks", name, FRAMEWORKS)
-    for name in plan.defences or ():
+    for name in () if plan.defences is None else listed("defences", plan.defences):
         choice("defences", name, DEFENCES)
     ours = [name for name, row in DEFENCES.items() if row.ours]
-    for number, variant in enumerate(plan.variants):
+    for number, variant in enumerate(listed("variants", plan.variants)):
         where = f"variants[{number}]"
+        if not isinstance(variant, Variant):
+            raise TypeError(f"`{where}` must be a Variant, got {variant!r} of type {type(variant).__name__}")
         choice(f"{where}.defence", variant.defence, ours)
         choice(f"{where}.start", variant.start, STARTS)
         if variant.nb_epochs is not None:
@@ -318,18 +320,12 @@ def _frameworks(names: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _seeds(seeds: Sequence[int]) -> tuple[int, ...]:
-    for seed in seeds:
+    for seed in listed("seeds", seeds):
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
             raise ValueError(f"`seeds` must be whole numbers from 0 to 2**31 - 1, got {seed!r}")
     if not seeds:
         raise ValueError(f"`seeds` must name at least one seed, got {seeds!r}")
     return tuple(dict.fromkeys(seeds))
-
-
-def _flag(name: str, value: bool) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"`{name}` must be True or False, got {value!r}")
-    return value
 
 
 def _points_per_shard(size: int | None, n_examples: int) -> int | None:

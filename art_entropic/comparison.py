@@ -146,6 +146,11 @@ def compare(results: Mapping[str, Evaluation | EvaluationRecord]) -> Comparison:
     """
     from statsmodels.stats.multitest import multipletests
 
+    if not isinstance(results, Mapping):
+        raise TypeError(f"`results` must map names to evaluations, got {results!r} of type {type(results).__name__}")
+    for name, result in results.items():
+        if not isinstance(result, (Evaluation, EvaluationRecord)):
+            raise TypeError(f"`results` must hold evaluations or their records, got {result!r} for {name!r}")
     if len(results) < 2:
         raise ValueError(f"`results` must hold at least two evaluations, got {len(results)}")
     first = next(iter(results))

@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from art_entropic._validate import check_eps, check_inputs, check_labels, check_logits, choice, non_negative, whole_number
+from art_entropic._validate import (
+    check_eps,
+    check_inputs,
+    check_labels,
+    check_logits,
+    choice,
+    file_path,
+    flag,
+    listed,
+    non_negative,
+    whole_number,
+)
 from art_entropic.attacks import (
     ATTACKS,
     BATTERIES,
@@ -260,6 +271,8 @@ def evaluate(
         choice("measure", measure, MEASURES)
     names = BATTERIES[choice("battery", battery, BATTERIES)]
     n_gallery, all_seeds = whole_number("n_gallery", n_gallery), _check_seeds(seeds)
+    checks, cascade, verbose = flag("checks", checks), flag("cascade", cascade), flag("verbose", verbose)
+    home = None if folder is None else file_path("folder", folder)
     target, ball, x, y, logits = _prepared(classifier, x, y, eps, norm, measure, transfer_from)
     radii = _check_radii(curve_eps, ball.norm, classifier)
     check_logits(logits, int(classifier.nb_classes))
@@ -269,7 +282,7 @@ def evaluate(
     total = len(names) * len(all_seeds) + len(BATTERIES[CURVE_BATTERY]) * sum(r > 0 for r in radii) + checks
     with _Progress(total, verbose) as progress:
         certified_points, reason = _certify(classifier, x, y, ball)
-        store = None if folder is None else _Finished(Path(folder), target, x, y)
+        store = None if home is None else _Finished(home, target, x, y)
         run = _Cascade(target, x, y, clean_correct, certified_points if cascade else None, cascade=cascade, store=store)
         outcomes = [run.attack(name, ball, seed, progress) for seed in all_seeds for name in names]
         if all(outcome.error or outcome.skipped for outcome in outcomes):
@@ -709,9 +722,7 @@ def _check_sources(classifier: Any, sources: Mapping[str, Any] | None) -> Mappin
 
 
 def _check_radii(curve_eps: Sequence[float], norm: float, classifier: Any) -> list[float]:
-    if not isinstance(curve_eps, (Sequence, np.ndarray)) or isinstance(curve_eps, str):
-        raise TypeError(f"`curve_eps` must be a sequence of radii, got {curve_eps!r}")
-    radii = {non_negative("curve_eps", radius) for radius in curve_eps}
+    radii = {non_negative("curve_eps", radius) for radius in listed("curve_eps", curve_eps)}
     return sorted(_check_ball(radius, norm, classifier).eps if radius > 0 else radius for radius in radii)
 
 

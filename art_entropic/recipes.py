@@ -50,7 +50,7 @@ class Wishes:
         """
         row = MEASURES[choice("measure", measure, MEASURES)]
         eps = check_eps(self.eps, self.clip_values)
-        ramp = row.ramp if self.ramp is None else self.ramp
+        ramp = row.ramp if self.ramp is None else finite("ramp", self.ramp)
         schedule = Schedule(
             eps=self._scaled(eps, row.eps_factor),
             k=row.k if self.k is None else _weight_of_worst_case(self.k, measure),

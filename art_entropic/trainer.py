@@ -19,7 +19,17 @@ import numpy as np
 from art.defences.trainer import Trainer
 from tqdm.auto import tqdm
 
-from art_entropic._validate import check_inputs, check_labels, check_logits, finite, non_negative, positive_int
+from art_entropic._validate import (
+    check_inputs,
+    check_labels,
+    check_logits,
+    file_path,
+    finite,
+    flag,
+    listed,
+    non_negative,
+    positive_int,
+)
 from art_entropic.backends import Array, Backend, Batch, Controls, Step, backend_for
 from art_entropic.objective import DECAY, falling_rate
 from art_entropic.palette import GREY, colours
@@ -193,7 +203,7 @@ class _Options:
     decay: float
     callbacks: tuple[Callback, ...]
     early_stopping: int | None
-    checkpoint: str | Path | None
+    checkpoint: Path | None
 
 
 @dataclass
@@ -291,7 +301,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             self._wishes.settle_either()
         self._schedule, self._objective = self._wishes.settle(AUTOMATIC[0] if measure is None else measure)
         self._decay = None if decay is None else _share("decay", decay)
-        self._verbose = verbose
+        self._verbose = flag("verbose", verbose)
         self._progress: _Progress | None = None
         self._resuming = False
 
@@ -452,9 +462,9 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             seed=self._seed(seed),
             scheduler=scheduler,
             decay=self._decay_for(scheduler),
-            callbacks=tuple(callbacks),
+            callbacks=_callables("callbacks", callbacks),
             early_stopping=early_stopping,
-            checkpoint=checkpoint,
+            checkpoint=None if checkpoint is None else file_path("checkpoint", checkpoint),
         )
 
     def _check_validation(self, validation_data: Any) -> tuple[Array, Array]:
@@ -692,6 +702,13 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Ar
 
 def _as_tuple(layers: Any) -> Any:
     return tuple(layers) if isinstance(layers, list) else layers
+
+
+def _callables(name: str, values: Any) -> tuple[Callback, ...]:
+    for value in listed(name, values):
+        if not callable(value):
+            raise TypeError(f"`{name}` must be callables, got {value!r} of type {type(value).__name__}")
+    return tuple(values)
 
 
 def _share(name: str, value: Any) -> float:
