@@ -443,7 +443,8 @@ def _batch_norm(call: _Call) -> Joint:
         call.refuse("renorm=True has none in training")
     shape = _along([layer.axis], x.value)
     axes = [axis for axis, length in enumerate(shape) if axis != layer.axis % len(shape)]
-    mean, variance = tf.nn.moments(x.value, axes)
+    # Over all replicas of a tf.distribute strategy where the layer does so.
+    mean, variance = keras.ops.moments(x.value, axes, synchronized=True) if layer.synchronized else tf.nn.moments(x.value, axes)
     factor = tf.math.rsqrt(variance + layer.epsilon)
     factor = factor * layer.gamma if layer.scale else factor
     shift = (tf.convert_to_tensor(layer.beta) if layer.center else 0.0) - mean * factor

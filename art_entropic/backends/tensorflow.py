@@ -30,6 +30,7 @@ from art_entropic.backends._preprocessing import standardisation
 from art_entropic.backends._tensorflow_art import before_each_step, for_art_trainers
 from art_entropic.backends._tensorflow_bounds import Joint, Walk, box_of, has_graph, require_graph, straight_relu
 from art_entropic.backends._tensorflow_ops import ops
+from art_entropic.backends._tensorflow_replicas import Gradients, Replicas, check_optimizer, mirrored_strategy
 from art_entropic.backends.architecture import (
     NORM_EPSILON,
     NORM_MOMENTUM,
@@ -98,11 +99,11 @@ class TensorFlowView:
 # ------------------------------------------------------------------------------------------------------ compiled code
 
 
-def _compiled(*signature: tf.TensorSpec) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`tf.function` for batches of any length."""
+def _compiled(*signature: tf.TensorSpec, xla: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`tf.function` for batches of any length; XLA compiles what was traced anew for each length."""
 
     def decorate(function: Callable[..., Any]) -> Any:
-        compiled = tf.function(function, input_signature=signature, autograph=False)
+        compiled = tf.function(function, input_signature=signature, autograph=False, jit_compile=xla or None)
         # TensorFlow takes the functions of many models, each traced once, for one that is traced over and over.
         compiled._omit_frequent_tracing_warning = True
         return compiled
@@ -114,16 +115,20 @@ Compute = Callable[[Batch, Controls], dict[str, tf.Tensor]]
 
 
 class TensorFlowStep:
-    """A compiled `Step`, traced once for batches of any length."""
+    """A compiled `Step`, traced once for batches of any length.
 
-    def __init__(self, compute: Compute, input_shape: Sequence[int], nb_classes: int) -> None:
+    With XLA the trace is compiled once for each length that turns up: a fit has two or three.
+    """
+
+    def __init__(self, compute: Compute, input_shape: Sequence[int], nb_classes: int, *, xla: bool = False) -> None:
         self.trace_count = 0
+        self._xla = xla
         self._names: tuple[str, ...] = ()
         images = tf.TensorSpec((None, *input_shape), tf.float32)
         labels, numbers = tf.TensorSpec((None, nb_classes), tf.float32), tf.TensorSpec((None,), tf.float32)
         scalar = tf.TensorSpec((), tf.float32)
 
-        @_compiled(images, labels, images, numbers, scalar, scalar, scalar)
+        @_compiled(images, labels, images, numbers, scalar, scalar, scalar, xla=xla)
         def terms(*inputs: tf.Tensor) -> tf.Tensor:
             self.trace_count += 1
             values = compute(Batch(*inputs[:4]), Controls(*inputs[4:]))
@@ -133,7 +138,15 @@ class TensorFlowStep:
         self._terms = terms
 
     def __call__(self, batch: Batch, controls: Controls) -> dict[str, float]:
-        values = self._terms(*(np.asarray(part, np.float32) for part in (*batch, *controls)))
+        inputs = [np.asarray(part, np.float32) for part in (*batch, *controls)]
+        try:
+            values = self._terms(*inputs)
+        except tf.errors.OpError as error:
+            if not self._xla or isinstance(error, tf.errors.ResourceExhaustedError):
+                raise
+            reason = str(error.message).splitlines()[0]
+            # XLA compiles the whole step before it runs any of it, so nothing has changed.
+            raise ValueError(f"`compile` must be False for this step, which XLA refuses, got True: {reason}") from error
         return dict(zip(self._names, values.numpy().tolist(), strict=True))
 
 
@@ -262,8 +275,12 @@ class TensorFlowBackend:
             )
         if optimizer.loss_scale_factor is not None or isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             raise ValueError(f"the optimizer of `classifier` must not scale the loss, got {optimizer.name!r} which does")
+        strategy = mirrored_strategy(self.model)
+        if strategy is not None:
+            check_optimizer(optimizer, strategy)
         if not optimizer.built:
-            optimizer.build(self.model.trainable_variables)
+            with contextlib.nullcontext() if strategy is None else strategy.scope():
+                optimizer.build(self.model.trainable_variables)
         return optimizer
 
     def check_trainable(self) -> None:
@@ -393,24 +410,34 @@ class TensorFlowBackend:
         with _seeded(self.model, seed):
             yield
 
-    def _step(self, compute: Compute) -> TensorFlowStep:
-        return TensorFlowStep(compute, self._input_shape, self._nb_classes)
+    def _step(self, compute: Compute, *, xla: bool = False) -> TensorFlowStep:
+        return TensorFlowStep(compute, self._input_shape, self._nb_classes, xla=xla)
 
-    def training_step(self, objective: Objective) -> TensorFlowStep:
+    def training_step(self, objective: Objective, *, compile: bool = False) -> TensorFlowStep:
         view = self._view(training=True)
         optimizer, variables = self._optimizer, self.model.trainable_variables
         statistics = [variable for variable in self.model.non_trainable_weights]
+        replicas = Replicas(self.model)
+        if compile and replicas.is_distributed:
+            raise ValueError(
+                "`compile` must be False for a model under a tf.distribute strategy: XLA compiles for one device, got True"
+            )
 
-        def compute(batch: Batch, controls: Controls) -> dict[str, tf.Tensor]:
-            before = [tf.identity(variable.value) for variable in statistics]
+        def passes(batch: Batch, controls: Controls, weight: tf.Tensor | None) -> tuple[dict[str, tf.Tensor], Gradients]:
             weights = [variable.value for variable in variables]
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(weights)
                 terms = dict(objective(view, batch, controls))
-            gradients = tape.gradient(terms["loss"], weights)
-            updates = [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
-            if not updates:
+                loss = terms["loss"] if weight is None else weight * terms["loss"]
+            gradients = tape.gradient(loss, weights)
+            if all(gradient is None for gradient in gradients):
                 raise ValueError("the loss of `objective` must depend on the weights, got one without a gradient")
+            return terms, gradients
+
+        def compute(batch: Batch, controls: Controls) -> dict[str, tf.Tensor]:
+            before = [tf.identity(variable.value) for variable in statistics]
+            terms, gradients = replicas.run(passes, batch, controls, statistics)
+            updates = [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
             norm = tf.linalg.global_norm([gradient for gradient, _ in updates])
 
             def descend() -> tf.Tensor:
@@ -425,7 +452,7 @@ class TensorFlowBackend:
             tf.cond(tf.math.is_finite(terms["loss"]) & tf.math.is_finite(norm), descend, undo)
             return {**terms, "gradient_norm": norm}
 
-        return self._step(compute)
+        return self._step(compute, xla=compile)
 
     def is_out_of_memory(self, error: Exception) -> bool:
         return isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError))
