@@ -26,7 +26,7 @@ def _strategy_of(variable: Any) -> Any:
 
 
 def mirrored_strategy(model: Any) -> tf.distribute.MirroredStrategy | None:
-    """The strategy that the weights of a Keras model belong to, or None.
+    """The strategy that the weights of a Keras model belong to; None where they are on one device.
 
     Raises:
         ValueError: it is of another kind, or not all weights belong to it.
@@ -47,23 +47,31 @@ def mirrored_strategy(model: Any) -> tf.distribute.MirroredStrategy | None:
     return strategies[0] if strategies else None
 
 
-def check_optimizer(optimizer: Any, strategy: tf.distribute.MirroredStrategy) -> None:
-    """Refuse an optimizer whose state would not be mirrored with the weights.
+def check_optimizer(optimizer: Any, strategy: tf.distribute.MirroredStrategy | None) -> None:
+    """Refuse an optimizer whose state is not where the weights are.
 
     Raises:
         ValueError: it was made elsewhere.
     """
-    if _strategy_of(optimizer.iterations) is not strategy:
+    # The count of its steps, which it has from the beginning.
+    if _strategy_of(optimizer.variables[0]) is not strategy:
         raise ValueError(
-            "the optimizer of `classifier` must be made in the same `strategy.scope()` as its model, "
-            f"got {optimizer.name!r} made outside"
+            "the optimizer of `classifier` must be made where the weights are, in one `strategy.scope()` or outside of any, "
+            f"got {optimizer.name!r} made elsewhere"
         )
 
 
 class Replicas:
-    """The devices that train a model together; the one it is on where it was built without a strategy."""
+    """The devices that train a model together; the one it is on where it was built without a strategy.
+
+    Raises:
+        ValueError: the strategy is of another kind, or not all weights belong to it.
+        RuntimeError: asked for within a `strategy.scope()`, where Keras optimizers cannot be told to apply one gradient.
+    """
 
     def __init__(self, model: Any) -> None:
+        if tf.distribute.has_strategy():
+            raise RuntimeError("train outside of `strategy.scope()`: only the model and its optimizer are to be made inside")
         self._strategy = mirrored_strategy(model)
         self.size = 1 if self._strategy is None else self._strategy.num_replicas_in_sync
 
@@ -74,7 +82,10 @@ class Replicas:
     def run(
         self, passes: Passes, batch: Batch, controls: Controls, statistics: Sequence[Any]
     ) -> tuple[dict[str, tf.Tensor], Gradients]:
-        """Terms and gradients of the whole batch; the statistics end where the shares move them on average."""
+        """Terms and gradients of the whole batch; the statistics end where the shares move them on average.
+
+        Only layers that ask for it (`BatchNormalization(synchronized=True)`) normalise by the statistics of the whole batch.
+        """
         if self._strategy is None:
             return passes(batch, controls, None)
         before = [tf.identity(variable.value) for variable in statistics]
@@ -95,8 +106,10 @@ class Replicas:
                 list(sums),
             )
 
+        local = self._strategy.experimental_local_results
         results = self._strategy.run(share, args=(batch, controls))
-        terms, gradients, moves = tf.nest.map_structure(self._first, results)
+        # After the sum all replicas have the same.
+        terms, gradients, moves = tf.nest.map_structure(lambda sums: None if sums is None else local(sums)[0], results)
         for variable, value, move in zip(statistics, before, moves, strict=True):
             variable.assign(value + move)
         return terms, gradients
@@ -109,10 +122,6 @@ class Replicas:
         own = Batch(*(tf.ensure_shape(part[first::stride], part.shape) for part in batch))
         share = tf.cast(tf.shape(own.x)[0], tf.float32) / tf.cast(n, tf.float32)
         return own, tf.where(small, 1.0 / self.size, share)
-
-    def _first(self, result: Any) -> Any:
-        """After the sum all replicas have the same."""
-        return None if result is None else self._strategy.experimental_local_results(result)[0]
 
 
 __all__ = ["Replicas", "check_optimizer", "mirrored_strategy"]

@@ -254,7 +254,8 @@ class TensorFlowBackend:
         self._mean_std = _constants(standardisation(estimator))
         self._clip_values = _constants(estimator.clip_values)
         if not model.built or not model.weights:
-            model(tf.zeros((1, *self._input_shape)), training=False)
+            with model.distribute_strategy.scope():
+                model(tf.zeros((1, *self._input_shape)), training=False)
 
     @property
     def estimator(self) -> Any:
@@ -276,10 +277,9 @@ class TensorFlowBackend:
         if optimizer.loss_scale_factor is not None or isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             raise ValueError(f"the optimizer of `classifier` must not scale the loss, got {optimizer.name!r} which does")
         strategy = mirrored_strategy(self.model)
-        if strategy is not None:
-            check_optimizer(optimizer, strategy)
+        check_optimizer(optimizer, strategy)
         if not optimizer.built:
-            with contextlib.nullcontext() if strategy is None else strategy.scope():
+            with (strategy or self.model.distribute_strategy).scope():
                 optimizer.build(self.model.trainable_variables)
         return optimizer
 
@@ -414,6 +414,13 @@ class TensorFlowBackend:
         return TensorFlowStep(compute, self._input_shape, self._nb_classes, xla=xla)
 
     def training_step(self, objective: Objective, *, compile: bool = False) -> TensorFlowStep:
+        """See `Backend`. On every device of the model's MirroredStrategy; `compile` by XLA, which draws dropout of its own.
+
+        Raises:
+            ValueError: the model cannot train under its strategy, or not with `compile`. The step raises it where XLA lacks
+                an operation, before any weight changes.
+            RuntimeError: called within a `strategy.scope()`.
+        """
         view = self._view(training=True)
         optimizer, variables = self._optimizer, self.model.trainable_variables
         statistics = [variable for variable in self.model.non_trainable_weights]
