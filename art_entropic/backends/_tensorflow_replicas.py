@@ -88,6 +88,8 @@ class Replicas:
         """
         if self._strategy is None:
             return passes(batch, controls, None)
+        # A count goes the same way on every device, and has no mean.
+        statistics = [variable for variable in statistics if variable.value.dtype.is_floating]
         before = [tf.identity(variable.value) for variable in statistics]
 
         def share(batch: Batch, controls: Controls) -> tuple[dict[str, tf.Tensor], Gradients, list[tf.Tensor]]:
