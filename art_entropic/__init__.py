@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from art_entropic.analysis import PROFILE_MEASURES, InformationProfile, information_profile
     from art_entropic.attacks import ATTACKS, BATTERIES
-    from art_entropic.backends import MissingFrameworkError, NoIntervalRuleError
+    from art_entropic.backends import MissingFrameworkError, NoIntervalRuleError, move_to
     from art_entropic.benchmark import BenchmarkPlan, run_benchmark
     from art_entropic.callbacks import TensorBoard
     from art_entropic.certificates import certify
@@ -50,6 +50,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "information_profile": "analysis",
     "leaderboard_entry": "comparison",
+    "move_to": "backends",
     "run_benchmark": "benchmark",
     "smooth_activations": "recipes",
     "write_report": "report",
@@ -59,7 +60,7 @@ __all__ = [
     "ATTACKS", "BATTERIES", "CHECKS", "DEFENCES", "MEASURES", "PROBLEMS", "PROFILE_MEASURES", "BenchmarkPlan", "Comparison",
     "EntropicTrainer", "Evaluation", "History", "InformationProfile", "MissingFrameworkError", "NoIntervalRuleError",
     "TensorBoard", "TrainingDivergedError", "__version__", "certify", "compare", "evaluate", "information_profile",
-    "leaderboard_entry", "run_benchmark", "smooth_activations", "write_report",
+    "leaderboard_entry", "move_to", "run_benchmark", "smooth_activations", "write_report",
 ]  # fmt: skip
 
 

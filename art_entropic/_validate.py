@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -79,6 +80,13 @@ def file_path(name: str, value: Any) -> Path:
     if not isinstance(value, (str, os.PathLike)) or isinstance(os.fspath(value), bytes):
         raise TypeError(f"`{name}` must be a path, got {value!r} of type {type(value).__name__}")
     return Path(value)
+
+
+def device_word(value: Any) -> str:
+    """A word that may name a device: "auto", "cpu", "cuda" or "cuda:i". Whether it is here, a framework knows."""
+    if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise ValueError(f"`device` must be 'auto', 'cpu' or 'cuda[:i]', got {value!r}")
+    return value
 
 
 def check_eps(eps: Any, clip_values: ClipValues) -> float:

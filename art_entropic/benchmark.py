@@ -27,9 +27,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from art_entropic import __version__
-from art_entropic._validate import check_eps, choice, flag, listed, positive_int, whole_number
+from art_entropic._validate import check_eps, choice, device_word, flag, listed, positive_int, whole_number
 from art_entropic.attacks import BATTERIES
-from art_entropic.backends import FRAMEWORKS, MissingFrameworkError, backend_for, framework_module, installed_frameworks
+from art_entropic.backends import (
+    FRAMEWORKS,
+    MissingFrameworkError,
+    backend_for,
+    framework_module,
+    installed_frameworks,
+    resolve_device,
+)
 from art_entropic.checks import CHECKS
 from art_entropic.defences import DEFENCES, option_defaults
 from art_entropic.evaluation import CURVE_BATTERY, EVALUATION_REVISION, check_evaluation, evaluate, join_findings, verdict_on
@@ -62,6 +69,7 @@ from art_entropic.report import OTHER_LOAD, RECORDS, TITLE, ground_of, seat_of
 STARTS = (NATURAL, "random")
 VALIDATION_SHARE = 0.1
 N_GALLERY = 6
+SWITCHES = ("mixed_precision", "compile")  # of EntropicTrainer, newer than published trainings
 CHECKS_REVISION = 1
 LOCK = ".lock"
 PROFILED = (NATURAL, "madry_pgd", "entropic")  # whose information is read: what adversarial training does, and what ours does
@@ -113,6 +121,8 @@ class BenchmarkPlan:
         nb_epochs_natural: epochs of the natural training before it.
         checks: look for symptoms of attacks that fail, and give each network a verdict.
         profile: read where the information goes in the networks of PROFILED, those of the first seed.
+        device: "auto" (the first GPU where there is one, else the processor), "cpu", "cuda" or "cuda:i"; None takes what ART
+            and the framework take by themselves.
         title: of the table.
         source: the file that the plan was read from.
         overrides: what stood beside the file, such as "eps=0.1".
@@ -134,6 +144,7 @@ class BenchmarkPlan:
     nb_epochs_natural: int | None = None
     checks: bool = True
     profile: bool = True
+    device: str | None = None
     title: str | None = None
     source: str | None = None
     overrides: tuple[str, ...] = ()
@@ -159,6 +170,7 @@ class Settings:
     nb_epochs_natural: int
     checks: bool
     profile: bool
+    device: str | None
     title: str | None
     source: str | None
     overrides: tuple[str, ...]
@@ -181,6 +193,7 @@ class Settings:
             f"--battery {self.battery} --eps {self.eps!r} --seeds {','.join(map(str, self.seeds))} "
             f"--n-examples {self.n_examples} {first}{shards}{n_train}"
             f"--epochs {self.nb_epochs} --epochs-natural {self.nb_epochs_natural}{without}"
+            + ("" if self.device is None else f" --device {self.device}")
         )
 
     def epochs_of(self, defence: str, variant: Variant | None = None) -> int:
@@ -229,10 +242,14 @@ def settings_of(plan: BenchmarkPlan) -> Settings:
             ),
             checks=flag("checks", plan.checks),
             profile=flag("profile", plan.profile),
+            device=plan.device,
             title=plan.title,
             source=plan.source,
             overrides=plan.overrides,
         )
+        if settings.device is not None:
+            for framework in settings.frameworks:
+                resolve_device(framework, settings.device)
         _check_defences(settings)
         _check_variants(settings)
     return settings
@@ -252,6 +269,8 @@ def _naming(source: str | None) -> Iterator[None]:
 def _check_names(plan: BenchmarkPlan) -> None:
     problem = PROBLEMS[choice("problem", plan.problem, PROBLEMS)]
     choice("battery", plan.battery, BATTERIES)
+    if plan.device is not None:
+        device_word(plan.device)
     if plan.network is not None:
         choice("network", plan.network, problem.networks)
     for name in () if plan.frameworks is None else listed("frameworks", plan.frameworks):
@@ -286,7 +305,7 @@ def _check_defences(settings: Settings) -> None:
 
 
 def _network(settings: Settings, framework: str) -> Any:
-    return build_classifier(settings.problem, framework, settings.seeds[0], settings.network)
+    return build_classifier(settings.problem, framework, settings.seeds[0], settings.network, device=settings.device)
 
 
 def _check_variants(settings: Settings) -> None:
@@ -359,6 +378,7 @@ _PLAN_KEYS: dict[str, tuple[Any, str]] = {
     "nb_epochs_natural": (int, "a whole number"),
     "checks": (bool, "true or false"),
     "profile": (bool, "true or false"),
+    "device": (str, "'auto', 'cpu' or 'cuda[:i]'"),
     "variants": (list[dict[str, Any]], "tables [[variants]]"),
 }
 _VARIANT_KEYS: dict[str, tuple[Any, str]] = {
@@ -544,6 +564,8 @@ def _training_key(settings: Settings, defence: str, variant: Variant | None, **f
         decay=DECAY,
         validation_share=VALIDATION_SHARE,
         revision=DEFENCES[defence].revision,
+        # Left out where none is asked for, as before there was a choice: the trainings are the same. Like GPUs count as one.
+        **({} if settings.device is None else {"device": settings.device.partition(":")[0]}),
         **facts,
     )
 
@@ -554,6 +576,8 @@ def _option_facts(defence: str, variant: Variant | None) -> dict[str, str]:
     if not row.ours:
         return {name: repr(value) for name, value in row.constants.items()}
     options = {**option_defaults(), **row.options, **({} if variant is None else variant.options)}
+    # Left out where they are off, as before there was a choice: the trainings are the same.
+    options = {name: value for name, value in options.items() if not (name in SWITCHES and value is False)}
     measure = options["measure"]
     read = MEASURES if measure is None else {measure: MEASURES[measure]}
     defaults = {
@@ -1096,7 +1120,7 @@ class Runner:
             weights_sha256=_file_sha256(self.store.home / str(training.weights)),
             number=shard.number,
             findings=findings,
-            provenance=_stamped(self.source),
+            provenance=self._stamped(shard.job.framework),
         )
         path = self.store.home / shard.file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -1106,12 +1130,15 @@ class Runner:
 
     def join(self, job: Job, progress: Progress) -> None:
         """The evaluation of a cell whose shards are all finished; the machine it names is that of the first one."""
+        import msgspec
+
         finished = [self.store.shard(shard) for shard in shards_of(self.settings, job)]
         found = [record for record in finished if record is not None]
         if len(found) < len(finished):
             raise FileNotFoundError(f"a shard of {job.title} is gone from {self.store.home / job.attacks}; start again")
         findings = join_findings([record.findings for record in found], N_GALLERY)
-        self._keep_evaluation(job, self._evaluation(job, findings, found[0].provenance), progress)
+        made = msgspec.structs.replace(found[0].provenance, created=_now())
+        self._keep_evaluation(job, self._evaluation(job, findings, made), progress)
 
     def _keep_evaluation(self, job: Job, evaluation: EvaluationRecord, progress: Progress) -> None:
         self.store.append(evaluation)
@@ -1157,7 +1184,7 @@ class Runner:
             notes=found.notes,
             rows=list(found.rows),
             seconds=found.seconds,
-            provenance=_stamped(self.source),
+            provenance=self._stamped(profile.framework),
             **{**self._cell(profile.jobs[0]), "defence": ""},
         )
 
@@ -1244,7 +1271,8 @@ class Runner:
         self.warm.add(job.framework)
 
     def _build(self, job: Job) -> Any:
-        return build_classifier(self.settings.problem, job.framework, job.seed, self.settings.network)
+        settings = self.settings
+        return build_classifier(settings.problem, job.framework, job.seed, settings.network, device=settings.device)
 
     def _save(self, job: Job, estimator: Any) -> str:
         backend = backend_for(estimator)
@@ -1300,13 +1328,13 @@ class Runner:
             verdict=verdict_on(evaluation.robust, self.settings.problem.nb_classes, evaluation.attacks, checks),
             checks=checks,
             seconds=time.perf_counter() - began,
-            provenance=_stamped(self.source),
+            provenance=self._stamped(job.framework),
             **self._cell(job),
         )
 
     def _evaluate(self, job: Job, training: TrainingRecord) -> EvaluationRecord:
         findings = self._findings(job, training, range(self.settings.n_examples), job.seed)
-        return self._evaluation(job, findings, self.source)
+        return self._evaluation(job, findings, self._stamped(job.framework))
 
     def _findings(self, job: Job, training: TrainingRecord, points: range, seed: int) -> Findings:
         x, y = self._test_points(job, points)
@@ -1326,7 +1354,7 @@ class Runner:
             verbose=False,
         ).findings()
 
-    def _evaluation(self, job: Job, findings: Findings, source: Provenance) -> EvaluationRecord:
+    def _evaluation(self, job: Job, findings: Findings, made: Provenance) -> EvaluationRecord:
         import msgspec
 
         first = self.settings.first_example
@@ -1344,9 +1372,17 @@ class Runner:
             points=findings.points,
             examples=[msgspec.structs.replace(example, index=first + example.index) for example in findings.examples],
             seconds=findings.seconds,
-            provenance=_stamped(source),
+            provenance=made,
             **self._cell(job),
         )
+
+    def _stamped(self, framework: str) -> Provenance:
+        """Where this process runs, now, and the device of its networks."""
+        import msgspec
+
+        device = self.settings.device
+        place = None if device is None else resolve_device(framework, device)
+        return msgspec.structs.replace(self.source, created=_now(), device=framework_module(framework).device_title(place))
 
     def _cell(self, job: Job) -> dict[str, Any]:
         """What names the cell of a job, in its training's and in its evaluation's record."""
@@ -1379,7 +1415,7 @@ class Runner:
             batch_size=self.settings.problem.batch_size,
             seconds=spent.seconds,
             settings=_titled(settings, self.settings.title),
-            provenance=_stamped(self.source),
+            provenance=self._stamped(job.framework),
             **self._cell(job),
             **{"n_train": 0, **facts},
         )
@@ -1507,12 +1543,6 @@ def available_cores() -> int:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _stamped(source: Provenance) -> Provenance:
-    import msgspec
-
-    return msgspec.structs.replace(source, created=_now())
 
 
 # ------------------------------------------------------------------------------------------------------------ progress

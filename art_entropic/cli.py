@@ -35,6 +35,7 @@ PLAN_OPTIONS = {
     "eps": "eps", "seeds": "seeds", "n_examples": "n_examples", "first_example": "first_example",
     "points_per_shard": "points_per_shard", "n_train": "n_train",
     "epochs": "nb_epochs", "epochs_natural": "nb_epochs_natural", "checks": "checks", "profile": "profile",
+    "device": "device",
 }  # fmt: skip
 WEIGHTS = "weights"
 CHECKPOINT = "checkpoint.npz"
@@ -176,6 +177,7 @@ def _add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n-train", type=int, help="only the first so many training points (default: all)")
     parser.add_argument("--epochs", type=int, help="epochs of each retraining (default: the problem's own)")
     parser.add_argument("--epochs-natural", type=int, help="epochs of natural training (default: the problem's own)")
+    _add_device_argument(parser)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="a value in place of the plan file's, such as eps=0.1 or variants.0.nb_epochs=3; repeat it",
@@ -202,6 +204,22 @@ def _add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         help="file that gets the records when all is done; what it holds already is not done again",
     )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def _add_device_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", type=_device, metavar="DEVICE",
+        help="auto (the first GPU where there is one, else the processor), cpu, cuda or cuda:1 (default: the framework's own)",
+    )  # fmt: skip
+
+
+def _device(text: str) -> str:
+    from art_entropic._validate import device_word
+
+    try:
+        return device_word(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -239,6 +257,7 @@ def _add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
         "current folder first; this is the only place where code of yours runs",
     )  # fmt: skip
     parser.add_argument("--eps", required=True, type=float, help="radius of the perturbations, in the units of the data")
+    _add_device_argument(parser)
 
 
 def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -289,6 +308,7 @@ def _add_analyse_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n-examples", type=int, default=1000, help="test points (default: the first 1000)")
     parser.add_argument("--batch-size", type=int, default=256, help="what memory grows with (default: 256)")
     parser.add_argument("--seed", type=int, default=0, help="of the perturbations (default: 0)")
+    _add_device_argument(parser)
     parser.add_argument("--out", type=Path, help="folder for records and figure (default: runs/analysis)")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
@@ -428,7 +448,7 @@ def _train(options: argparse.Namespace) -> None:
     out = options.out = options.out or Path("runs") / factory
     _check_folder(out, resume=options.resume, force=options.force)
     arrays = load_arrays(options.data, options.seed)
-    estimator = _made(module, factory)
+    estimator = _made(module, factory, options.device)
     backend = backend_for(estimator)
     arrays = _checked(arrays, estimator)
     kept, held = _validation_split(len(arrays.x_train), options.validation_split, options.seed)
@@ -471,7 +491,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"`out` must be a folder, got the file {out}")
     x, y = load_test_arrays(options.data)
-    estimator = _made(module, factory)
+    estimator = _made(module, factory, options.device)
     with _folder(out):
         result = evaluate(
             estimator,
@@ -484,7 +504,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             checks=not options.no_checks,
             cascade=not options.no_cascade,
             measure=options.measure,
-            transfer_from={text: _made(*names) for text, names in others.items()},
+            transfer_from={text: _made(*names, options.device) for text, names in others.items()},
             curve_eps=options.curve,
             folder=out / "attacks",
             verbose=not options.quiet,
@@ -510,7 +530,7 @@ def _analyse(options: argparse.Namespace) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"`out` must be a folder, got the file {out}")
     x, y = load_test_arrays(options.data)
-    estimators = {name: _made(*names) for name, names in named.items()}
+    estimators = {name: _made(*names, options.device) for name, names in named.items()}
     with _folder(out):
         profile = information_profile(
             estimators,
@@ -771,8 +791,10 @@ def _factory_names(text: str) -> tuple[str, str]:
     return module, factory
 
 
-def _made(module: str, factory: str) -> Any:
-    """The user's estimator. The current folder is searched first, as it is by ``python -m``."""
+def _made(module: str, factory: str, device: str | None = None) -> Any:
+    """The user's estimator on that device, None where it is. The current folder is searched first, as by ``python -m``."""
+    from art_entropic.backends import move_to
+
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -783,9 +805,10 @@ def _made(module: str, factory: str) -> Any:
     if not callable(function):
         raise ValueError(f"`estimator` must name a function of {module}, got {factory!r}, which it has not")
     try:
-        return function()
+        estimator = function()
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise ValueError(f"`estimator` {module}:{factory}() failed with {type(error).__name__}: {error}") from error
+    return estimator if device is None else move_to(estimator, device)
 
 
 def _check_folder(out: Path, *, resume: bool, force: bool) -> None:

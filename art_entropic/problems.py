@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from art_entropic._validate import choice
-from art_entropic.backends import FRAMEWORKS, backend_for, framework_module
+from art_entropic.backends import FRAMEWORKS, backend_for, framework_module, resolve_device
 from art_entropic.backends.architecture import Activation, Architecture, Conv, Dense, Flatten, MaxPool
 
 DATA_FOLDER = "ART_ENTROPIC_DATA"
@@ -103,14 +103,19 @@ def load_data(name: str) -> Data:
     return PROBLEMS[choice("problem", name, PROBLEMS)].load()
 
 
-def build_classifier(problem: Problem, framework: str, seed: int, network: str | None = None) -> Any:
+def build_classifier(
+    problem: Problem, framework: str, seed: int, network: str | None = None, *, device: str | None = None
+) -> Any:
     """A network of the problem as an ART estimator: initial weights of that seed, the same numbers in every framework.
 
     Args:
         network: a name of the problem's networks; None takes the default.
+        device: "auto" (the first GPU where there is one, else the processor), "cpu", "cuda" or "cuda:i"; None takes what ART
+            and the framework take by themselves.
     Raises:
-        ValueError: the problem has no network of that name.
+        ValueError: the problem has no network of that name, or the device is unknown or not here.
     """
+    place = None if device is None else resolve_device(framework, device)
     name = problem.default_network if network is None else choice("network", network, problem.networks)
     return framework_module(framework).build_classifier(
         problem.networks[name],
@@ -119,6 +124,7 @@ def build_classifier(problem: Problem, framework: str, seed: int, network: str |
         clip_values=CLIP_VALUES,
         learning_rate=problem.learning_rate,
         seed=seed,
+        device=place,
     )
 
 

@@ -28,7 +28,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of every record: immutable, keyword-only, unknown fields refused."""
 
 
-class Provenance(Record, frozen=True, kw_only=True):
+class Provenance(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Where a number comes from: enough to make it again."""
 
     created: str  # UTC, ISO 8601
@@ -39,6 +39,7 @@ class Provenance(Record, frozen=True, kw_only=True):
     cores: int
     versions: dict[str, str]
     data_sha256: str
+    device: str | None = None  # where the network ran; not known of records from before it was asked
 
 
 def installed_version(package: str) -> str:

@@ -604,10 +604,16 @@ def origin(records: Sequence[RunRecord]) -> Origin:
     return Origin(
         commands=tuple(dict.fromkeys(source.command for source in sources)),
         data=tuple(dict.fromkeys(_data_line(record) for record in records if isinstance(record, TrainingRecord))),
-        machines=tuple(dict.fromkeys(f"{s.processor}, {s.cores} cores, {s.platform}" for s in sources)),
+        machines=tuple(dict.fromkeys(map(_machine, sources))),
         versions=tuple((package, " / ".join(found)) for package, found in versions.items()),
         created=max(source.created for source in sources),
     )
+
+
+def _machine(source: Provenance) -> str:
+    # A processor is named anyway.
+    device = "" if source.device in (None, "cpu") else f"{source.device}, "
+    return f"{device}{source.processor}, {source.cores} cores, {source.platform}"
 
 
 def _data_line(record: TrainingRecord) -> str:

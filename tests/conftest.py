@@ -1,4 +1,4 @@
-"""Set up before any framework is imported: a scratch home (ART and Keras write there) and quiet logs."""
+"""Set up before any framework is imported: a scratch home (ART, Keras and PyTorch's compiler write there) and quiet logs."""
 
 import os
 import tempfile
@@ -9,6 +9,7 @@ os.environ["KERAS_HOME"] = os.path.join(_scratch.name, ".keras")
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["MPLCONFIGDIR"] = _scratch.name
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(_scratch.name, "inductor")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

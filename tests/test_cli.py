@@ -206,6 +206,10 @@ def assert_one_line(outcome: tuple[int, str, str], *wanted: str) -> None:
         (["evaluate", *MINE, "--eps", "8"], "`eps` must not exceed the range 1 of `clip_values` (0, 1)"),
         (["evaluate", *MINE, "--eps", "0.1", "--norm", "3"], "invalid choice: '3'"),
         (["evaluate", *MINE, "--eps", "0.1", "--n-examples", "0"], "`n-examples` must be at least 1"),
+        (["benchmark", "--device", "tpu"], "`device` must be 'auto', 'cpu' or 'cuda[:i]', got 'tpu'"),
+        (["benchmark", "--framework", "pytorch", "--device", "cuda:3"], "that is here (none), got 'cuda:3'"),
+        (["evaluate", *MINE, "--eps", "0.1", "--device", "cuda"], "that is here (none), got 'cuda'"),
+        (["train", *MINE, "--eps", "0.1", "--device", "cuda"], "that is here (none), got 'cuda'"),
         (["evaluate", *MINE, "--eps", "0.1", "--curve", "a"], "must be numbers such as 0,0.1,0.2"),
         (["evaluate", *MINE, "--eps", "0.1", "--transfer-from", "my_pytorch"], "module:factory"),
         (["evaluate", "--estimator", "my_pytorch:make", "--data", "none.npz", "--eps", "0.1"], "none.npz"),
@@ -321,13 +325,13 @@ def test_benchmark_passes_its_options_on(
     monkeypatch.setattr("art_entropic.report.write_report", lambda folder: (folder / "a.md", folder / "a.html"))
     words = "benchmark --problem mnist --framework pytorch,tensorflow --defence entropic --defence fbf --battery quick"
     words += " --eps 0.2 --seeds 0,2 --n-examples 50 --epochs 3 --epochs-natural 1 --quiet --network large --n-train 99"
-    words += " --first-example 7 --points-per-shard 20"
+    words += " --first-example 7 --points-per-shard 20 --device cuda:1"
     assert said(capsys, words.split()) == (0, "", "")
     assert asked == [
         art_entropic.BenchmarkPlan(
             problem="mnist", frameworks=("pytorch", "tensorflow"), defences=("entropic", "fbf"), battery="quick",
             eps=0.2, seeds=(0, 2), n_examples=50, nb_epochs=3, nb_epochs_natural=1, network="large", n_train=99,
-            first_example=7, points_per_shard=20,
+            first_example=7, points_per_shard=20, device="cuda:1",
         ),
         Path("runs/mnist"),
         None,

@@ -170,7 +170,7 @@ Objective = Callable[[View, Batch, Controls], Mapping[str, Tensor]]
 """Maps a step to its named scalar terms; the one called ``loss`` is minimised."""
 
 Step = Callable[[Batch, Controls], dict[str, float]]
-"""Takes NumPy arrays and floats, returns the value of each term."""
+"""Takes NumPy arrays, or what `Backend.hold` gave out, and floats; returns the value of each term."""
 
 AttackObjective = Callable[[View, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Maps raw inputs (n, ...), one-hot labels and whatever else the attack knows of each point, (n, m), to the logits
@@ -193,6 +193,13 @@ class Backend(Protocol):
 
     @property
     def estimator(self) -> Any: ...
+
+    def place(self, device: str) -> None:
+        """Put the estimator and all that trains it on a device that `resolve_device` has named, in place.
+
+        Raises:
+            ValueError: the framework cannot move what has been built.
+        """
 
     def check_trainable(self) -> None:
         """Raise ValueError where the estimator lacks an optimizer or a loss, or has preprocessing that has no rule."""
@@ -236,10 +243,24 @@ class Backend(Protocol):
     def training(self, seed: int | None) -> AbstractContextManager[None]:
         """Training mode and seeded framework randomness inside; on leaving, mode, gradients and generators are as before."""
 
-    def training_step(self, objective: Objective) -> Step:
+    def hold(self, x: Array) -> Any:
+        """`x` where batches are taken from it: on an accelerator once for all, where it fits, else as it came.
+
+        What is returned has `shape` and `len`, and gives batches for arrays of indices; steps take them in place of arrays.
+        """
+
+    def check_step(self, *, compile: bool = False, mixed_precision: bool = False) -> None:
+        """Raise ValueError where `training_step` cannot have what is asked for."""
+
+    def training_step(self, objective: Objective, *, compile: bool = False, mixed_precision: bool = False) -> Step:
         """A step that descends on objective's ``loss`` with the estimator's own optimizer.
 
         The step leaves the weights alone and still returns the terms where the loss or a gradient is not finite.
+
+        Args:
+            compile: loss and gradients become machine code in the first step, which raises ValueError where that cannot be.
+            mixed_precision: `View.logits` computes in bfloat16 where that is safe, and returns float32. Bounds and input
+                gradients are always computed in the network's own precision.
         """
 
     def is_out_of_memory(self, error: Exception) -> bool:
@@ -374,6 +395,46 @@ def backend_for(estimator: Any) -> Backend:
     return backend
 
 
+def resolve_device(framework: str, device: str) -> str:
+    """The device that a word stands for on this machine.
+
+    Args:
+        device: "auto" (the first GPU where there is one, else the processor), "cpu", "cuda" (the first GPU) or "cuda:i".
+    Returns:
+        "cpu" or "cuda:i".
+    Raises:
+        ValueError: another word, or a GPU that the framework does not see here; the message lists those that it sees.
+        MissingFrameworkError: the framework is not installed.
+    """
+    here = framework_module(framework).accelerators()
+    if device == "auto":
+        return here[0] if here else "cpu"
+    name = "cuda:0" if device == "cuda" else device
+    if name != "cpu" and name not in here:
+        gpus = ", ".join(here) or "none"
+        raise ValueError(f"`device` must be 'auto', 'cpu' or 'cuda[:i]' with a GPU that is here ({gpus}), got {device!r}")
+    return name
+
+
+def move_to(classifier: Any, device: str) -> Any:
+    """Put an ART classifier on a device, in place: its network, the state of its optimizer, its preprocessing.
+
+    Args:
+        classifier: ART PyTorchClassifier, TensorFlowV2Classifier or KerasClassifier.
+        device: "auto" (the first GPU where there is one, else the processor), "cpu", "cuda" (the first GPU) or "cuda:i". On
+            TensorFlow "cuda:i" is its GPU:i.
+    Returns:
+        The classifier.
+    Raises:
+        TypeError: not an estimator of a supported kind.
+        ValueError: the device is unknown or not here, or a Keras model is elsewhere: it stays where it was built.
+    """
+    framework = framework_of(classifier)
+    name = resolve_device(framework, device)
+    backend_for(classifier).place(name)
+    return classifier
+
+
 __all__ = [
     "FRAMEWORKS",
     "Activations",
@@ -400,4 +461,6 @@ __all__ = [
     "framework_module",
     "framework_of",
     "installed_frameworks",
+    "move_to",
+    "resolve_device",
 ]  # fmt: skip

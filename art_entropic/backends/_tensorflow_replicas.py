@@ -75,10 +75,6 @@ class Replicas:
         self._strategy = mirrored_strategy(model)
         self.size = 1 if self._strategy is None else self._strategy.num_replicas_in_sync
 
-    @property
-    def is_distributed(self) -> bool:
-        return self._strategy is not None
-
     def run(
         self, passes: Passes, batch: Batch, controls: Controls, statistics: Sequence[Any]
     ) -> tuple[dict[str, tf.Tensor], Gradients]:

@@ -36,6 +36,19 @@ def untouched(estimator: Any, seed: int) -> Iterator[None]:
                 module.training = mode
 
 
+@contextlib.contextmanager
+def on_device(device: torch.device | None) -> Iterator[str]:
+    """Gives the `device_type` with which ART builds an estimator there: it knows "cpu", and the current GPU as "gpu".
+
+    None is its own choice.
+    """
+    if device is None or device.type != "cuda":
+        yield "gpu" if device is None else "cpu"
+        return
+    with torch.cuda.device(device):
+        yield "gpu"
+
+
 class _SingleOutput(nn.Module):
     """The same network as one module: ART's FBF and TRADES take the first layer of a Sequential for its output."""
 
@@ -113,15 +126,16 @@ def for_art_trainers(estimator: Any) -> Any:
 
     Its `remarks` say what differs from ART's own way in a manner that a comparison should mention.
     """
-    return _Trainee(
-        model=_SingleOutput(estimator.model),
-        loss=estimator.loss,
-        optimizer=estimator.optimizer,
-        input_shape=estimator.input_shape,
-        nb_classes=estimator.nb_classes,
-        channels_first=estimator.channels_first,
-        clip_values=estimator.clip_values,
-        preprocessing_defences=estimator.preprocessing_defences,
-        preprocessing=estimator.preprocessing,
-        device_type="cpu" if estimator.device.type == "cpu" else "gpu",
-    )
+    with on_device(estimator.device) as kind:
+        return _Trainee(
+            model=_SingleOutput(estimator.model),
+            loss=estimator.loss,
+            optimizer=estimator.optimizer,
+            input_shape=estimator.input_shape,
+            nb_classes=estimator.nb_classes,
+            channels_first=estimator.channels_first,
+            clip_values=estimator.clip_values,
+            preprocessing_defences=estimator.preprocessing_defences,
+            preprocessing=estimator.preprocessing,
+            device_type=kind,
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from art_entropic.backends import division
 
@@ -63,7 +62,8 @@ class TorchOps:
         return x.cumsum(axis)
 
     def one_hot(self, index: torch.Tensor, depth: int) -> torch.Tensor:
-        return F.one_hot(index.long(), depth)
+        # Not by F.one_hot, which asks the device for the values to check them: a wait for each call, and nothing to compile.
+        return (index.long().unsqueeze(-1) == torch.arange(depth, device=index.device)).long()
 
     def softmax(self, x: torch.Tensor) -> torch.Tensor:
         return x.softmax(1)

@@ -283,6 +283,15 @@ class TensorFlowBackend:
                 optimizer.build(self.model.trainable_variables)
         return optimizer
 
+    def place(self, device: str) -> None:
+        wanted = _own_name(device)
+        weights = {weight.value.device.rpartition("device:")[2] for weight in self.model.weights}
+        if weights - {wanted}:
+            raise ValueError(
+                f"`device` must be where the weights of `classifier` are ({', '.join(sorted(weights))}), got {device!r}: "
+                f"a Keras model stays where it was built, so build it under `with tf.device({wanted!r}):`"
+            )
+
     def check_trainable(self) -> None:
         kind = type(self._estimator).__name__
         if self._compiled_by_keras and not self.model.compiled:
@@ -413,7 +422,21 @@ class TensorFlowBackend:
     def _step(self, compute: Compute, *, xla: bool = False) -> TensorFlowStep:
         return TensorFlowStep(compute, self._input_shape, self._nb_classes, xla=xla)
 
-    def training_step(self, objective: Objective, *, compile: bool = False) -> TensorFlowStep:
+    def hold(self, x: Array) -> Any:
+        return x
+
+    def check_step(self, *, compile: bool = False, mixed_precision: bool = False) -> None:
+        if compile and mirrored_strategy(self.model) is not None:
+            raise ValueError(
+                "`compile` must be False for a model under a tf.distribute strategy: XLA compiles for one device, got True"
+            )
+        if mixed_precision:
+            raise ValueError(
+                "`mixed_precision` must be False on TensorFlow, got True: there precision is a policy of each layer, set when "
+                "the model is built (keras.config.set_dtype_policy)"
+            )
+
+    def training_step(self, objective: Objective, *, compile: bool = False, mixed_precision: bool = False) -> TensorFlowStep:
         """See `Backend`. On every device of the model's MirroredStrategy; `compile` by XLA, which draws dropout of its own.
 
         Raises:
@@ -421,14 +444,11 @@ class TensorFlowBackend:
                 an operation, before any weight changes.
             RuntimeError: called within a `strategy.scope()`.
         """
+        self.check_step(compile=compile, mixed_precision=mixed_precision)
         view = self._view(training=True)
         optimizer, variables = self._optimizer, self.model.trainable_variables
         statistics = [variable for variable in self.model.non_trainable_weights]
         replicas = Replicas(self.model)
-        if compile and replicas.is_distributed:
-            raise ValueError(
-                "`compile` must be False for a model under a tf.distribute strategy: XLA compiles for one device, got True"
-            )
 
         def passes(batch: Batch, controls: Controls, weight: tf.Tensor | None) -> tuple[dict[str, tf.Tensor], Gradients]:
             weights = [variable.value for variable in variables]
@@ -606,6 +626,28 @@ def untouched(estimator: Any, seed: int) -> contextlib.AbstractContextManager[No
     return _seeded(estimator.model, seed)
 
 
+# -------------------------------------------------------------------------------------------------------------- devices
+
+
+def accelerators() -> tuple[str, ...]:
+    """Names of the GPUs that TensorFlow sees."""
+    return tuple(f"cuda:{index}" for index in range(len(tf.config.list_logical_devices("GPU"))))
+
+
+def device_title(device: str | None) -> str:
+    """What a record says of a device that `resolve_device` has named; None is the one that TensorFlow takes."""
+    device = next(iter(accelerators()), "cpu") if device is None else device
+    if device == "cpu":
+        return device
+    gpu = tf.config.list_physical_devices("GPU")[int(device.partition(":")[2])]
+    return f"{device} ({tf.config.experimental.get_device_details(gpu).get('device_name', 'GPU')})"
+
+
+def _own_name(device: str) -> str:
+    """TensorFlow's name of "cpu" or "cuda:i"."""
+    return "CPU:0" if device == "cpu" else device.replace("cuda", "GPU")
+
+
 # ------------------------------------------------------------------------------------------------- networks from data
 
 
@@ -617,19 +659,27 @@ def build_classifier(
     clip_values: tuple[float, float],
     learning_rate: float,
     seed: int,
+    device: str | None = None,
 ) -> Any:
     """An ART TensorFlowV2Classifier (NHWC, Adam, cross-entropy) of a network described as data.
 
     Args:
         input_shape: (height, width, channels).
         seed: of the initial weights, which are the same numbers in every framework.
+        device: "cpu" or "cuda:i", where the weights are; None leaves it to TensorFlow, which takes its first GPU.
     """
     from art.estimators.classification import TensorFlowV2Classifier
 
+    # PyTorch's epsilon.
+    optimizer = keras.optimizers.Adam(learning_rate, epsilon=1e-8)
+    with tf.device(None if device is None else _own_name(device)):
+        model = _network(architecture, input_shape, initial_weights(architecture, input_shape, seed))
+        if device is not None:
+            optimizer.build(model.trainable_variables)  # else its slots go elsewhere when they are first used
     return TensorFlowV2Classifier(
-        model=_network(architecture, input_shape, initial_weights(architecture, input_shape, seed)),
-        # PyTorch's epsilon; ART turns one-hot labels into the indices that this loss wants.
-        optimizer=keras.optimizers.Adam(learning_rate, epsilon=1e-8),
+        model=model,
+        optimizer=optimizer,
+        # ART turns one-hot labels into the indices that this loss wants.
         loss_object=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         input_shape=input_shape,
         nb_classes=nb_classes,
@@ -684,6 +734,6 @@ def _same_padding(layer: Conv, length: int) -> bool:
 
 
 __all__ = [
-    "TensorFlowBackend", "TensorFlowView", "before_each_step", "build_classifier", "estimator_backend",
-    "for_art_trainers", "untouched",
+    "TensorFlowBackend", "TensorFlowView", "accelerators", "before_each_step", "build_classifier", "device_title",
+    "estimator_backend", "for_art_trainers", "untouched",
 ]  # fmt: skip

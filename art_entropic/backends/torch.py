@@ -28,8 +28,9 @@ from art_entropic.backends import (
     Step,
 )
 from art_entropic.backends._preprocessing import standardisation
-from art_entropic.backends._torch_art import before_each_step, for_art_trainers, reference_attack, untouched
+from art_entropic.backends._torch_art import before_each_step, for_art_trainers, on_device, reference_attack, untouched
 from art_entropic.backends._torch_bounds import BoundTensor, Recorder, Trace, TwiceDifferentiated
+from art_entropic.backends._torch_compiled import CompiledGradients, Gradients, check_compiler
 from art_entropic.backends._torch_ops import ops
 from art_entropic.backends._torch_shares import Shares
 from art_entropic.backends.architecture import (
@@ -52,12 +53,18 @@ class TorchView:
 
     ops = ops
 
-    def __init__(self, backend: TorchBackend, differentiable: bool) -> None:
+    def __init__(self, backend: TorchBackend, differentiable: bool, *, mixed_precision: bool = False) -> None:
         self._backend = backend
         self._differentiable = differentiable
+        self._mixed_precision = mixed_precision
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        return self._backend.forward(x)
+        if not self._mixed_precision:
+            return self._backend.forward(x)
+        # Of the passes this one alone: a bound that is rounded to 8 bits bounds nothing.
+        with torch.autocast(x.device.type, torch.bfloat16):
+            logits = self._backend.forward(x)
+        return logits.float()
 
     def ball(self, x: torch.Tensor, eps: torch.Tensor | float) -> Interval:
         return self._backend.ball(x, eps)
@@ -110,19 +117,49 @@ class TorchBackend:
     def __init__(self, estimator: Any) -> None:
         self._estimator = estimator
         self.model: nn.Module = estimator.model
-        self.device: torch.device = estimator.device
-        self._standardisation = self._constants(standardisation(estimator))
-        self._clip_values = self._constants(estimator.clip_values)
-
-    def _constants(self, pair: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
-        if pair is None:
-            return None
-        one, two = (torch.as_tensor(np.asarray(value, np.float32), device=self.device) for value in pair)
-        return one, two
+        self._mean_std, self._clip = _pair(standardisation(estimator)), _pair(estimator.clip_values)
 
     @property
     def estimator(self) -> Any:
         return self._estimator
+
+    @property
+    def device(self) -> torch.device:
+        """Where the estimator is by now: `move_to` may have moved it."""
+        device: torch.device = self._estimator.device
+        return device
+
+    def _here(self, pair: _Pair | None) -> _Pair | None:
+        if pair is None or pair[0].device == self.device:
+            return pair
+        return pair[0].to(self.device), pair[1].to(self.device)
+
+    @property
+    def _standardisation(self) -> _Pair | None:
+        self._mean_std = self._here(self._mean_std)
+        return self._mean_std
+
+    @property
+    def _clip_values(self) -> _Pair | None:
+        self._clip = self._here(self._clip)
+        return self._clip
+
+    def place(self, device: str) -> None:
+        self._move(torch.device(device))
+
+    def _move(self, device: torch.device) -> None:
+        estimator = self._estimator
+        before = list(self.model.parameters())
+        self.model.to(device)
+        if isinstance(estimator.loss, nn.Module):
+            estimator.loss.to(device)  # it may hold weights of the classes
+        if estimator.optimizer is not None:
+            # Parameters mostly stay the objects that they were, but PyTorch does not promise it.
+            _follow(estimator.optimizer, dict(zip(before, self.model.parameters(), strict=True)))
+        for part in (estimator, *estimator.preprocessing_operations):
+            if "_device" in vars(part):
+                part._device = device
+        estimator._device_type = "cpu" if device.type == "cpu" else "gpu"
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -177,6 +214,8 @@ class TorchBackend:
         return Activations(logits, tuple(LayerActivation(name, value) for name, value in trace.named()))
 
     def _tensor(self, x: Any) -> torch.Tensor:
+        if isinstance(x, torch.Tensor):  # one that `hold` gave out
+            return x
         return torch.as_tensor(np.asarray(x, np.float32)).to(self.device)
 
     def _chunks(self, x: Array, batch_size: int) -> Iterator[torch.Tensor]:
@@ -280,22 +319,36 @@ class TorchBackend:
                 for module, mode in modes:
                     module.training = mode
 
+    def hold(self, x: Array) -> Any:
+        return self._tensor(x) if 4 * x.nbytes < self._free_memory() else x
+
+    def _free_memory(self) -> int:
+        """Bytes of the GPU that nobody uses; 0 on the processor, whose memory the data are in anyway."""
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
+
     def _inputs(self, batch: Batch, controls: Controls) -> tuple[Batch, Controls]:
         # Python floats as controls: PyTorch needs no retracing, and a scalar tensor would cost a kernel each.
         return Batch(*(self._tensor(part) for part in batch)), controls
 
-    def training_step(self, objective: Objective) -> Step:
-        view = TorchView(self, differentiable=True)
+    def check_step(self, *, compile: bool = False, mixed_precision: bool = False) -> None:
+        if compile:
+            check_compiler()
+
+    def training_step(self, objective: Objective, *, compile: bool = False, mixed_precision: bool = False) -> Step:
+        self.check_step(compile=compile, mixed_precision=mixed_precision)
+        view = TorchView(self, differentiable=True, mixed_precision=mixed_precision)
         optimizer = self._optimizer
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         shares = Shares()
         shares.agree([*self.model.state_dict().values()])
+        gradients_of = Gradients(lambda batch, controls: objective(view, batch, controls))
+        if compile:
+            gradients_of = CompiledGradients(self.model, gradients_of, self.is_out_of_memory)
 
         def step(batch: Batch, controls: Controls) -> dict[str, float]:
             optimizer.zero_grad(set_to_none=True)
             batch, weight = shares.of(batch)
-            terms = dict(objective(view, *self._inputs(batch, controls)))
-            terms["loss"].backward()
+            terms = gradients_of(*self._inputs(batch, controls))
             terms = shares.average(parameters, terms, weight)
             shares.agree([*self.model.buffers()])
             gradients = [p.grad for p in parameters if p.grad is not None]
@@ -392,6 +445,26 @@ class TorchBackend:
         self.model.load_state_dict(torch.load(path, map_location=self.device, weights_only=True))
 
 
+def _follow(optimizer: torch.optim.Optimizer, moved: Mapping[nn.Parameter, nn.Parameter]) -> None:
+    """Give an optimizer the parameters that have been moved, and its state to where they are."""
+    state = optimizer.state_dict()
+    for group in optimizer.param_groups:
+        group["params"] = [moved.get(parameter, parameter) for parameter in group["params"]]
+    optimizer.state.clear()
+    # Loading leaves on the processor what the optimizer wants there.
+    optimizer.load_state_dict(state)
+
+
+_Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def _pair(values: Any) -> _Pair | None:
+    if values is None:
+        return None
+    one, two = (torch.as_tensor(np.asarray(value, np.float32)) for value in values)
+    return one, two
+
+
 def _numbers(terms: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """All scalars in one transfer."""
     values = torch.stack([torch.as_tensor(value).detach().float() for value in terms.values()]).tolist()
@@ -401,6 +474,21 @@ def _numbers(terms: Mapping[str, torch.Tensor]) -> dict[str, float]:
 def estimator_backend(estimator: Any) -> TorchBackend:
     """The backend of an ART PyTorchClassifier."""
     return TorchBackend(estimator)
+
+
+# -------------------------------------------------------------------------------------------------------------- devices
+
+
+def accelerators() -> tuple[str, ...]:
+    """Names of the GPUs that PyTorch sees."""
+    return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count())) if torch.cuda.is_available() else ()
+
+
+def device_title(device: str | None) -> str:
+    """What a record says of a device that `resolve_device` has named; None is the one that ART takes."""
+    if device is None:
+        device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+    return device if device == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})"
 
 
 # ------------------------------------------------------------------------------------------------- networks from data
@@ -416,26 +504,30 @@ def build_classifier(
     clip_values: tuple[float, float],
     learning_rate: float,
     seed: int,
+    device: str | None = None,
 ) -> Any:
     """An ART PyTorchClassifier (NCHW, Adam, cross-entropy) of a network described as data.
 
     Args:
         input_shape: (height, width, channels), whatever the framework's own order.
         seed: of the initial weights, which are the same numbers in every framework.
+        device: "cpu" or "cuda:i"; None leaves it to ART, which takes the current GPU where there is one.
     """
     from art.estimators.classification import PyTorchClassifier
 
     model = _network(architecture, input_shape, initial_weights(architecture, input_shape, seed))
     height, width, channels = input_shape
-    return PyTorchClassifier(
-        model=model,
-        loss=nn.CrossEntropyLoss(),
-        optimizer=torch.optim.Adam(model.parameters(), lr=learning_rate),
-        input_shape=(channels, height, width),
-        nb_classes=nb_classes,
-        clip_values=clip_values,
-        channels_first=True,
-    )
+    with on_device(None if device is None else torch.device(device)) as kind:
+        return PyTorchClassifier(
+            model=model,
+            loss=nn.CrossEntropyLoss(),
+            optimizer=torch.optim.Adam(model.parameters(), lr=learning_rate),
+            input_shape=(channels, height, width),
+            nb_classes=nb_classes,
+            clip_values=clip_values,
+            channels_first=True,
+            device_type=kind,
+        )
 
 
 def _network(
@@ -523,8 +615,10 @@ def _fill(module: nn.Module, kernel: Array, bias: Array) -> None:
 __all__ = [
     "TorchBackend",
     "TorchView",
+    "accelerators",
     "before_each_step",
     "build_classifier",
+    "device_title",
     "estimator_backend",
     "for_art_trainers",
     "reference_attack",
