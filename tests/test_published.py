@@ -30,6 +30,9 @@ def test_pages_are_made_from_the_records(tables):
         assert block in page
     page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     assert tables.evaluations() in page and tables.across_frameworks() in page
+    page = (ROOT / "docs" / "growth.md").read_text(encoding="utf-8")
+    for block in (tables.growth_with_data(), tables.growth_with_network(), tables.growth_of_memory(), tables.imagenet()):
+        assert block in page
     assert tables.claim(found[tables.CLAIM]) in (ROOT / "docs" / "claim.md").read_text(encoding="utf-8")
 
 
