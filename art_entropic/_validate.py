@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,18 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def listed(name: str, value: Any) -> tuple[Any, ...]:
-    """The members of a list or another sequence, a text not being one."""
-    if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, (str, bytes)):
-        raise TypeError(f"`{name}` must be a list, got {value!r} of type {type(value).__name__}")
-    return tuple(value)
+def listed(name: str, value: Any, members: str = "values") -> tuple[Any, ...]:
+    """The members of a list or of another collection, a text and a mapping not being one.
+
+    Args:
+        members: what they are, in the plural, for the error.
+    """
+    try:
+        if isinstance(value, Collection) and not isinstance(value, (str, bytes, Mapping)):
+            return tuple(value)
+    except TypeError:  # an array of no dimension
+        pass
+    raise TypeError(f"`{name}` must be a sequence of {members}, got {value!r}")
 
 
 def file_path(name: str, value: Any) -> Path:

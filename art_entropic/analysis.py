@@ -580,7 +580,7 @@ def _facts(estimator: Any) -> tuple[tuple[int, ...], int, list[Any] | None]:
 
 
 def _check_measures(measures: Any, able: Iterable[str]) -> tuple[str, ...]:
-    if not listed("measures", measures):
+    if not listed("measures", measures, "names of measures"):
         raise ValueError(f"`measures` must be a sequence of at least one measure's name, got {measures!r}")
     return tuple(dict.fromkeys(choice("measures", one, able) for one in measures))
 
@@ -588,7 +588,7 @@ def _check_measures(measures: Any, able: Iterable[str]) -> tuple[str, ...]:
 def _choose(name: str, network: _Network, layers: Sequence[str] | None) -> tuple[str, ...]:
     if layers is None:
         return network.layers
-    if not listed("layers", layers):
+    if not listed("layers", layers, "names of layers"):
         raise ValueError(f"`layers` must be a sequence of at least one layer's name, got {layers!r}")
     for layer in layers:
         if layer not in network.layers:

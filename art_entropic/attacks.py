@@ -404,14 +404,11 @@ def check_norm(norm: Any) -> float:
     """The norm of the ball as a number.
 
     Raises:
-        TypeError: neither a number nor a text.
         ValueError: none of infinity, 2 and 1.
     """
-    if not isinstance(norm, (str, Real)):
-        raise TypeError(f"`norm` must be 'inf', np.inf, 2 or 1, got {norm!r}")
-    if norm in ("inf", np.inf):
+    if isinstance(norm, (str, Real)) and norm in ("inf", np.inf):
         return math.inf
-    if norm in ("2", 2, "1", 1) and not isinstance(norm, bool):
+    if isinstance(norm, (str, Real)) and norm in ("2", 2, "1", 1) and not isinstance(norm, bool):
         return float(norm)
     raise ValueError(f"`norm` must be 'inf', np.inf, 2 or 1, got {norm!r}")
 

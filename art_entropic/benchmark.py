@@ -273,12 +273,12 @@ def _check_names(plan: BenchmarkPlan) -> None:
         device_word(plan.device)
     if plan.network is not None:
         choice("network", plan.network, problem.networks)
-    for name in () if plan.frameworks is None else listed("frameworks", plan.frameworks):
+    for name in () if plan.frameworks is None else listed("frameworks", plan.frameworks, "names"):
         choice("frameworks", name, FRAMEWORKS)
-    for name in () if plan.defences is None else listed("defences", plan.defences):
+    for name in () if plan.defences is None else listed("defences", plan.defences, "names"):
         choice("defences", name, DEFENCES)
     ours = [name for name, row in DEFENCES.items() if row.ours]
-    for number, variant in enumerate(listed("variants", plan.variants)):
+    for number, variant in enumerate(listed("variants", plan.variants, "Variants")):
         where = f"variants[{number}]"
         if not isinstance(variant, Variant):
             raise TypeError(f"`{where}` must be a Variant, got {variant!r} of type {type(variant).__name__}")
@@ -339,7 +339,7 @@ def _frameworks(names: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _seeds(seeds: Sequence[int]) -> tuple[int, ...]:
-    for seed in listed("seeds", seeds):
+    for seed in listed("seeds", seeds, "whole numbers"):
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
             raise ValueError(f"`seeds` must be whole numbers from 0 to 2**31 - 1, got {seed!r}")
     if not seeds:

@@ -722,7 +722,7 @@ def _check_sources(classifier: Any, sources: Mapping[str, Any] | None) -> Mappin
 
 
 def _check_radii(curve_eps: Sequence[float], norm: float, classifier: Any) -> list[float]:
-    radii = {non_negative("curve_eps", radius) for radius in listed("curve_eps", curve_eps)}
+    radii = {non_negative("curve_eps", radius) for radius in listed("curve_eps", curve_eps, "radii")}
     return sorted(_check_ball(radius, norm, classifier).eps if radius > 0 else radius for radius in radii)
 
 

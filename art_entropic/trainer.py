@@ -724,7 +724,7 @@ def _as_tuple(layers: Any) -> Any:
 
 
 def _callables(name: str, values: Any) -> tuple[Callback, ...]:
-    for value in listed(name, values):
+    for value in listed(name, values, "callables"):
         if not callable(value):
             raise TypeError(f"`{name}` must be callables, got {value!r} of type {type(value).__name__}")
     return tuple(values)

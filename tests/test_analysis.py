@@ -240,7 +240,7 @@ def test_rows_survive_json(framework, make_classifier, points):
     [
         ({"layers": ["nowhere"]}, "`layers` must be among the layers of 'a', 'input', .*; got 'nowhere'"),
         ({"layers": []}, "`layers` must be a sequence of at least one"),
-        ({"measures": "interval"}, "`measures` must be a sequence of at least one measure's name, got 'interval'"),
+        ({"measures": "interval"}, "`measures` must be a sequence of names of measures, got 'interval'"),
         ({"measures": ["magic"]}, "`measures` must be one of .*got 'magic'"),
         ({"resolution": 0}, "`resolution` must be positive, got 0"),
         ({"copies": 1}, "`copies` must be at least 2, got 1"),
@@ -253,7 +253,7 @@ def test_bad_input_is_refused_by_name(make_classifier, points, options, message)
     x, y = points("tensorflow", n=4)
     arguments = {"classifiers": {"a": make_classifier("tensorflow")}, "x": x, **options}
     labels = None if "x" in options else y
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         profile(arguments.pop("classifiers"), arguments.pop("x"), labels, **arguments)
 
 
