@@ -148,7 +148,8 @@ def check_inputs(x: Any, *, input_shape: tuple[int, ...], clip_values: ClipValue
                 f"`{name}` must lie within `clip_values` {_shown(clip_values)}, "
                 f"got values in [{array.min():g}, {array.max():g}]{hint}"
             )
-        array = np.clip(array, low, high)
+        if np.any(array < low) or np.any(array > high):  # else there would be a second copy of the data for nothing
+            array = np.clip(array, low, high)
     return array
 
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from art_entropic import __version__
-from art_entropic._validate import check_eps, choice, device_word, flag, listed, positive_int, whole_number
+from art_entropic._validate import check_eps, choice, device_word, file_path, flag, listed, positive_int, whole_number
 from art_entropic.attacks import BATTERIES
 from art_entropic.backends import (
     FRAMEWORKS,
@@ -121,8 +121,9 @@ class BenchmarkPlan:
         nb_epochs_natural: epochs of the natural training before it.
         checks: look for symptoms of attacks that fail, and give each network a verdict.
         profile: read where the information goes in the networks of PROFILED, those of the first seed.
-        device: "auto" (the first GPU where there is one, else the processor), "cpu", "cuda" or "cuda:i"; None takes what ART
-            and the framework take by themselves.
+        device: "auto" (the first GPU where there is one, else the processor), "cpu", "cuda" or "cuda:i", of the machine that a
+            cell runs on; None takes what ART and the framework take by themselves. A finished training is not done again where
+            "auto" or "cuda" means another GPU by now: its record says which it was.
         title: of the table.
         source: the file that the plan was read from.
         overrides: what stood beside the file, such as "eps=0.1".
@@ -247,9 +248,6 @@ def settings_of(plan: BenchmarkPlan) -> Settings:
             source=plan.source,
             overrides=plan.overrides,
         )
-        if settings.device is not None:
-            for framework in settings.frameworks:
-                resolve_device(framework, settings.device)
         _check_defences(settings)
         _check_variants(settings)
     return settings
@@ -304,8 +302,19 @@ def _check_defences(settings: Settings) -> None:
                 raise ValueError(f"`defences`, {name!r} on the network {settings.network!r}: {error}") from error
 
 
+def check_device(settings: Settings) -> None:
+    """Whether the device of a plan is on this machine, which must be asked where the cells run.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if settings.device is not None:
+        for framework in settings.frameworks:
+            resolve_device(framework, settings.device)
+
+
 def _network(settings: Settings, framework: str) -> Any:
-    return build_classifier(settings.problem, framework, settings.seeds[0], settings.network, device=settings.device)
+    return build_classifier(settings.problem, framework, settings.seeds[0], settings.network)
 
 
 def _check_variants(settings: Settings) -> None:
@@ -340,11 +349,11 @@ def _frameworks(names: Sequence[str] | None) -> tuple[str, ...]:
 
 def _seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     for seed in listed("seeds", seeds, "whole numbers"):
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**31:
             raise ValueError(f"`seeds` must be whole numbers from 0 to 2**31 - 1, got {seed!r}")
-    if not seeds:
+    if not len(seeds):
         raise ValueError(f"`seeds` must name at least one seed, got {seeds!r}")
-    return tuple(dict.fromkeys(seeds))
+    return tuple(dict.fromkeys(map(int, seeds)))
 
 
 def _points_per_shard(size: int | None, n_examples: int) -> int | None:
@@ -564,7 +573,7 @@ def _training_key(settings: Settings, defence: str, variant: Variant | None, **f
         decay=DECAY,
         validation_share=VALIDATION_SHARE,
         revision=DEFENCES[defence].revision,
-        # Left out where none is asked for, as before there was a choice: the trainings are the same. Like GPUs count as one.
+        # Left out where none is asked for, as before there was a choice: the trainings are the same. One GPU is like another.
         **({} if settings.device is None else {"device": settings.device.partition(":")[0]}),
         **facts,
     )
@@ -740,11 +749,14 @@ def run_benchmark(
     """
     plan = plan or BenchmarkPlan()
     settings = settings_of(plan)
-    home = Path(out) if out is not None else default_folder(plan)
+    home = file_path("out", out) if out is not None else default_folder(plan)
+    published = None if results is None else file_path("results", results)
     with _naming(settings.source):
         data = shared_data(settings)
-    published = None if results is None else Path(results)
     earlier = [] if published is None else _replaceable(published, settings, home)
+    if executor is None:
+        with _naming(settings.source):
+            check_device(settings)
     jobs = plan_jobs(settings, data.sha256)
     profiles = profile_jobs(settings, jobs)
     with _alone_in(home):

@@ -28,6 +28,7 @@ from art_entropic.benchmark import (
     Shard,
     Store,
     available_cores,
+    check_device,
     package_versions,
     provenance,
     shards_of,
@@ -106,6 +107,7 @@ def work(task: Task) -> Result:
     """
     settings = task.settings
     _check_versions(task)
+    check_device(settings)
     data = _data(settings.problem.name, settings.n_train, settings)
     if data.sha256 != task.source.data_sha256:
         raise ValueError(

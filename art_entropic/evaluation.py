@@ -704,7 +704,7 @@ def _images(target: Target, points: Array) -> Array:
 
 
 def _check_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    given = tuple(seeds) if isinstance(seeds, Sequence) else (seeds,)
+    given = tuple(seeds) if isinstance(seeds, (Sequence, np.ndarray)) and np.ndim(seeds) else (seeds,)
     if not given:
         raise ValueError(f"`seeds` must name at least one seed, got {seeds!r}")
     return tuple(dict.fromkeys(whole_number("seeds", seed) for seed in given))

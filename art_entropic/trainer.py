@@ -423,7 +423,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             "best_loss": progress.best_loss,
             "stale": progress.stale,
         }
-        path = Path(path)
+        path = file_path("path", path)
         partial = path.with_name(path.name + ".partial")
         with partial.open("wb") as file:
             np.savez(file, about=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
@@ -438,7 +438,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             FileNotFoundError: there is no such file.
             ValueError: not a checkpoint of this version, or of another network or other settings.
         """
-        about, parts = _read_checkpoint(Path(path))
+        about, parts = _read_checkpoint(file_path("path", path))
         if self._automatic:
             if about["plan"]["measure"] not in AUTOMATIC:
                 raise ValueError(f"`measure` must be as in the checkpoint {path}: {about['plan']['measure']!r}, got None")

@@ -4,8 +4,8 @@
     python benchmarks/growth.py data pytorch   # one of PARTS, on one framework
 
 - data: seconds of an epoch on random images of MNIST's shape, and on four times as many.
-- network: a step on a small CNN, on one four times as wide, on one four times as deep, in milliseconds, beside the
-  multiplications of a natural pass. Kinds and networks take turns, as in step_cost.py.
+- network: a step on a small CNN, on one four times as wide, on one with four convolutions in the middle in place of one, in
+  milliseconds, beside the multiplications of a natural pass. Kinds and networks take turns, as in step_cost.py.
 - memory: what `fit` takes beyond the data and what one batch left behind, in a fresh process for each case.
 
 One record per part and framework is appended to results/growth.jsonl.

@@ -11,6 +11,7 @@ docs/growth.md says what that would cost, and on what grounds.
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import time
 from collections.abc import Callable
@@ -87,8 +88,8 @@ def cost(batch_size: int) -> dict[str, float]:
             step = backend.training_step(EntropicObjective(name, row.resolution, read_share=row.read_share))
             acts[name] = lambda step=step, row=row: step(batch, Controls(EPS, row.k, row.beta))  # type: ignore[misc]
         acts["madry_pgd"] = lambda: natural(batch._replace(x=adversarial(estimator, batch)), Controls(0.0, 0.0, 0.0))
-        seconds = {name: [timed(act) for _ in range(TURNS + 1)][1:] for name, act in acts.items()}
-    medians = {name: float(np.median(spent)) for name, spent in seconds.items()}
+        turns = [{name: timed(act) for name, act in acts.items()} for _ in range(TURNS + 1)][1:]
+    medians = {name: float(np.median([turn[name] for turn in turns])) for name in acts}
     values = {f"{name}_s_an_image": spent / batch_size for name, spent in medians.items()}
     values |= {f"{name}_ratio": spent / medians["natural"] for name, spent in medians.items() if name != "natural"}
     return values | {"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
@@ -108,6 +109,7 @@ def adversarial(estimator: Any, batch: Batch) -> np.ndarray:
         verbose=False,
     )
     found: np.ndarray = attack.generate(batch.x, batch.y)
+    estimator.model.train()  # ART leaves it in inference mode
     return found
 
 
@@ -162,7 +164,7 @@ def retrain(arguments: argparse.Namespace) -> None:
     if together:
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     if torch.cuda.is_available():
-        torch.cuda.set_device(distributed.get_rank() if together else 0)
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if together else 0)
     estimator = classifier(arguments.weights or None)
     first = not together or distributed.get_rank() == 0
     trainer = EntropicTrainer(estimator, arguments.eps, verbose=first)

@@ -430,7 +430,7 @@ def growth_with_data() -> str:
 def growth_with_network() -> str:
     rows = []
     for framework, found in growth("network"):
-        for label, title in (("base", "small CNN"), ("4x_width", "4 x the width"), ("4x_depth", "4 x the depth")):
+        for label, title in (("base", "small CNN"), ("4x_width", "4 x the width"), ("4x_depth", "4 x the middle")):
             steps = [f"{found[f'{label}_{kind}_ms']:.1f}" for kind in ("natural", "interval", "channel")]
             ratios = [f"{found[f'{label}_{kind}_ratio']:.2f}" for kind in ("interval", "channel")]
             rows.append([framework, title, f"{found[f'{label}_multiplications_m']:.1f}", *steps, *ratios])

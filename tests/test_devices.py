@@ -126,9 +126,32 @@ def test_moving_takes_network_optimizer_loss_and_preprocessing_along():
 def test_a_keras_model_stays_where_it_was_built(make_classifier, monkeypatch):
     classifier = make_classifier("tensorflow")
     with_gpus(monkeypatch, "tensorflow", "cuda:0")
-    message = r"weights of `classifier` are \(CPU:0\), got 'cuda:0': .* build it under `with tf.device\('GPU:0'\):`"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"weights of `classifier` are \(CPU:0\), got 'cuda:0': a Keras model stays"):
         move_to(classifier, "auto")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_tensorflow_computes_on_the_first_device_that_it_sees(make_classifier, monkeypatch, device):
+    classifier = make_classifier("tensorflow")
+    with_gpus(monkeypatch, "tensorflow", "cuda:0", "cuda:1")
+    message = rf"`device` must be 'cuda:0' on TensorFlow, .* got '{device}': choose with .* CUDA_VISIBLE_DEVICES"
+    with pytest.raises(ValueError, match=message):
+        move_to(classifier, device)
+    with pytest.raises(ValueError, match=message):
+        build_classifier(PROBLEMS["digits"], "tensorflow", 0, device=device)
+
+
+def test_the_device_of_a_plan_is_asked_for_where_its_cells_run(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    plan = benchmark.BenchmarkPlan(frameworks=("pytorch",), defences=("natural",), device="cuda:7")
+    assert benchmark.settings_of(plan).device == "cuda:7"  # which a worker may have
+    message = r"with a GPU that is here \(none\), got 'cuda:7'"
+    with pytest.raises(ValueError, match=message):
+        benchmark.run_benchmark(plan, tmp_path, verbose=False)
+    with ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match=message):
+        benchmark.run_benchmark(plan, tmp_path, executor=executor, verbose=False)
+    assert not (tmp_path / "records.jsonl").exists()
 
 
 def test_a_plan_without_a_device_is_the_plan_that_it_was():

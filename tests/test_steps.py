@@ -210,6 +210,33 @@ def test_what_cannot_be_compiled_names_the_switch_and_leaves_the_weights(recorde
         np.testing.assert_array_equal(array, before[name])
 
 
+class Counting(nn.Module):
+    """Puts another tensor in the place of its buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen = self.seen + 1
+        return x
+
+
+@pytest.mark.parametrize(("between", "hooked", "reason"), [
+    (Counting(), False, "puts another tensor in the place of a buffer"),
+    (nn.Identity(), True, "the gradient of '1.weight' has hooks"),
+])  # fmt: skip
+def test_what_a_graph_would_leave_out_is_refused(recorded_alone, points, between, hooked, reason):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 3), between)
+    optimizer = torch.optim.Adam(model.parameters())
+    classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), (2, 6, 6), 3, optimizer, clip_values=(0.0, 1.0))
+    if hooked:
+        model[1].weight.register_hook(torch.zeros_like)
+    trainer = EntropicTrainer(classifier, EPS, measure="channel", compile=True, verbose=False)
+    with pytest.raises(ValueError, match=f"`compile` must be False for this network and this objective, .*{reason}"):
+        trainer.fit(*points("pytorch"), nb_epochs=1)
+
+
 def test_on_tensorflow_the_switch_is_that_of_xla(make_classifier, points):
     classifiers = [make_classifier("tensorflow") for _ in range(2)]
     for classifier, compile in zip(classifiers, (False, True), strict=True):

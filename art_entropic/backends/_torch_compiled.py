@@ -37,6 +37,21 @@ def check_compiler() -> None:
         ) from error
 
 
+def _identities(model: nn.Module) -> tuple[int, ...]:
+    return tuple(map(id, (*model.parameters(), *model.buffers())))
+
+
+def _check_hooks(model: nn.Module) -> None:
+    """Refuse hooks on gradients, which a recorded step would skip without a word.
+
+    Raises:
+        ValueError: a parameter has one.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise ValueError(f"the gradient of {name!r} has hooks, which would be skipped")
+
+
 class _Whole(nn.Module):
     """The network and a computation that calls it, as one module whose weights can be exchanged for a call."""
 
@@ -45,14 +60,18 @@ class _Whole(nn.Module):
         self.model, self._terms = model, terms
 
     def forward(self, *inputs: Any) -> dict[str, torch.Tensor]:
-        n = len(Batch._fields)
-        return dict(self._terms(Batch(*inputs[:n]), Controls(*inputs[n:])))
+        n, before = len(Batch._fields), _identities(self.model)
+        terms = dict(self._terms(Batch(*inputs[:n]), Controls(*inputs[n:])))
+        if _identities(self.model) != before:
+            raise ValueError("a forward method puts another tensor in the place of a buffer, which would be lost")
+        return terms
 
 
 class _Graph:
     """One recorded step: weights, batch and controls in, gradients and terms out."""
 
     def __init__(self, whole: _Whole, inputs: list[torch.Tensor]) -> None:
+        _check_hooks(whole.model)
         tensors = {**dict(whole.named_parameters()), **dict(whole.named_buffers())}
         self._tensors = list(tensors.values())
         self._names: tuple[str, ...] = ()
@@ -118,8 +137,8 @@ def _laid_out(x: torch.Tensor) -> torch.Tensor:
 class CompiledGradients(Gradients):
     """The same compiled. Batches of another length than the first, such as the last ones, are not compiled.
 
-    A step is recorded again when a module changes its mode or a parameter is frozen. What else a forward method decides in
-    Python is decided once.
+    A step is recorded again when a module changes its mode or a parameter is frozen or exchanged. What else a forward method
+    decides in Python is decided once.
 
     Args:
         plain: the step as it is without compiling.
@@ -141,11 +160,15 @@ class CompiledGradients(Gradients):
         # As tensors, since numbers would be part of the graph.
         inputs = [*map(_laid_out, batch), *torch.tensor(controls, dtype=torch.float32, device=batch.x.device).unbind()]
         model = self._whole.model
-        kind = (*(module.training for module in model.modules()), *(one.requires_grad for one in model.parameters()))
-        try:
-            if kind not in self._graphs:
-                self._graphs[kind] = _Graph(self._whole, inputs)
+        modes = (*(module.training for module in model.modules()), *(one.requires_grad for one in model.parameters()))
+        kind = (*modes, *_identities(model))
+        if kind in self._graphs:
             return self._graphs[kind].run(inputs)
+        try:
+            graph = _Graph(self._whole, inputs)
+            terms = graph.run(inputs)
+            self._graphs[kind] = graph
+            return terms
         except Exception as error:
             if self._is_out_of_memory(error):
                 raise

@@ -284,12 +284,13 @@ class TensorFlowBackend:
         return optimizer
 
     def place(self, device: str) -> None:
+        _check_first(device)
         wanted = _own_name(device)
         weights = {weight.value.device.rpartition("device:")[2] for weight in self.model.weights}
         if weights - {wanted}:
             raise ValueError(
                 f"`device` must be where the weights of `classifier` are ({', '.join(sorted(weights))}), got {device!r}: "
-                f"a Keras model stays where it was built, so build it under `with tf.device({wanted!r}):`"
+                "a Keras model stays where it was built"
             )
 
     def check_trainable(self) -> None:
@@ -639,8 +640,20 @@ def device_title(device: str | None) -> str:
     device = next(iter(accelerators()), "cpu") if device is None else device
     if device == "cpu":
         return device
-    gpu = tf.config.list_physical_devices("GPU")[int(device.partition(":")[2])]
-    return f"{device} ({tf.config.experimental.get_device_details(gpu).get('device_name', 'GPU')})"
+    visible, index = tf.config.get_visible_devices("GPU"), int(device.partition(":")[2])
+    if index >= len(visible):  # one GPU that was split into logical ones
+        return device
+    return f"{device} ({tf.config.experimental.get_device_details(visible[index]).get('device_name', 'GPU')})"
+
+
+def _check_first(device: str) -> None:
+    """Refuse a device that is not the one TensorFlow computes on: weights would be there, and the work elsewhere."""
+    first = next(iter(accelerators()), "cpu")
+    if device != first:
+        raise ValueError(
+            f"`device` must be {first!r} on TensorFlow, which computes on the first device that it sees, got {device!r}: "
+            "choose with the environment variable CUDA_VISIBLE_DEVICES (empty for the processor) before TensorFlow is imported"
+        )
 
 
 def _own_name(device: str) -> str:
@@ -666,20 +679,18 @@ def build_classifier(
     Args:
         input_shape: (height, width, channels).
         seed: of the initial weights, which are the same numbers in every framework.
-        device: "cpu" or "cuda:i", where the weights are; None leaves it to TensorFlow, which takes its first GPU.
+        device: "cpu" or "cuda:i", which must be TensorFlow's first; None takes that one.
+    Raises:
+        ValueError: TensorFlow computes elsewhere.
     """
     from art.estimators.classification import TensorFlowV2Classifier
 
-    # PyTorch's epsilon.
-    optimizer = keras.optimizers.Adam(learning_rate, epsilon=1e-8)
-    with tf.device(None if device is None else _own_name(device)):
-        model = _network(architecture, input_shape, initial_weights(architecture, input_shape, seed))
-        if device is not None:
-            optimizer.build(model.trainable_variables)  # else its slots go elsewhere when they are first used
+    if device is not None:
+        _check_first(device)
     return TensorFlowV2Classifier(
-        model=model,
-        optimizer=optimizer,
-        # ART turns one-hot labels into the indices that this loss wants.
+        model=_network(architecture, input_shape, initial_weights(architecture, input_shape, seed)),
+        # PyTorch's epsilon; ART turns one-hot labels into the indices that this loss wants.
+        optimizer=keras.optimizers.Adam(learning_rate, epsilon=1e-8),
         loss_object=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         input_shape=input_shape,
         nb_classes=nb_classes,
