@@ -134,21 +134,23 @@ def check_inputs(x: Any, *, input_shape: tuple[int, ...], clip_values: ClipValue
     if len(array) == 0:
         raise ValueError(f"`{name}` must hold at least one example, got shape {array.shape}")
     array = np.ascontiguousarray(array, dtype=np.float32)
-    bad = ~np.isfinite(array)
-    if bad.any():
+    # Reduced over the points first: a comparison point by point would take memory that grows with the data.
+    lowest, highest = array.min(axis=0), array.max(axis=0)
+    if not (np.isfinite(lowest).all() and np.isfinite(highest).all()):
+        bad = ~np.isfinite(array)
         first = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(f"`{name}` must be finite, got {int(bad.sum())} NaN or infinite values, the first at index {first}")
     if clip_values is not None:
         low, high = (np.asarray(value, dtype=np.float32) for value in clip_values)
         # Float rounding of data that was scaled in another precision is no error.
         slack = 1e-6 * np.max(np.abs(high - low))
-        if np.any(array < low - slack) or np.any(array > high + slack):
+        if np.any(lowest < low - slack) or np.any(highest > high + slack):
             hint = "; scale it, or give the estimator the clip_values of your data" if array.max() > 1 else ""
             raise ValueError(
                 f"`{name}` must lie within `clip_values` {_shown(clip_values)}, "
                 f"got values in [{array.min():g}, {array.max():g}]{hint}"
             )
-        if np.any(array < low) or np.any(array > high):  # else there would be a second copy of the data for nothing
+        if np.any(lowest < low) or np.any(highest > high):  # else there would be a second copy of the data for nothing
             array = np.clip(array, low, high)
     return array
 

@@ -591,7 +591,7 @@ def _choose(name: str, network: _Network, layers: Sequence[str] | None) -> tuple
     if not listed("layers", layers, "names of layers"):
         raise ValueError(f"`layers` must be a sequence of at least one layer's name, got {layers!r}")
     for layer in layers:
-        if layer not in network.layers:
+        if not isinstance(layer, str) or layer not in network.layers:
             known = ", ".join(map(repr, network.layers))
             raise ValueError(f"`layers` must be among the layers of {name!r}, {known}; got {layer!r}")
     return tuple(layer for layer in network.layers if layer in layers)

@@ -163,7 +163,7 @@ def two_workers():
 
     options = {"nthreads": 1, "dashboard": False}
     with SpecCluster(
-        scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}},
+        scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}},
         workers={
             "plain": {"cls": Worker, "options": options},
             "gpu": {"cls": Worker, "options": {**options, "resources": {"GPU": 1}}},
@@ -201,7 +201,7 @@ def test_a_resource_that_no_worker_offers_is_refused_before_any_work(two_workers
 def test_a_cluster_without_workers_may_get_them_later(capsys):
     from distributed import Scheduler, SpecCluster
 
-    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}}
+    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}}
     resources = {"GPU": 1, "MEMORY": 2e9}
     with (
         SpecCluster(scheduler=scheduler, silence_logs=50) as cluster,
@@ -247,7 +247,7 @@ def test_a_killed_worker_of_a_dask_cluster_costs_nothing_but_time(alone, tmp_pat
         "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")])),
     }
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, env=environment, silence_logs=50
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", env=environment, silence_logs=50
     ) as cluster:
         killed = []
 

@@ -1,6 +1,7 @@
 """PyTorch: every interval rule is sound, the joint pass agrees with the plain one, and nothing is left behind."""
 
 import contextlib
+import gc
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_entropic.backends import Interval, NoIntervalRuleError, backend_for
+from art_entropic.backends._torch_bounds import BoundTensor
 from art_entropic.backends.torch import TorchBackend
 
 
@@ -343,3 +345,16 @@ def test_intervals_are_of_numpy_kind():
     backend = backend_of(nn.Sequential(nn.Linear(6, 3)), FLAT)
     box = backend.intervals(np.zeros((5, 6), np.float32), 0.1, batch_size=2)["0"]
     assert isinstance(box, Interval) and box.lower.shape == (5, 3) and isinstance(box.lower, np.ndarray)
+
+
+def test_a_step_leaves_no_bound_behind():
+    """Not even for Python's collector, which does not know how large tensors are and comes late."""
+    backend = backend_of(nn.Sequential(nn.Flatten(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), (2, 2, 2), 3)
+    gc.collect()
+    gc.disable()
+    try:
+        backend.propagate(torch.rand(4, 2, 2, 2), 0.1)
+        left = [one for one in gc.get_objects() if type(one) is BoundTensor]
+    finally:
+        gc.enable()
+    assert not left

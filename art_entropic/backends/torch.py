@@ -199,6 +199,8 @@ class TorchBackend:
             raise TypeError(f"the network must return one tensor of logits, got {type(logits).__name__}")
         trace.finish(logits.source, logits)
         layers = tuple(LayerInterval(name, bound.box, bound.radius) for name, bound in trace.named())
+        # Bounds and trace hold each other, and would keep every tensor of this pass until Python looks for cycles.
+        trace.layers.clear()
         return Propagation(logits.value, logits.box, layers)
 
     def traced(self, x: torch.Tensor) -> Activations:
