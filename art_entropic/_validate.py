@@ -53,6 +53,11 @@ def positive_int(name: str, value: Any) -> int:
     return int(value)
 
 
+def is_seed(value: Any) -> bool:
+    """Whether a value is a whole number in [0, 2**31)."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= int(value) < 2**31
+
+
 def choice(name: str, value: Any, choices: Iterable[str]) -> str:
     """One of the names in `choices`."""
     allowed = list(choices)

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from art_entropic import __version__
-from art_entropic._validate import check_eps, choice, device_word, file_path, flag, listed, positive_int, whole_number
+from art_entropic._validate import check_eps, choice, device_word, file_path, flag, is_seed, listed, positive_int, whole_number
 from art_entropic.attacks import BATTERIES
 from art_entropic.backends import (
     FRAMEWORKS,
@@ -349,7 +349,7 @@ def _frameworks(names: Sequence[str] | None) -> tuple[str, ...]:
 
 def _seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     for seed in listed("seeds", seeds, "whole numbers"):
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**31:
+        if not is_seed(seed):
             raise ValueError(f"`seeds` must be whole numbers from 0 to 2**31 - 1, got {seed!r}")
     if not len(seeds):
         raise ValueError(f"`seeds` must name at least one seed, got {seeds!r}")

@@ -26,6 +26,7 @@ from art_entropic._validate import (
     file_path,
     finite,
     flag,
+    is_seed,
     listed,
     non_negative,
     positive_int,
@@ -504,7 +505,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         if seed is None:
             resumed = self._resuming and self._progress is not None
             return self._progress.history.seed if resumed else secrets.randbits(31)  # type: ignore[union-attr]
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**31:
+        if not is_seed(seed):
             raise ValueError(f"`seed` must be a whole number in [0, 2**31), got {seed!r}")
         return int(seed)
 

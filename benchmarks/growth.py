@@ -16,25 +16,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import NATURAL, entropic, keep, timed
 
 from art_entropic.backends import Batch, Controls, Step, backend_for, framework_module, installed_frameworks
 from art_entropic.backends.architecture import Architecture, Conv, Dense, Flatten
-from art_entropic.benchmark import digest, machine_provenance
-from art_entropic.information import MEASURES
-from art_entropic.objective import EntropicObjective, natural_objective
+from art_entropic.objective import natural_objective
 from art_entropic.problems import for_framework
-from art_entropic.records import MeasurementRecord, append_record
+from art_entropic.recipes import AUTOMATIC
 from art_entropic.trainer import EntropicTrainer
 
-RESULTS = Path(__file__).parent.parent / "results" / "growth.jsonl"
 SHAPE, CLASSES, BATCH = (28, 28, 1), 10, 128
-AUTOMATIC = ("interval", "channel")  # the measures that EntropicTrainer chooses between
 TURNS, BLOCK, WARM_UP = 5, 8, 2
 N_DATA, N_MEMORY = 3200, 12800
 
@@ -73,20 +70,10 @@ def images(framework: str, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def fit(
     framework: str, measure: str, n: int, batch: int = BATCH, architecture: Architecture | None = None
-) -> Callable[[], None]:
+) -> Callable[[], object]:
     x, y = images(framework, n)
     trainer = EntropicTrainer(classifier(framework, architecture or network()), 0.1, measure=measure, verbose=False)
-    return lambda: void(trainer.fit(x, y, batch_size=batch, nb_epochs=1, seed=0))
-
-
-def void(_: object) -> None:
-    return None
-
-
-def timed(act: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    act()
-    return time.perf_counter() - began
+    return partial(trainer.fit, x, y, batch_size=batch, nb_epochs=1, seed=0)
 
 
 # ----------------------------------------------------------------------------------------------------------------- parts
@@ -121,10 +108,8 @@ def growth_with_network(framework: str) -> dict[str, float]:
     rng = np.random.default_rng(1)
     noise = rng.random(x.shape, np.float32) * 2 - 1
     batch = Batch(x, np.eye(CLASSES, dtype=np.float32)[y], noise, rng.random(BATCH, np.float32))
-    kinds: dict[str, tuple[Any, Controls]] = {"natural": (natural_objective, Controls(0.0, 0.0, 0.0))}
-    for name in AUTOMATIC:
-        row = MEASURES[name]
-        kinds[name] = EntropicObjective(name, row.resolution, read_share=row.read_share), Controls(0.1, row.k, row.beta)
+    kinds: dict[str, tuple[Any, Controls]] = {"natural": (natural_objective, NATURAL)}
+    kinds |= {name: entropic(name, 0.1) for name in AUTOMATIC}
     steps: dict[tuple[str, str], tuple[Step, Controls]] = {}
     for label, architecture in NETWORKS.items():
         backend = backend_for(classifier(framework, architecture))
@@ -134,7 +119,7 @@ def growth_with_network(framework: str) -> dict[str, float]:
     medians: dict[tuple[str, str], list[float]] = {place: [] for place in steps}
     for turn in range(TURNS + 1):
         for place, (step, controls) in steps.items():
-            spent = [timed(lambda step=step, controls=controls: void(step(batch, controls))) for _ in range(WARM_UP + BLOCK)]
+            spent = [timed(partial(step, batch, controls)) for _ in range(WARM_UP + BLOCK)]
             if turn:
                 medians[place].append(float(np.median(spent[WARM_UP:])))
     values = {f"{label}_{kind}_ms": float(np.median(spent)) * 1e3 for (label, kind), spent in medians.items()}
@@ -191,15 +176,7 @@ def main() -> None:
         for framework in frameworks:
             values = PARTS[part](framework)
             settings = {"part": part, "framework": framework, "batch_size": BATCH}
-            record = MeasurementRecord(
-                key=digest(name="growth", **settings),
-                name="growth",
-                values={name: round(value, 3) for name, value in values.items()},
-                settings=settings,
-                provenance=machine_provenance("python benchmarks/growth.py", (framework,), "random images, seed 0"),
-            )
-            append_record(RESULTS, record)
-            print(part, framework, record.values)
+            keep("growth", values, settings, command="python benchmarks/growth.py", frameworks=(framework,))
 
 
 if __name__ == "__main__":

@@ -13,22 +13,19 @@ from __future__ import annotations
 import argparse
 import os
 import resource
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import NATURAL, entropic, keep, timed
 from torch import distributed, nn
 
-from art_entropic.backends import Batch, Controls, backend_for
-from art_entropic.benchmark import available_cores, digest, machine_provenance
-from art_entropic.information import MEASURES
-from art_entropic.objective import EntropicObjective, natural_objective
-from art_entropic.records import MeasurementRecord, append_record
+from art_entropic.backends import Batch, backend_for
+from art_entropic.benchmark import available_cores
+from art_entropic.objective import natural_objective
 
-RESULTS = Path(__file__).parent.parent / "results" / "imagenet.jsonl"
 SIDE, CLASSES, EPS = 224, 1000, 4 / 255
 MEAN, STD = ([[[0.485]], [[0.456]], [[0.406]]], [[[0.229]], [[0.224]], [[0.225]]])  # torchvision's, of ImageNet in [0, 1]
 PGD_STEPS = 7
@@ -82,12 +79,11 @@ def cost(batch_size: int) -> dict[str, float]:
     acts: dict[str, Callable[[], object]] = {}
     with backend.training(0):
         natural = backend.training_step(natural_objective)
-        acts["natural"] = lambda: natural(batch, Controls(0.0, 0.0, 0.0))
+        acts["natural"] = partial(natural, batch, NATURAL)
         for name in ("channel", "interval"):
-            row = MEASURES[name]
-            step = backend.training_step(EntropicObjective(name, row.resolution, read_share=row.read_share))
-            acts[name] = lambda step=step, row=row: step(batch, Controls(EPS, row.k, row.beta))  # type: ignore[misc]
-        acts["madry_pgd"] = lambda: natural(batch._replace(x=adversarial(estimator, batch)), Controls(0.0, 0.0, 0.0))
+            objective, controls = entropic(name, EPS)
+            acts[name] = partial(backend.training_step(objective), batch, controls)
+        acts["madry_pgd"] = lambda: natural(batch._replace(x=adversarial(estimator, batch)), NATURAL)
         turns = [{name: timed(act) for name, act in acts.items()} for _ in range(TURNS + 1)][1:]
     medians = {name: float(np.median([turn[name] for turn in turns])) for name in acts}
     values = {f"{name}_s_an_image": spent / batch_size for name, spent in medians.items()}
@@ -113,25 +109,12 @@ def adversarial(estimator: Any, batch: Batch) -> np.ndarray:
     return found
 
 
-def timed(act: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    act()
-    return time.perf_counter() - began
-
-
 def record(batch_size: int) -> None:
     values = cost(batch_size)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     settings = {"network": "resnet50", "batch_size": batch_size, "side": SIDE, "eps": EPS, "device": device}
-    found = MeasurementRecord(
-        key=digest(name="imagenet", **settings),
-        name="imagenet",
-        values={name: round(value, 4) for name, value in values.items()},
-        settings=settings,
-        provenance=machine_provenance("python benchmarks/imagenet.py cost", ("pytorch",), "random images, seed 0"),
-    )
-    append_record(RESULTS, found)
-    print(found.values)
+    command = "python benchmarks/imagenet.py cost"
+    keep("imagenet", values, settings, command=command, frameworks=("pytorch",), digits=4)
 
 
 # -------------------------------------------------------------------------------------------------------------- retrain

@@ -11,15 +11,12 @@ import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
+
+from measuring import keep
 
 from art_entropic.backends import installed_frameworks
-from art_entropic.benchmark import digest, machine_provenance
 from art_entropic.information import MEASURES
 from art_entropic.problems import PROBLEMS, build_classifier, for_framework, load_data
-from art_entropic.records import MeasurementRecord, append_record
-
-RESULTS = Path(__file__).parent.parent / "results" / "memory.jsonl"
 
 
 def train(framework: str, measure: str) -> None:
@@ -35,15 +32,8 @@ def train(framework: str, measure: str) -> None:
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kilobytes on Linux
     settings = {"framework": framework, "measure": measure, "n_train": len(data.x_train), "batch_size": problem.batch_size}
-    record = MeasurementRecord(
-        key=digest(name="memory", **settings),
-        name="memory",
-        values={"peak_gib": round(peak, 3), "epoch_seconds": round(seconds, 1)},
-        settings=settings,
-        provenance=machine_provenance("python benchmarks/memory.py", (framework,), data.sha256),
-    )
-    append_record(RESULTS, record)
-    print(framework, measure, record.values)
+    values = {"peak_gib": peak, "epoch_seconds": round(seconds, 1)}
+    keep("memory", values, settings, command="python benchmarks/memory.py", frameworks=(framework,), data=data.sha256)
 
 
 def main() -> None:

@@ -9,19 +9,16 @@ of the blocks' medians. One record per framework is appended to results/step_cos
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
+from functools import partial
 
 import numpy as np
+from measuring import NATURAL, entropic, keep, timed
 
-from art_entropic.backends import Batch, Controls, Step, backend_for, installed_frameworks
-from art_entropic.benchmark import digest, machine_provenance
+from art_entropic.backends import Batch, backend_for, installed_frameworks
 from art_entropic.information import MEASURES
-from art_entropic.objective import EntropicObjective, natural_objective
+from art_entropic.objective import natural_objective
 from art_entropic.problems import PROBLEMS, build_classifier, for_framework
-from art_entropic.records import MeasurementRecord, append_record
 
-RESULTS = Path(__file__).parent.parent / "results" / "step_cost.jsonl"
 BATCH, TURNS, BLOCK, WARM_UP = 128, 7, 30, 5
 
 
@@ -39,15 +36,13 @@ def measure(framework: str) -> dict[str, float]:
     classifier = build_classifier(problem, framework, seed=0)
     backend = backend_for(classifier)
     batch = random_batch(framework)
-    kinds = {"natural": (natural_objective, Controls(0.0, 0.0, 0.0))}
-    for name, row in MEASURES.items():
-        kinds[name] = (EntropicObjective(name, row.resolution, read_share=row.read_share), Controls(0.1, row.k, row.beta))
+    kinds = {"natural": (natural_objective, NATURAL), **{name: entropic(name, 0.1) for name in MEASURES}}
     medians: dict[str, list[float]] = {name: [] for name in kinds}
     with backend.training(0):
         steps = {name: (backend.training_step(objective), controls) for name, (objective, controls) in kinds.items()}
         for turn in range(TURNS + 1):
             for name, (step, controls) in steps.items():
-                seconds = [timed(step, batch, controls) for _ in range(WARM_UP + BLOCK)]
+                seconds = [timed(partial(step, batch, controls)) for _ in range(WARM_UP + BLOCK)]
                 if turn:  # the first turn traces and fills caches
                     medians[name].append(float(np.median(seconds[WARM_UP:])))
     natural = np.array(medians["natural"])
@@ -55,25 +50,11 @@ def measure(framework: str) -> dict[str, float]:
     return values | {f"{name}_ratio": float(np.median(np.array(medians[name]) / natural)) for name in MEASURES}
 
 
-def timed(step: Step, batch: Batch, controls: Controls) -> float:
-    began = time.perf_counter()
-    step(batch, controls)
-    return time.perf_counter() - began
-
-
 def main() -> None:
     for framework in installed_frameworks():
         values = measure(framework)
         settings = {"framework": framework, "batch_size": BATCH, "steps": TURNS * BLOCK, "network": "mnist"}
-        record = MeasurementRecord(
-            key=digest(name="step_cost", **settings),
-            name="step_cost",
-            values={name: round(value, 3) for name, value in values.items()},
-            settings=settings,
-            provenance=machine_provenance("python benchmarks/step_cost.py", (framework,), "random images, seed 0"),
-        )
-        append_record(RESULTS, record)
-        print(framework, record.values)
+        keep("step_cost", values, settings, command="python benchmarks/step_cost.py", frameworks=(framework,))
 
 
 if __name__ == "__main__":

@@ -43,18 +43,22 @@ def outcome(records, home):
     return found
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """The plan in one process, on one thread as the workers have."""
+def on_one_thread(plan, home):
     import torch
 
-    home = tmp_path_factory.mktemp("alone")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return outcome(run_benchmark(PLAN, home, verbose=False), home)
+        return run_benchmark(plan, home, verbose=False)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The plan in one process, on one thread as the workers have."""
+    home = tmp_path_factory.mktemp("alone")
+    return outcome(on_one_thread(PLAN, home), home)
 
 
 SPLIT = dataclasses.replace(PLAN, defences=("natural",), points_per_shard=12, first_example=5, seeds=(0,), checks=True)
@@ -79,15 +83,8 @@ def told(records):
 @pytest.fixture(scope="module")
 def split(tmp_path_factory):
     """A plan with shards in one process, on one thread as the workers have: its folder and its records."""
-    import torch
-
     home = tmp_path_factory.mktemp("split")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return home, run_benchmark(SPLIT, home, verbose=False)
-    finally:
-        torch.set_num_threads(threads)
+    return home, on_one_thread(SPLIT, home)
 
 
 def test_joined_shards_are_what_their_points_give_when_evaluated_apart(split):

@@ -111,13 +111,15 @@ def test_arguments_of_an_evaluation(small, tmp_path_factory, given_):
 def test_arguments_of_an_analysis(small, given_):
     classifier, x, y = small
     arguments = {"x": x, "y": y, "eps": 0.1, "copies": 2, "verbose": False, **given_}
-    works_or_names(lambda: information_profile({"one": classifier}, **arguments), given_)
+    profile = works_or_names(lambda: information_profile({"one": classifier}, **arguments), given_)
+    assert profile is None or (profile.models == ("one",) and profile.n >= 2 and profile.rows)
 
 
 @settings(max_examples=150)
 @given(junk_for(*(name for name in BenchmarkPlan.__dataclass_fields__ if name not in ("source", "title"))))
 def test_plans(given_):
-    works_or_names(lambda: settings_of(BenchmarkPlan(**given_)), given_)
+    found = works_or_names(lambda: settings_of(BenchmarkPlan(**given_)), given_)
+    assert found is None or (found.frameworks and found.seeds and found.n_examples >= 1 and found.eps > 0)
 
 
 @given(junk_for("eps", "k", "beta", "warmup", "ramp", "pure", "pure_beta"), st.floats(0, 1))
@@ -130,4 +132,4 @@ def test_schedules(given_, progress):
 
 @given(JUNK)
 def test_comparisons(results):
-    works_or_names(lambda: compare(results), ["results"])
+    assert works_or_names(lambda: compare(results), ["results"]) is None  # nothing of this is an evaluation

@@ -1,0 +1,53 @@
+"""What the cost benchmarks share: a clock, the steps that they compare, and the record that they leave."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from art_entropic.backends import Controls
+from art_entropic.benchmark import digest, machine_provenance
+from art_entropic.information import MEASURES
+from art_entropic.objective import EntropicObjective
+from art_entropic.records import MeasurementRecord, append_record
+
+RESULTS = Path(__file__).parent.parent / "results"
+RANDOM_IMAGES = "random images, seed 0"
+NATURAL = Controls(0.0, 0.0, 0.0)
+
+
+def timed(act: Callable[[], object]) -> float:
+    """Seconds of a call."""
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began
+
+
+def entropic(measure: str, eps: float) -> tuple[EntropicObjective, Controls]:
+    """A step of a measure with its own settings, at full strength."""
+    row = MEASURES[measure]
+    return EntropicObjective(measure, row.resolution, read_share=row.read_share), Controls(eps, row.k, row.beta)
+
+
+def keep(
+    name: str,
+    values: dict[str, float],
+    settings: dict[str, Any],
+    *,
+    command: str,
+    frameworks: Sequence[str],
+    data: str = RANDOM_IMAGES,
+    digits: int = 3,
+) -> None:
+    """Append a record of what was measured to results/<name>.jsonl and print its values."""
+    record = MeasurementRecord(
+        key=digest(name=name, **settings),
+        name=name,
+        values={key: round(value, digits) for key, value in values.items()},
+        settings=settings,
+        provenance=machine_provenance(command, frameworks, data),
+    )
+    append_record(RESULTS / f"{name}.jsonl", record)
+    print(*settings.values(), record.values)
