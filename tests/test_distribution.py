@@ -43,22 +43,22 @@ def outcome(records, home):
     return found
 
 
-def on_one_thread(plan, home):
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The threads of this process sum in the order in which the workers' processes do."""
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        return run_benchmark(plan, home, verbose=False)
-    finally:
-        torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The plan in one process, on one thread as the workers have."""
+    """The plan in one process."""
     home = tmp_path_factory.mktemp("alone")
-    return outcome(on_one_thread(PLAN, home), home)
+    return outcome(run_benchmark(PLAN, home, verbose=False), home)
 
 
 SPLIT = dataclasses.replace(PLAN, defences=("natural",), points_per_shard=12, first_example=5, seeds=(0,), checks=True)
@@ -82,9 +82,9 @@ def told(records):
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory):
-    """A plan with shards in one process, on one thread as the workers have: its folder and its records."""
+    """A plan with shards in one process: its folder and its records."""
     home = tmp_path_factory.mktemp("split")
-    return home, on_one_thread(SPLIT, home)
+    return home, run_benchmark(SPLIT, home, verbose=False)
 
 
 def test_joined_shards_are_what_their_points_give_when_evaluated_apart(split):
