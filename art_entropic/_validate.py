@@ -94,6 +94,16 @@ def file_path(name: str, value: Any) -> Path:
     return Path(value)
 
 
+def file_to_write(name: str, value: Any) -> Path:
+    """A file that is there or may be made, in a folder that is there."""
+    path = file_path(name, value)
+    if "\0" in str(path) or not path.name or path.is_dir():
+        raise ValueError(f"`{name}` must name a file, got {value!r}")
+    if not path.parent.is_dir():
+        raise ValueError(f"`{name}` must be in a folder that is there, got {value!r}")
+    return path
+
+
 def device_word(value: Any) -> str:
     """A word that may name a device: "auto", "cpu", "cuda" or "cuda:i". Whether it is here, a framework knows."""
     if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):

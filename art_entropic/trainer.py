@@ -24,6 +24,7 @@ from art_entropic._validate import (
     check_labels,
     check_logits,
     file_path,
+    file_to_write,
     finite,
     flag,
     is_seed,
@@ -424,7 +425,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             "best_loss": progress.best_loss,
             "stale": progress.stale,
         }
-        path = file_path("path", path)
+        path = file_to_write("path", path)
         partial = path.with_name(path.name + ".partial")
         with partial.open("wb") as file:
             np.savez(file, about=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
@@ -482,7 +483,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             decay=self._decay_for(scheduler),
             callbacks=_callables("callbacks", callbacks),
             early_stopping=early_stopping,
-            checkpoint=None if checkpoint is None else file_path("checkpoint", checkpoint),
+            checkpoint=None if checkpoint is None else file_to_write("checkpoint", checkpoint),
         )
 
     def _check_validation(self, validation_data: Any) -> tuple[Array, Array]:

@@ -209,6 +209,10 @@ def bad_inputs(x, y):
         "validation_kind": (x, y, {"validation_data": x}, r"`validation_data` must be a pair"),
         "scheduler": (x, y, {"scheduler": "cosine"}, "`scheduler` must be a callable"),
         "seed": (x, y, {"seed": -1}, "`seed` must be a whole number"),
+        "checkpoint": (x, y, {"checkpoint": ""}, "`checkpoint` must name a file, got ''"),
+        "checkpoint_zero": (x, y, {"checkpoint": "a\0b"}, r"`checkpoint` must name a file, got 'a\\x00b'"),
+        "checkpoint_folder": (x, y, {"checkpoint": "."}, "`checkpoint` must name a file, got '.'"),
+        "checkpoint_nowhere": (x, y, {"checkpoint": "no/folder/a.npz"}, "`checkpoint` must be in a folder that is there"),
         "unknown": (x, y, {"epochs": 3}, "unexpected keyword argument 'epochs'"),
     }
 

@@ -11,6 +11,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
+from art_entropic.backends._torch_devices import kept_generators, on_device
+
 
 @contextlib.contextmanager
 def untouched(estimator: Any, seed: int) -> Iterator[None]:
@@ -21,8 +23,7 @@ def untouched(estimator: Any, seed: int) -> Iterator[None]:
     network = estimator.model
     modes = [(module, module.training) for module in network.modules()]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in network.parameters()]
-    devices = [estimator.device] if estimator.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with kept_generators(estimator.device):
         torch.manual_seed(seed)
         try:
             for parameter, _, _ in parameters:
@@ -34,19 +35,6 @@ def untouched(estimator: Any, seed: int) -> Iterator[None]:
                 parameter.grad = gradient
             for module, mode in modes:
                 module.training = mode
-
-
-@contextlib.contextmanager
-def on_device(device: torch.device | None) -> Iterator[str]:
-    """Gives the `device_type` with which ART builds an estimator there: it knows "cpu", and the current GPU as "gpu".
-
-    None is its own choice.
-    """
-    if device is None or device.type != "cuda":
-        yield "gpu" if device is None else "cpu"
-        return
-    with torch.cuda.device(device):
-        yield "gpu"
 
 
 class _SingleOutput(nn.Module):

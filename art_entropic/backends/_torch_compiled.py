@@ -15,6 +15,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from art_entropic.backends import Batch, Controls
+from art_entropic.backends._torch_devices import kept_generators
 
 Terms = Callable[[Batch, Controls], Mapping[str, torch.Tensor]]
 
@@ -86,8 +87,7 @@ class _Graph:
             return [gradient for _, gradient in pairs] + [value.detach() for value in terms.values()]
 
         copies = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in self._tensors]
-        devices = {tensor.device for tensor in inputs if tensor.device.type == "cuda"}
-        with torch.random.fork_rng(devices=devices):  # recording draws dropout masks that nobody sees
+        with kept_generators(inputs[0].device):  # recording draws dropout masks that nobody sees
             recorded = make_fx(step)(copies, inputs)
         self._compiled = compiled(_with_free_layouts(recorded))
 

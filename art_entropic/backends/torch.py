@@ -28,9 +28,19 @@ from art_entropic.backends import (
     Step,
 )
 from art_entropic.backends._preprocessing import standardisation
-from art_entropic.backends._torch_art import before_each_step, for_art_trainers, on_device, reference_attack, untouched
+from art_entropic.backends._torch_art import before_each_step, for_art_trainers, reference_attack, untouched
 from art_entropic.backends._torch_bounds import BoundTensor, Recorder, Trace, TwiceDifferentiated
 from art_entropic.backends._torch_compiled import CompiledGradients, Gradients, check_compiler
+from art_entropic.backends._torch_devices import (
+    accelerators,
+    device_title,
+    free_memory,
+    generators,
+    is_accelerated,
+    kept_generators,
+    on_device,
+    set_generators,
+)
 from art_entropic.backends._torch_ops import ops
 from art_entropic.backends._torch_shares import Shares
 from art_entropic.backends.architecture import (
@@ -287,7 +297,7 @@ class TorchBackend:
 
     @property
     def is_accelerated(self) -> bool:
-        return self.device.type != "cpu"
+        return is_accelerated(self.device)
 
     def replace_activations(self, there: Activation, then: Activation) -> tuple[str, ...]:
         found = [
@@ -308,8 +318,7 @@ class TorchBackend:
     def training(self, seed: int | None) -> Iterator[None]:
         modes = [(module, module.training) for module in self.model.modules()]
         gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices, enabled=seed is not None):
+        with kept_generators(self.device, enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
             self.model.train()
@@ -322,11 +331,7 @@ class TorchBackend:
                     module.training = mode
 
     def hold(self, x: Array) -> Any:
-        return self._tensor(x) if 4 * x.nbytes < self._free_memory() else x
-
-    def _free_memory(self) -> int:
-        """Bytes of the GPU that nobody uses; 0 on the processor, whose memory the data are in anyway."""
-        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
+        return self._tensor(x) if 4 * x.nbytes < free_memory(self.device) else x
 
     def _inputs(self, batch: Batch, controls: Controls) -> tuple[Batch, Controls]:
         # Python floats as controls: PyTorch needs no retracing, and a scalar tensor would cost a kernel each.
@@ -385,7 +390,7 @@ class TorchBackend:
 
     def optimizer_state(self) -> dict[str, Array]:
         state = self._optimizer.state_dict()
-        arrays: dict[str, Array] = {"generator": torch.get_rng_state().numpy().copy()}
+        arrays: dict[str, Array] = generators(self.device)
         for index, slots in state["state"].items():
             for slot, value in slots.items():
                 if isinstance(value, torch.Tensor):
@@ -407,9 +412,8 @@ class TorchBackend:
                 result["state"].setdefault(int(index), {})[slot] = value
             elif kind == "lr":
                 result["param_groups"][int(rest)]["lr"] = float(array)
-            elif kind == "generator":
-                torch.set_rng_state(torch.as_tensor(np.array(array)))
         self._optimizer.load_state_dict(result)
+        set_generators(state, self.device)
 
     rate_is_settable = True
 
@@ -441,10 +445,13 @@ class TorchBackend:
         scheduler.step()
 
     def save_weights(self, path: Path) -> None:
-        torch.save(self.model.state_dict(), path)
+        state = self.model.state_dict()
+        for name, tensor in state.items():
+            state[name] = tensor.cpu()  # the same file wherever it was trained, which loads everywhere
+        torch.save(state, path)
 
     def load_weights(self, path: Path) -> None:
-        self.model.load_state_dict(torch.load(path, map_location=self.device, weights_only=True))
+        self.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def _follow(optimizer: torch.optim.Optimizer, moved: Mapping[nn.Parameter, nn.Parameter]) -> None:
@@ -476,21 +483,6 @@ def _numbers(terms: Mapping[str, torch.Tensor]) -> dict[str, float]:
 def estimator_backend(estimator: Any) -> TorchBackend:
     """The backend of an ART PyTorchClassifier."""
     return TorchBackend(estimator)
-
-
-# -------------------------------------------------------------------------------------------------------------- devices
-
-
-def accelerators() -> tuple[str, ...]:
-    """Names of the GPUs that PyTorch sees."""
-    return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count())) if torch.cuda.is_available() else ()
-
-
-def device_title(device: str | None) -> str:
-    """What a record says of a device that `resolve_device` has named; None is the one that ART takes."""
-    if device is None:
-        device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
-    return device if device == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})"
 
 
 # ------------------------------------------------------------------------------------------------- networks from data
