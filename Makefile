@@ -6,6 +6,7 @@
 ## make clean       remove .venv and what builds and tools leave behind
 ##
 ## ARGS goes on to the program:    make benchmark ARGS="--problem mnist --framework pytorch"
+## JOBS is how many test files run at once: make test JOBS=4
 ## PYTHON chooses an interpreter:  make test PYTHON=python3.12
 
 # pip's own settings are honoured, from its configuration files or the environment. On a machine without a GPU, name an
@@ -14,6 +15,7 @@
 
 PYTHON ?= python3.13 python3.12 python3.11 python3.10 python3
 ARGS ?=
+JOBS ?= 2
 BIN := .venv/bin
 STAMP := .venv/installed
 
@@ -26,7 +28,7 @@ benchmark: $(STAMP)
 	$(BIN)/art-entropic benchmark $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check
