@@ -261,10 +261,10 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             below 1. Bounds and the gradients of "channel" stay in float32, so certificates hold as they do without it. It pays
             on GPUs that have bfloat16. PyTorch only: Keras' precision is a policy of its layers.
         compile: loss and gradients of a step become machine code when the first one is taken, which needs a C++ compiler and,
-            for the small MNIST network on one core, 20 seconds. The steps behind it took 0.94 ("interval") and 0.82 ("channel")
-            of the time that they take without: it pays in long trainings alone. What the network's forward method decides in
-            Python it decides once, and last batches of another length are not compiled. On TensorFlow, whose steps are compiled
-            graphs anyway, XLA compiles them once more, for each length of a batch.
+            for the small MNIST network on one core, 12 to 25 seconds. The steps behind it took 0.84 ("interval") and 0.83
+            ("channel") of the time that they take without: it pays in long trainings alone. What the network's forward method
+            decides in Python it decides once, and last batches of another length are not compiled. On TensorFlow, whose steps
+            are compiled graphs anyway, XLA compiles them once more, for each length of a batch.
         verbose: progress bar on stderr.
     Raises:
         TypeError: not an estimator of a supported kind, or an argument of the wrong type.

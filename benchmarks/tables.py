@@ -418,6 +418,20 @@ def across_frameworks() -> str:
     return markdown(headings, rows) if rows else "Not run yet."
 
 
+def epochs_of_each_kind() -> str:
+    """What `benchmarks/epoch_cost.py` found."""
+    rows = []
+    for record in measurements("epoch_cost"):
+        found = record.values
+        seconds = [f"{found[f'{kind}_s']:.1f}" for kind in ("natural", "interval", "channel", "madry_pgd")]
+        ratios = [f"{found[f'{kind}_ratio']:.2f}" for kind in ("interval", "channel")]
+        of_madry = [f"{found[f'{kind}_s'] / found['madry_pgd_s']:.2f}" for kind in ("interval", "channel")]
+        where = f"{FRAMEWORKS[str(record.settings['framework'])].title}, {record.settings['device']}"
+        rows.append([where, *seconds, *(" / ".join(pair) for pair in (ratios, of_madry))])
+    headings = ["on", "natural, s", "`interval`, s", "`channel`, s", "MadryPGD, s", "ours to natural", "ours to MadryPGD"]
+    return markdown(headings, rows)
+
+
 def growth_with_data() -> str:
     rows = []
     for framework, found in growth("data"):
@@ -705,7 +719,12 @@ def main() -> None:
     fill(ROOT / "README.md", {"headline": f"{picture}\n\n{headline(tables)}", "costs": costs()})
     if CLAIM in tables:
         fill(ROOT / "docs" / "claim.md", {"claim": claim(tables[CLAIM])})
-    grown = {"data": growth_with_data(), "network": growth_with_network(), "memory": growth_of_memory()}
+    grown = {
+        "epoch": epochs_of_each_kind(),
+        "data": growth_with_data(),
+        "network": growth_with_network(),
+        "memory": growth_of_memory(),
+    }
     fill(ROOT / "docs" / "growth.md", {**grown, "imagenet": imagenet()})
     fill(ROOT / "docs" / "evaluation.md", {"evaluation": evaluations(), "frameworks": across_frameworks()})
     (ROOT / "BENCHMARKS.md").write_text(benchmarks(tables), encoding="utf-8")
