@@ -55,7 +55,7 @@ ABLATIONS = {
     "ablation-batchnorm": "The same with BatchNorm after each convolution.",
     "ablation-channel": "The first-order measure where it is at home, SiLU and Linf 0.1.",
     "ablation-channel-relu": "Both measures on a ReLU network, Linf 0.1.",
-    "ablation-cifar10-relu": "Both measures on colour images with ReLU in place of SiLU.",
+    "ablation-cifar10-relu": "Both measures, the smooth twin and MadryPGD on colour images, with ReLU in place of SiLU.",
 }
 LEGEND_INCHES = 2.4  # the longest title of a defence beside its marker
 PANELS = ("mnist-0.3", "mnist-0.1", "cifar10-8-255", "digits")
