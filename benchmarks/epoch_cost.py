@@ -11,6 +11,8 @@ framework and device is appended to results/epoch_cost.jsonl.
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from functools import partial
 
 import numpy as np
@@ -53,14 +55,8 @@ def main() -> None:
         values = measure(framework, place, for_framework(data.x_train, framework), data.y_train)
         device = framework_module(framework).device_title(place)
         settings = {"framework": framework, "device": device, "batch_size": BATCH, "images": len(data.x_train)}
-        keep(
-            "epoch_cost",
-            values,
-            settings,
-            command="python benchmarks/epoch_cost.py",
-            frameworks=(framework,),
-            data=data.sha256,
-        )
+        command = shlex.join(["python", "benchmarks/epoch_cost.py", *sys.argv[1:]])
+        keep("epoch_cost", values, settings, command=command, frameworks=(framework,), data=data.sha256)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """Set up before any framework is imported: a scratch home (ART, Keras and PyTorch's compiler write there) and quiet logs."""
 
 import os
+import subprocess
+import sys
 import tempfile
+from pathlib import Path
 
 _scratch = tempfile.TemporaryDirectory(prefix="art-entropic-tests-")
 os.environ["HOME"] = _scratch.name
@@ -21,6 +24,27 @@ from art_entropic.backends.architecture import Conv, Dense, Flatten  # noqa: E40
 # A busy machine must not fail a property.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.fixture
+def run_pytest(tmp_path):
+    """Runs tests of a text, or of this folder, under one of the plug-ins beside this file, in a process of their own."""
+    here = Path(__file__).parent
+
+    def run(plugin, *arguments, text=None):
+        path = os.pathsep.join([str(here.parent), str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
+        command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", plugin, "-p", "no:cacheprovider", *arguments]
+        if text is not None:
+            (tmp_path / "test_of_a_text.py").write_text(text)
+            command.append(str(tmp_path))
+        environment = {**os.environ, "PYTHONPATH": path}
+        ran = subprocess.run(
+            command, cwd=here.parent, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
+        print(ran.stdout, ran.stderr)  # which is shown where the test fails
+        return ran.stdout
+
+    return run
 
 
 @pytest.fixture

@@ -1,13 +1,5 @@
 """The plug-in that runs ART's own trainer tests on EntropicTrainer, on tests written as ART's are: no checkout is needed."""
 
-from __future__ import annotations
-
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-HERE = Path(__file__).parent
 PREAMBLE = """
 import numpy as np
 import pytest
@@ -58,15 +50,6 @@ def test_anything_else():
 """
 
 
-def _outcome(tmp_path: Path, tests: str) -> str:
-    (tmp_path / "test_like_arts.py").write_text(PREAMBLE + tests)
-    path = os.pathsep.join([str(HERE.parent), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "art_plugin", "-p", "no:cacheprovider", str(tmp_path)]
-    ran = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300, check=False
-    )
-    return ran.stdout.strip().splitlines()[-1]
-
-
-def test_entropic_trainer_stands_in_for_arts_and_only_a_number_of_arts_own_is_excused(tmp_path: Path) -> None:
-    assert "1 failed, 2 passed, 1 xfailed" in _outcome(tmp_path, STANDS_IN + PINNED + WRONG)
+def test_entropic_trainer_stands_in_for_arts_and_only_a_number_of_arts_own_is_excused(run_pytest) -> None:
+    told = run_pytest("art_plugin", text=PREAMBLE + STANDS_IN + PINNED + WRONG)
+    assert "1 failed, 2 passed, 1 xfailed" in told.strip().splitlines()[-1]

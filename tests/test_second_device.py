@@ -1,10 +1,6 @@
 """Tests of the package again, on a device that is not the processor."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from torch.utils import backend_registration
@@ -13,7 +9,6 @@ pytestmark = pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"), reason="no devices written in Python"
 )
 
-HERE = Path(__file__).parent
 STRICT = """
 import numpy as np
 import pytest
@@ -66,35 +61,33 @@ def test_benchmark(tmp_path):
 """
 
 
-def on_second_device(*tests: str) -> tuple[str, int]:
-    """The last line of pytest, and how many operations ran on the second device."""
-    path = os.pathsep.join([str(HERE.parent), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "second_device", "-p", "no:cacheprovider", *tests]
-    environment = {**os.environ, "PYTHONPATH": path}
-    ran = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    operations = re.search(r"^(\d+) operations on the second device$", ran.stdout, re.MULTILINE)
-    assert operations, ran.stdout + ran.stderr
-    if ran.returncode:
-        print(ran.stdout)
-    return ran.stdout.strip().splitlines()[-1], int(operations[1])
+@pytest.fixture
+def on_second_device(run_pytest):
+    """Runs tests there; gives the last line of pytest, and how many operations ran on the second device."""
+
+    def run(*arguments, text):
+        told = run_pytest("second_device", *arguments, text=text)
+        operations = re.search(r"^(\d+) operations on the second device$", told, re.MULTILINE)
+        assert operations
+        return told.strip().splitlines()[-1], int(operations[1])
+
+    return run
 
 
-def test_the_second_device_is_as_strict_as_a_gpu(tmp_path):
-    (tmp_path / "test_strict.py").write_text(STRICT)
-    last, operations = on_second_device(str(tmp_path))
+def test_the_second_device_is_as_strict_as_a_gpu(on_second_device):
+    last, operations = on_second_device(text=STRICT)
     assert last.startswith("2 passed") and 5 < operations < 50
 
 
-def test_what_holds_on_the_processor_holds_there(tmp_path):
-    (tmp_path / "test_benchmark.py").write_text(BENCHMARK)
+def test_what_holds_on_the_processor_holds_there(on_second_device):
     again = [
         "trainer.py",
         "defences.py::test_defence_trains_the_estimator_it_is_given",
         "objective.py::test_three_steps_agree_between_the_frameworks",
         "attacks.py::test_attack_breaks_what_can_be_broken_and_nothing_else",
     ]
-    tests = [*(f"tests/test_{one}" for one in again), str(tmp_path)]
-    last, operations = on_second_device(*tests, "-k", "not (tensorflow or 1.0 or 2.0)")
+    tests = [f"tests/test_{one}" for one in again]
+    last, operations = on_second_device(*tests, "-k", "not (tensorflow or 1.0 or 2.0)", text=BENCHMARK)
     ended = re.match(r"(\d+) passed, \d+ deselected in", last)
     assert ended, last
     assert int(ended[1]) > 80 and operations > 100_000

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +46,7 @@ def free_memory(device: torch.device) -> int:
     return int(torch.get_device_module(device).mem_get_info(device)[0]) if is_accelerated(device) else 0
 
 
-def kept_generators(device: torch.device, enabled: bool = True) -> Any:
+def kept_generators(device: torch.device, enabled: bool = True) -> contextlib.AbstractContextManager[None]:
     """A context that leaves the generators of the processor and of the device as it found them."""
     return torch.random.fork_rng([device] if is_accelerated(device) else [], enabled, device_type=device.type)
 
@@ -62,7 +61,6 @@ def generators(device: torch.device) -> dict[str, Array]:
 
 def set_generators(state: Mapping[str, Array], device: torch.device) -> None:
     """Set them to where they stood; one of a device that is not here, or was not there, is left alone."""
-    tensors = {name: torch.as_tensor(np.array(array)) for name, array in state.items()}
-    torch.set_rng_state(tensors["generator"])
-    if is_accelerated(device) and "generator/device" in tensors:
-        torch.get_device_module(device).set_rng_state(tensors["generator/device"], device)
+    torch.set_rng_state(torch.as_tensor(np.array(state["generator"])))
+    if is_accelerated(device) and "generator/device" in state:
+        torch.get_device_module(device).set_rng_state(torch.as_tensor(np.array(state["generator/device"])), device)
