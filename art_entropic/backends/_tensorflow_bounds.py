@@ -30,6 +30,7 @@ class Joint:
     value: tf.Tensor
     box: Interval | None
     source: str  # name of the operation that computed it
+    batch_axis: int | None = 0  # which tells the points of a batch apart, None where nobody knows
 
 
 def box_of(x: Joint) -> Interval:
@@ -46,6 +47,10 @@ def _upper(x: Joint) -> tf.Tensor:
     return box_of(x).upper
 
 
+def _in_precision(box: Interval, like: tf.Tensor) -> Interval:
+    return Interval(*(tf.cast(end, like.dtype) for end in box))
+
+
 class _Call:
     """One operation of the graph with its arguments, `Joint` where the graph has a tensor."""
 
@@ -59,8 +64,26 @@ class _Call:
 
     @property
     def only(self) -> Joint:
-        (joint,) = self.joints
-        return joint
+        if len(self.joints) != 1:
+            self.refuse(f"{len(self.joints)} of its arguments depend on the input, it has one for a single tensor")
+        return self.joints[0]
+
+    @property
+    def first(self) -> Any:
+        """The first argument, with its structure."""
+        args, kwargs = self._arguments
+        return args[0] if args else next(iter(kwargs.values()))
+
+    def option(self, name: str) -> Any:
+        """A keyword of this one call."""
+        return self._arguments[1].get(name)
+
+    def setting(self, name: str) -> float | None:
+        """A number that the operation was made with."""
+        value = getattr(self.operation, name)
+        if value is not None and (np.ndim(value) or not np.isfinite(value)):
+            self.refuse(f"{name}={value!r} is no finite number")
+        return None if value is None else float(value)
 
     def refuse(self, hint: str) -> NoReturn:
         raise NoIntervalRuleError(self.name, type(self.operation).__name__, hint)
@@ -86,7 +109,8 @@ class _Call:
     def through(self, value: Callable[[tf.Tensor], tf.Tensor], box: Callable[[Interval], Interval]) -> Joint:
         """The only joint sent through a map of the value and a map of the box."""
         x = self.only
-        return Joint(value(x.value), None if x.box is None else box(x.box), self.name)
+        result = value(x.value)
+        return Joint(result, None if x.box is None else _in_precision(box(x.box), result), self.name)
 
 
 Rule = Callable[[_Call], Any]
@@ -122,6 +146,16 @@ def _multilinear(call: _Call) -> Joint:
     return Joint(value, box, call.name)
 
 
+def _within_points(call: _Call) -> Any:
+    """Along axes that must not be the one of the batch: a bound would hold for a point in the company of this batch only."""
+    x, axis = call.only, call.operation.axis
+    rank = len(x.value.shape)
+    axes = range(rank) if axis is None else [place % rank for place in np.atleast_1d(axis).tolist()]
+    if x.batch_axis in axes:
+        call.refuse(f"axis={axis!r} mixes the points of a batch")
+    return _monotone(call)
+
+
 def _subtract(call: _Call) -> Joint:
     if len(call.joints) == 1:
         return _multilinear(call)
@@ -140,7 +174,8 @@ def _divide(call: _Call) -> Joint:
 
 
 def _power(call: _Call) -> Joint:
-    if not isinstance(call.leaves[0], Joint) or call.leaves[1] != 2:
+    exponent = call.leaves[1]
+    if not isinstance(call.leaves[0], Joint) or isinstance(exponent, Joint) or not np.all(np.equal(exponent, 2)):
         call.refuse("of the powers only the square of a tensor has one")
     return _activate(call, call.one, 0.0, call.only)
 
@@ -169,6 +204,9 @@ def _activate(call: _Call, f: Callable[[tf.Tensor], tf.Tensor], argmin: float | 
     box = x.box
     if box is not None:
         box = intervals.monotone(f, box) if argmin is None else intervals.valley(ops, f, argmin, box)
+        # TensorFlow's graph optimiser takes a maximum before the monotone function that it follows, and gets it wrong where
+        # it does so for both ends: pooled upper bounds came out too low. It does not look behind this.
+        box = Interval(*tf.raw_ops.IdentityN(input=list(box)))
     return Joint(f(x.value), box, call.name)
 
 
@@ -183,7 +221,7 @@ def _sloped(attribute: str) -> Rule:
     """Rises on both sides of 0 if the slope on the negative one is not negative."""
 
     def rule(call: _Call) -> Any:
-        slope = getattr(call.operation, attribute)
+        slope = call.setting(attribute)
         if slope is not None and slope < 0:
             call.refuse(f"{attribute}={slope!r} makes it fall")
         return _activate(call, call.one, None, call.only)
@@ -192,19 +230,32 @@ def _sloped(attribute: str) -> Rule:
 
 
 def _relu(call: _Call) -> Any:
-    layer = call.operation
-    if layer.threshold != 0:
-        call.refuse(f"threshold={layer.threshold!r} makes it jump")
-    if layer.negative_slope is None or layer.negative_slope == 0:
-        if layer.max_value is None:
-            return _activate(call, call.walk.relu, None, call.only)
-        if layer.max_value < 0:
-            call.refuse(f"max_value={layer.max_value!r} makes it fall")
+    threshold, top, slope = map(call.setting, ("threshold", "max_value", "negative_slope"))
+    if threshold:
+        call.refuse(f"threshold={threshold!r} makes it jump")
+    if top is not None and top < 0:
+        call.refuse(f"max_value={top!r} makes it fall")
+    if top is None and not slope:
+        return _plain_relu(call)
     return _sloped("negative_slope")(call)
 
 
 def _plain_relu(call: _Call) -> Joint:
     return _activate(call, call.walk.relu, None, call.only)
+
+
+def _celu(call: _Call) -> Joint:
+    alpha = call.setting("alpha")
+    if alpha is None or alpha <= 0:
+        call.refuse(f"alpha={alpha!r} makes it fall or divides by 0")
+    return _activate(call, call.one, None, call.only)
+
+
+def _squareplus(call: _Call) -> Joint:
+    curvature = call.setting("b")
+    if curvature is None or curvature < 0:
+        call.refuse(f"b={curvature!r} makes it fall")
+    return _activate(call, call.one, None, call.only)
 
 
 def _prelu(call: _Call) -> Joint:
@@ -319,7 +370,8 @@ def _affine(x: Joint, linear: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], kerne
 
     def signed(t: tf.Tensor) -> tf.Tensor:
         result = linear(t, kernel)
-        return result if bias is None else result + bias
+        # As the layers do: Keras adds a bias of the first axis along the last one where their lengths agree.
+        return result if bias is None else keras.ops.add(result, bias)
 
     value = signed(x.value)
     if x.box is None:
@@ -344,8 +396,6 @@ def _layer(linear: Linear) -> Rule:
 
     def rule(call: _Call) -> Any:
         layer = call.operation
-        if getattr(layer, "quantization_mode", None) is not None:
-            call.refuse(f"its weights are quantized ({layer.quantization_mode})")
         x = _affine(call.only, functools.partial(linear, layer), layer.kernel, _bias(layer), call.name)
         return _apply_activation(call, layer.activation, x)
 
@@ -441,6 +491,8 @@ def _batch_norm(call: _Call) -> Joint:
         return Joint(value, Interval(tf.minimum(*ends), tf.maximum(*ends)), call.name)
     if getattr(layer, "renorm", False):
         call.refuse("renorm=True has none in training")
+    if call.option("mask") is not None:
+        call.refuse("statistics under a mask have none in training")
     shape = _along([layer.axis], x.value)
     axes = [axis for axis, length in enumerate(shape) if axis != layer.axis % len(shape)]
     # Over all replicas of a tf.distribute strategy where the layer does so.
@@ -448,7 +500,7 @@ def _batch_norm(call: _Call) -> Joint:
     factor = tf.math.rsqrt(variance + layer.epsilon)
     factor = factor * layer.gamma if layer.scale else factor
     shift = (tf.convert_to_tensor(layer.beta) if layer.center else 0.0) - mean * factor
-    return Joint(value, _gain(x.box, factor, shift, shape), call.name)
+    return Joint(value, _in_precision(_gain(x.box, factor, shift, shape), value), call.name)
 
 
 def _layer_norm(call: _Call) -> Joint:
@@ -474,6 +526,8 @@ def _group_norm(call: _Call) -> Joint:
 
     def bound(box: Interval) -> Interval:
         shape = list(box.lower.shape)
+        if None in shape[1:]:
+            call.refuse("the length of an axis that it averages over is not known")
         channel = layer.axis % len(shape)
         grouped = [-1, *shape[1:channel], layer.groups, shape[channel] // layer.groups, *shape[channel + 1 :]]
         axes = [axis for axis in range(1, len(grouped)) if axis != channel]
@@ -616,13 +670,13 @@ _OPERATIONS: dict[str, Rule] = {
     "Maximum": _monotone,
     "Minimum": _monotone,
     "Clip": _monotone,
-    "Mean": _monotone,
-    "Sum": _monotone,
-    "Max": _monotone,
-    "Min": _monotone,
-    "Amax": _monotone,
-    "Amin": _monotone,
-    "Logsumexp": _monotone,
+    "Mean": _within_points,
+    "Sum": _within_points,
+    "Max": _within_points,
+    "Min": _within_points,
+    "Amax": _within_points,
+    "Amin": _within_points,
+    "Logsumexp": _within_points,
     "MaxPool": _monotone,
     "AveragePool": _monotone,
     "AdaptiveMaxPool": _monotone,
@@ -643,8 +697,8 @@ _OPERATIONS: dict[str, Rule] = {
     "Unstack": _monotone,
     "GetItem": _monotone,
     "Pad": _monotone,
-    "Flip": _monotone,
-    "Roll": _monotone,
+    "Flip": _within_points,
+    "Roll": _within_points,
     "Repeat": _monotone,
     "Tile": _monotone,
     "Copy": _monotone,
@@ -657,7 +711,7 @@ _OPERATIONS: dict[str, Rule] = {
     "Relu6": _nonlinearity(),
     "LeakyRelu": _sloped("negative_slope"),
     "Elu": _sloped("alpha"),
-    "Celu": _sloped("alpha"),
+    "Celu": _celu,
     "Selu": _nonlinearity(),
     "Sigmoid": _nonlinearity(),
     "Tanh": _nonlinearity(),
@@ -670,7 +724,7 @@ _OPERATIONS: dict[str, Rule] = {
     "HardShrink": _nonlinearity(),
     "SoftShrink": _nonlinearity(),
     "TanhShrink": _nonlinearity(),
-    "Squareplus": _nonlinearity(),
+    "Squareplus": _squareplus,
     "SparsePlus": _nonlinearity(),
     "SparseSigmoid": _nonlinearity(),
     "Gelu": _gelu,
@@ -680,20 +734,44 @@ _OPERATIONS: dict[str, Rule] = {
 }
 
 
+# Where an instance may carry code in place of that of its class.
+_CODE = ("call", "__call__", "convolution_op", "quantized_call")
+
+
+def _check_call(call: _Call) -> None:
+    """What no rule was made for, whatever the operation."""
+    replaced = [name for name in _CODE if name in vars(call.operation)]
+    if replaced:
+        call.refuse(f"its `{replaced[0]}` was replaced by other code than that of {type(call.operation).__name__}")
+    training = call.option("training")
+    if isinstance(training, Joint) or (training is not None and training):
+        call.refuse(
+            "it is called with training=True, so that a prediction is random or depends on the other points of its batch"
+        )
+    if any(isinstance(leaf, Joint) for leaf in keras.tree.flatten(call.option("mask"))):
+        call.refuse("its mask depends on the input")
+    for x in call.joints:
+        if x.box is not None and x.value.dtype not in _PRECISIONS:
+            call.refuse(f"bounds need float32 or float64 arithmetic, {x.source!r} gives {x.value.dtype.name}")
+
+
 def _rule(call: _Call) -> Rule:
     operation, rule = call.operation, None
     name = type(operation).__name__
     if isinstance(operation, keras.Model):
-        call.refuse(NO_GRAPH)
+        call.refuse("a model that is called with a mask has none" if has_graph(operation) else NO_GRAPH)
     if isinstance(operation, keras.Layer):
         if operation.compute_dtype not in _PRECISIONS:
             call.refuse(f"bounds need float32 or float64 arithmetic, it computes in {operation.compute_dtype}")
+        if getattr(operation, "quantization_mode", None) is not None:
+            call.refuse(f"its weights are quantized ({operation.quantization_mode})")
         if getattr(keras.layers, name, None) is type(operation):
             rule = _LAYERS.get(name)
     elif type(operation).__module__.startswith("keras."):
         rule = _OPERATIONS.get(name)
     if rule is None:
         call.refuse(_HINTS.get(name, ""))
+    _check_call(call)
     return rule
 
 
@@ -702,10 +780,10 @@ def _rule(call: _Call) -> Rule:
 
 def has_graph(model: Any) -> bool:
     """Whether calling the model is running the graph of operations that Keras knows."""
-    if not isinstance(model, (keras.Sequential, keras.Function)):
+    if not isinstance(model, (keras.Sequential, keras.Function)) or any(name in vars(model) for name in _CODE):
         return False
-    owner = next(base for base in type(model).__mro__ if "call" in vars(base))
-    return owner.__module__.startswith("keras.")
+    owners = [next(base for base in type(model).__mro__ if name in vars(base)) for name in ("call", "__call__")]
+    return all(owner.__module__.startswith("keras.") for owner in owners)
 
 
 def require_graph(model: Any) -> None:
@@ -754,9 +832,11 @@ class Walk:
         return result
 
     def call(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # One of None for each input where a model has several.
+        masked = any(mask is not None for mask in keras.tree.flatten(kwargs.get("mask")))
+        if has_graph(operation) and not masked:
+            return self._model(_Call(self, operation, args, kwargs))
         call = _Call(self, operation, *_cast(operation, args, kwargs))
-        if has_graph(operation):
-            return self._model(operation, call.joints)
         try:
             return _rule(call)(call)
         except NoIntervalRuleError:
@@ -765,7 +845,11 @@ class Walk:
         # Without boxes the operation itself always serves; a rule only tells which tensors enter a nonlinearity.
         return call.plain()
 
-    def _model(self, model: Any, inputs: list[Joint]) -> Any:
+    def _model(self, call: _Call) -> Any:
+        model = call.operation
+        if call.bounded:
+            _check_call(call)
+        inputs = _as_inputs(call)
         if isinstance(model, keras.Sequential):
             (x,) = inputs
             for layer in model.layers:
@@ -794,8 +878,49 @@ class Walk:
                 (node.arguments.args, node.arguments.kwargs),
             )
             outputs = keras.tree.flatten(self.call(node.operation, args, kwargs))
-            known.update(zip(map(id, node.outputs), outputs, strict=True))
+            for symbol, output in zip(node.outputs, outputs, strict=True):
+                known[id(symbol)] = _with_batch_axis(output, symbol.shape)
         return [known[id(tensor)] for tensor in model.outputs]
+
+
+def _with_batch_axis(x: Joint, shape: tuple[int | None, ...]) -> Joint:
+    """Keras does not know the length of the batch when it records a graph."""
+    axis = next((axis for axis, length in enumerate(shape) if length is None), None)
+    return x if axis == x.batch_axis else replace(x, batch_axis=axis)
+
+
+def _as_inputs(call: _Call) -> list[Joint]:
+    """What a model makes of the tensors that it is called with: the precision and the rank of its inputs."""
+    model = call.operation
+    joints: list[Any] = call.joints
+    # A Sequential of no known shape takes what comes.
+    expected: list[Any] = getattr(model, "inputs", None) or joints
+    given = call.first
+    if isinstance(given, dict) and expected is not joints and not isinstance(model.input, dict):
+        # Keras looks them up by name, whatever their order.
+        joints = [given.get(like.name) for like in expected]
+    if len(expected) != len(joints) or not all(isinstance(x, Joint) for x in joints):
+        call.refuse(f"one of its {len(expected)} inputs does not depend on the input of the network, or not under its name")
+    return [_as_input(call, x, like) for x, like in zip(joints, expected, strict=True)]
+
+
+def _as_input(call: _Call, x: Joint, like: Any) -> Joint:
+    if isinstance(like, Joint):
+        return like
+    if call.bounded and like.dtype not in _PRECISIONS:
+        call.refuse(f"bounds need float32 or float64 arithmetic, its input is {like.dtype}")
+    rank, wanted = len(x.value.shape), len(like.shape)
+
+    def adjust(t: tf.Tensor) -> tf.Tensor:
+        if rank == wanted + 1 and t.shape[-1] == 1:
+            t = tf.squeeze(t, -1)
+        elif rank == wanted - 1 and like.shape[-1] == 1:
+            t = tf.expand_dims(t, -1)
+        return tf.cast(t, like.dtype)
+
+    if x.value.dtype == like.dtype and rank == wanted:
+        return x
+    return replace(x, value=adjust(x.value), box=None if x.box is None else Interval(*map(adjust, x.box)))
 
 
 def _cast(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -8,9 +8,11 @@ a function without a rule is an error.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 import torch
@@ -22,15 +24,40 @@ from art_entropic import intervals
 from art_entropic.backends import Interval, NoIntervalRuleError
 from art_entropic.backends._torch_ops import ops
 
+_PRECISIONS = (torch.float32, torch.float64)
+
 # ---------------------------------------------------------------------------------------- where in the network are we
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory, of the device or of the machine, was too small."""
+    # On the CPU it is a RuntimeError like any other, known by its words alone.
+    told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return told or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
+
+def uncompiled(name: str) -> str:
+    """The name of a module or a weight without what `torch.compile` adds to it."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+class Bounds:
+    """The box around a tensor, as it is recorded: one object for each state of a tensor that a network changes in place."""
+
+    def __init__(self, box: Interval, radius: torch.Tensor | None = None) -> None:
+        self.box, self.radius = box, radius
+
+
 class Trace:
-    """The module that is running, and the pre-activations met so far."""
+    """The module that is running, the pre-activations met so far, and the bound tensors that live."""
 
     def __init__(self, model: nn.Module) -> None:
         self._stack: list[tuple[str, nn.Module]] = [("", model)]
         self.layers: list[tuple[str, Any]] = []
+        self.differentiates = torch.is_grad_enabled()
+        self._last = self._stack[0]
+        self._living: list[weakref.ref[BoundTensor]] = []
+        self._severed: list[list[weakref.ref[BoundTensor]]] = []
 
     @contextlib.contextmanager
     def following(self, model: nn.Module) -> Iterator[Trace]:
@@ -38,12 +65,13 @@ class Trace:
         handles = []
 
         def enter(module: nn.Module, _: Any) -> None:
-            self._stack.append((names[module], module))
+            self._last = (names[module], module)
+            self._stack.append(self._last)
 
         def leave(*_: Any) -> None:
             self._stack.pop()
 
-        names = {module: name for name, module in model.named_modules() if name}
+        names = {module: uncompiled(name) for name, module in model.named_modules() if uncompiled(name)}
         try:
             for module in names:
                 handles.append(module.register_forward_pre_hook(enter))
@@ -52,6 +80,27 @@ class Trace:
         finally:
             for handle in handles:
                 handle.remove()
+
+    @contextlib.contextmanager
+    def refusing(self, model: nn.Module) -> Iterator[Trace]:
+        """`following`, where whatever fails but memory says that this network cannot be looked into.
+
+        Raises:
+            NoIntervalRuleError: with the error that the network's own code raises on what is not quite a tensor.
+        """
+        try:
+            with self.following(model):
+                yield self
+        except NoIntervalRuleError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            name, module = self._last
+            kind = type(module).__name__
+            raise NoIntervalRuleError(
+                name or kind, kind, f"looking into it fails with {type(error).__name__}: {error}"
+            ) from error
 
     def source(self, function: str) -> str:
         """Name of what is being computed: the leaf module's path, else the enclosing module's path and the function."""
@@ -70,6 +119,29 @@ class Trace:
     def training(self) -> bool:
         """Mode of the running module."""
         return self._stack[-1][1].training
+
+    def live(self, bound: BoundTensor) -> None:
+        """Know a bound tensor for as long as the network holds it."""
+        self._living.append(weakref.ref(bound))
+
+    def aliases(self, bound: BoundTensor) -> list[BoundTensor]:
+        """The other living bound tensors that share its memory, as views and no-op conversions do."""
+        self._living = [reference for reference in self._living if reference() is not None]
+        others = (reference() for reference in self._living)
+        return [other for other in others if other is not None and other is not bound and _share_memory(other, bound)]
+
+    def sever(self, bounds: Iterable[BoundTensor]) -> None:
+        """Note that these share memory in the network and share it no more here."""
+        self._severed.append([weakref.ref(bound) for bound in bounds])
+
+    def is_severed(self, bound: BoundTensor) -> bool:
+        """Whether a tensor that lives shares memory with this one in the network, but not here."""
+        for group in self._severed:
+            living = [member for member in (reference() for reference in group) if member is not None]
+            together = [_share_memory(member, bound) for member in living]
+            if any(together) and not all(together):
+                return True
+        return False
 
     def record(self, source: str, value: Any) -> None:
         if all(value is not seen for _, seen in self.layers):
@@ -96,17 +168,28 @@ class BoundTensor(torch.Tensor):
     """A value and the box around it, standing in for a tensor inside a forward method. It has no storage of its own."""
 
     value: torch.Tensor
-    box: Interval
+    bounds: Bounds
     source: str
     path: Trace
-    radius: torch.Tensor | None
 
     @staticmethod
-    def __new__(cls, value: torch.Tensor, box: Interval, source: str, path: Trace) -> BoundTensor:
-        bound: BoundTensor = torch.Tensor._make_wrapper_subclass(cls, value.shape, dtype=value.dtype, device=value.device)
-        bound.value, bound.box, bound.source, bound.path = value, box, source, path
-        bound.radius = None
+    def __new__(cls, value: torch.Tensor, box: Interval | Bounds, source: str, path: Trace) -> BoundTensor:
+        bound: BoundTensor = torch.Tensor._make_wrapper_subclass(
+            cls,
+            value.shape,
+            strides=value.stride(),
+            storage_offset=value.storage_offset(),
+            dtype=value.dtype,
+            device=value.device,
+        )
+        bound.value, bound.source, bound.path = value, source, path
+        bound.bounds = box if isinstance(box, Bounds) else Bounds(box)
+        path.live(bound)
         return bound
+
+    @property
+    def box(self) -> Interval:
+        return self.bounds.box
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -114,13 +197,19 @@ class BoundTensor(torch.Tensor):
         if func in _METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
-        bound = next(_bounds((args, kwargs)))
-        name = _name(func)
-        rule = _RULES.get(func)
+        trace = next(_bounds((args, kwargs))).path
+        functional = _IN_PLACE.get(func, func)
+        rule = _RULES.get(functional)
         if rule is None:
-            raise NoIntervalRuleError(*bound.path.running(name), hint=_HINTS.get(name, ""))
+            raise NoIntervalRuleError(*trace.running(_name(func)), hint=_HINTS.get(_name(func), ""))
         with torch._C.DisableTorchFunctionSubclass():
-            return rule(_Call(func, args, kwargs, bound.path))
+            call = _Call(functional, args, kwargs, trace)
+            if kwargs.get("out") is not None:
+                call.refuse("it writes into the tensor that `out` names")
+            if trace.differentiates and not torch.is_grad_enabled():
+                call.refuse("it is computed without gradients (in a custom autograd.Function, or under torch.no_grad)")
+            in_place = functional is not func or bool(kwargs.get("inplace", False))
+            return _changed(call, rule) if in_place else rule(call)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
@@ -167,23 +256,67 @@ def _replace(tree: Any, part: Callable[[BoundTensor], torch.Tensor]) -> Any:
     return tree
 
 
+# Other names that PyTorch has for the same arguments, NumPy's among them.
+_OTHER_NAMES = {
+    "input": ("x", "x1", "a", "tensor"),
+    "other": ("x2", "mat2", "vec"),
+    "mat1": ("batch1",),
+    "mat2": ("batch2",),
+    "dim": ("axis",),
+    "training": ("train",),
+}
+
+
 class _Call:
     """One torch function called with at least one `BoundTensor` among its arguments."""
 
     def __init__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], trace: Trace) -> None:
         self.func, self.args, self.trace = func, args, trace
-        # The parts of a bound are shared with the record of pre-activations: nothing may be changed in place.
+        # Rules never change a tensor; `_changed` does, for all who share it.
         self.kwargs = {**kwargs, "inplace": False} if "inplace" in kwargs else kwargs
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
-        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+        if len(self.args) > position:
+            return self.args[position]
+        keyword = self._keyword(name)
+        return default if keyword is None else self.kwargs[keyword]
 
-    def unbound(self, *names: str) -> None:
-        """Refuse a `BoundTensor` in any place but the first: weights that depend on the input have no rule here."""
+    def _keyword(self, name: str) -> str | None:
+        if name in self.kwargs:
+            return name
+        return next((other for other in _OTHER_NAMES.get(name, ()) if other in self.kwargs), None)
+
+    def number(self, position: int, name: str, default: float) -> float:
+        """An argument that is one number, the same for every input of the network; None stands for the default."""
+        given = self.argument(position, name)
+        if isinstance(given, BoundTensor) or (isinstance(given, torch.Tensor) and given.numel() != 1):
+            self.refuse(f"{name} is not one number, the same for every input")
+        return default if given is None else float(given)
+
+    def operands(self, *names: str) -> list[Any]:
+        """The first arguments, given by place or by name; from here on they are `args`."""
+        found = list(self.args[: len(names)])
+        for name in names[len(found) :]:
+            keyword = self._keyword(name)
+            if keyword is None:
+                self.refuse(f"it is called without {name!r}")
+            found.append(self.kwargs[keyword])
+            self.kwargs = {key: value for key, value in self.kwargs.items() if key != keyword}
+        self.args = (*found, *self.args[len(names) :])
+        return found
+
+    def unbound(self) -> None:
+        """Refuse a `BoundTensor` in any place but the first, such as weights that depend on the input."""
         if next(_bounds((self.args[1:], self.kwargs)), None) is not None:
-            self.refuse(f"only its first argument may depend on the input ({', '.join(names)} do here)")
+            self.refuse("only its first argument may depend on the input, another one does")
 
-    def refuse(self, hint: str) -> None:
+    def sole(self) -> BoundTensor:
+        """The first argument, which must be the only bound one."""
+        bound = self.input()
+        self.unbound()
+        return bound
+
+    def refuse(self, hint: str) -> NoReturn:
         raise NoIntervalRuleError(*self.trace.running(_name(self.func)), hint=hint)
 
     def apply(self, part: Callable[[BoundTensor], torch.Tensor]) -> Any:
@@ -195,22 +328,22 @@ class _Call:
         result: torch.Tensor = self.func(x, *self.args[1:], **self.kwargs)
         return result
 
-    def bind(self, value: torch.Tensor, box: Interval) -> BoundTensor:
+    def bind(self, value: torch.Tensor, box: Interval | Bounds) -> BoundTensor:
+        if value.dtype not in _PRECISIONS:
+            self.refuse(f"bounds need float32 or float64 arithmetic, it gives {value.dtype}")
         return BoundTensor(value, box, self.trace.source(_name(self.func)), self.trace)
 
     def input(self) -> BoundTensor:
         """The first argument, which must be the bound one."""
-        first = self.args[0] if self.args else self.kwargs["input"]
+        (first,) = self.operands("input")
         if not isinstance(first, BoundTensor):
             self.refuse("its first argument does not depend on the input, but another one does")
         bound: BoundTensor = first
-        if not self.args:
-            self.args = (bound,)
-            self.kwargs = {key: value for key, value in self.kwargs.items() if key != "input"}
         return bound
 
 
 Rule = Callable[[_Call], Any]
+Part = Callable[[BoundTensor], torch.Tensor]
 
 
 def _value(bound: BoundTensor) -> torch.Tensor:
@@ -227,7 +360,20 @@ def _upper(bound: BoundTensor) -> torch.Tensor:
     return upper
 
 
+_NUMBERS = (int, float, np.integer, np.floating)
+
+
+def _is_bound(x: Any) -> TypeGuard[BoundTensor]:
+    return isinstance(x, BoundTensor)
+
+
 def _monotone(call: _Call) -> Any:
+    """Never decreasing in its first argument, which is the only bound one."""
+    call.sole()
+    return _monotone_in_all(call)
+
+
+def _monotone_in_all(call: _Call) -> Any:
     """Never decreasing in any bound argument: the function on each part."""
     value, lower, upper = (call.apply(part) for part in (_value, _lower, _upper))
     if isinstance(value, torch.Tensor):
@@ -235,11 +381,80 @@ def _monotone(call: _Call) -> Any:
     return type(value)(call.bind(v, Interval(lo, up)) for v, lo, up in zip(value, lower, upper, strict=True))
 
 
+def _falling(call: _Call) -> BoundTensor:
+    """Never increasing in its first argument, which is the only bound one."""
+    bound = call.sole()
+    return call.bind(call.on(bound.value), Interval(call.on(bound.box.upper), call.on(bound.box.lower)))
+
+
+def _joined(call: _Call) -> Any:
+    """Several tensors that become one."""
+    call.operands("tensors")
+    call.unbound()
+    return _monotone_in_all(call)
+
+
+def _alike(call: _Call) -> Any:
+    """The first argument with the shape, precision or device of another one, of which no number is used."""
+    (first,) = call.operands("input")
+    return _monotone_in_all(call) if _is_bound(first) else call.apply(_value)
+
+
+def _view(call: _Call) -> Any:
+    if any(isinstance(given, torch.dtype) for given in (*call.args, *call.kwargs.values())):
+        call.refuse("it reads the bits of the numbers as another type's")
+    return _monotone(call)
+
+
+def _where(call: _Call) -> Any:
+    if _is_bound(call.argument(1 if call.func is _T.where else 0, "condition")):
+        call.refuse("its condition depends on the input")
+    return _monotone_in_all(call)
+
+
+class _Unbounded(torch.Tensor):
+    """The places at which a function found its values. They have no bounds: a network may drop them, any use is refused."""
+
+    running: tuple[str, str]
+
+    @staticmethod
+    def __new__(cls, like: torch.Tensor, running: tuple[str, str]) -> _Unbounded:
+        places: _Unbounded = torch.Tensor._make_wrapper_subclass(cls, like.shape, dtype=like.dtype, device=like.device)
+        places.running = running
+        return places
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _METADATA:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        return cls.__torch_dispatch__(func, types, args, kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        places = next(tensor for tensor in _tensors((args, kwargs)) if isinstance(tensor, _Unbounded))
+        raise NoIntervalRuleError(*places.running, hint=f"{_name(func)!r} uses the places of its values, not the values alone")
+
+
+def _values(call: _Call) -> Any:
+    """Never decreasing in its values; it may tell their places beside them."""
+    call.sole()
+    value, lower, upper = (call.apply(part) for part in (_value, _lower, _upper))
+    if isinstance(value, torch.Tensor):
+        return call.bind(value, Interval(lower, upper))
+    places = _Unbounded(value[1], call.trace.running(_name(call.func)))
+    return type(value)((call.bind(value[0], Interval(lower[0], upper[0])), places))
+
+
+def _extreme(call: _Call) -> Any:
+    """Of one tensor, along a dimension of it, or of two tensors."""
+    call.operands("input")
+    return _monotone_in_all(call) if isinstance(call.argument(1, "other"), torch.Tensor) else _values(call)
+
+
 def _same(call: _Call) -> BoundTensor:
     bound = call.input()
-    result = call.bind(bound.value, bound.box)
-    result.radius = bound.radius
-    return result
+    return call.bind(bound.value, bound.bounds)
 
 
 def _activation(rule: Rule) -> Rule:
@@ -247,7 +462,7 @@ def _activation(rule: Rule) -> Rule:
 
     def activate(call: _Call) -> Any:
         bound = call.input()
-        call.trace.record(bound.source, bound)
+        call.trace.record(bound.source, bound.bounds)
         return rule(call)
 
     return activate
@@ -255,7 +470,7 @@ def _activation(rule: Rule) -> Rule:
 
 def _valley(argmin: float | Callable[[_Call], float]) -> Rule:
     def rule(call: _Call) -> BoundTensor:
-        bound = call.input()
+        bound = call.sole()
         place = argmin(call) if callable(argmin) else argmin
         return call.bind(call.on(bound.value), intervals.valley(ops, call.on, place, bound.box))
 
@@ -264,20 +479,79 @@ def _valley(argmin: float | Callable[[_Call], float]) -> Rule:
 
 def _slope_not_negative(position: int, name: str, default: float) -> Rule:
     def rule(call: _Call) -> Any:
-        slope = call.argument(position, name, default)
-        if bool(torch.as_tensor(slope).lt(0).any()):
+        if not call.number(position, name, default) >= 0:
             call.refuse(f"{name} is negative, so it is not monotone")
         return _monotone(call)
 
     return rule
 
 
+def _prelu(call: _Call) -> Any:
+    """Two lines that meet at 0, the right one rising: no value is above both ends, none below the lower end and the bend."""
+    bound = call.sole()
+    if bool(call.argument(1, "weight").ge(0).all()):
+        return _monotone(call)
+    lower, upper = bound.box
+    left = call.on(lower)
+    bend = call.on((lower * 0.0).clamp(lower, upper))
+    return call.bind(call.on(bound.value), Interval(torch.minimum(left, bend), torch.maximum(left, call.on(upper))))
+
+
+def _rrelu(call: _Call) -> Any:
+    if call.argument(3, "training", False):
+        call.refuse("its slopes are random")
+    if not call.number(1, "lower", 1 / 8) + call.number(2, "upper", 1 / 3) >= 0:
+        call.refuse("its slope is negative, so it is not monotone")
+    return _monotone(call)
+
+
+def _softplus(call: _Call) -> Any:
+    # Above `threshold` it is the straight line, log(1 + exp(-threshold)) below the curve: from 20 on, 1e-10 of the value.
+    if not (call.number(1, "beta", 1) > 0 and call.number(2, "threshold", 20) >= 20):
+        call.refuse("beta is not positive or threshold is below 20, where it jumps down")
+    return _monotone(call)
+
+
+def _glu(call: _Call) -> BoundTensor:
+    bound = call.sole()
+    dim = int(call.number(1, "dim", -1))
+    (low, low_gate), (high, high_gate) = (end.chunk(2, dim) for end in bound.box)
+    gate = Interval(low_gate.sigmoid(), high_gate.sigmoid())
+    return call.bind(call.on(bound.value), intervals.multiply(ops, Interval(low, high), gate))
+
+
+def _above(bottom: float, rule: Rule) -> Rule:
+    """A function that is defined above `bottom` alone."""
+
+    def defined(call: _Call) -> Any:
+        if not bool((call.sole().box.lower > bottom).all()):
+            call.refuse(f"its box is not above {bottom:g}, where the function ends")
+        return rule(call)
+
+    return defined
+
+
+def _reciprocal(call: _Call) -> BoundTensor:
+    _check_divisor(call, call.sole())
+    return _falling(call)
+
+
+def _power(call: _Call) -> Any:
+    bound, exponent = call.operands("input", "exponent")
+    if not _is_bound(bound) or not isinstance(exponent, _NUMBERS):
+        call.refuse("of the powers only those of a tensor to one fixed number have one")
+    if exponent > 0 and float(exponent).is_integer():
+        return (_monotone if exponent % 2 else _valley(0.0))(call)
+    return _above(0.0, _monotone if exponent > 0 else _falling)(call)
+
+
 def _gelu_argmin(call: _Call) -> float:
-    return intervals.GELU_TANH_ARGMIN if call.kwargs.get("approximate") == "tanh" else intervals.GELU_ARGMIN
+    return intervals.GELU_TANH_ARGMIN if call.argument(1, "approximate") == "tanh" else intervals.GELU_ARGMIN
 
 
 def _threshold(call: _Call) -> Any:
-    if call.argument(2, "value") > call.argument(1, "threshold"):
+    call.operands("input", "threshold", "value")
+    if not call.number(2, "value", 0) <= call.number(1, "threshold", 0):
         call.refuse("its value lies above its threshold, so it is not monotone")
     return _monotone(call)
 
@@ -308,8 +582,7 @@ class _Ends(torch.autograd.Function):
 
 def _linear(call: _Call) -> BoundTensor:
     """Linear layers and convolutions: (input, weight, bias, ...)."""
-    bound = call.input()
-    call.unbound("weight", "bias")
+    bound = call.sole()
     weight, bias = call.argument(1, "weight"), call.argument(2, "bias")
     rest = call.args[3:]
     options = {key: value for key, value in call.kwargs.items() if key not in ("weight", "bias")}
@@ -318,18 +591,53 @@ def _linear(call: _Call) -> BoundTensor:
     total, width = _SumAndWidth.apply(*bound.box)
     centre = call.func(total, half, bias, *rest, **options)
     radius = call.func(width, half.abs(), None, *rest, **options)
-    result = call.bind(call.on(bound.value), Interval(*_Ends.apply(centre, radius)))
-    result.radius = radius
-    return result
+    return call.bind(call.on(bound.value), Bounds(Interval(*_Ends.apply(centre, radius)), radius))
 
 
 def _matmul(call: _Call) -> BoundTensor:
-    left, right = call.args
-    if isinstance(left, BoundTensor) and isinstance(right, BoundTensor):
+    left, right = call.operands("input", "other")
+    if call.func is _T.__rmatmul__:
+        left, right = right, left
+    if _is_bound(left) and _is_bound(right):
         call.refuse("both factors depend on the input")
-    if isinstance(left, BoundTensor):
+    if _is_bound(left):
         return call.bind(left.value @ right, intervals.affine(lambda x: x @ right, lambda x: x @ right.abs(), left.box))
     return call.bind(left @ right.value, intervals.affine(lambda x: left @ x, lambda x: left.abs() @ x, right.box))
+
+
+def _add_matmul(call: _Call) -> BoundTensor:
+    """beta * input + alpha * (mat1 @ mat2)."""
+    added, *factors = call.operands("input", "mat1", "mat2")
+    if len(call.args) > 3:
+        call.refuse("it has more than three arguments by place")
+    if all(map(_is_bound, factors)):
+        call.refuse("both factors depend on the input")
+    beta, alpha = call.number(3, "beta", 1), call.number(3, "alpha", 1)
+    centre = call.apply(lambda bound: (bound.box.lower + bound.box.upper) * 0.5)
+    # What is constant adds nothing to the radius. A beta or an alpha of 0 drops its term.
+    widths = {"beta": abs(beta) if _is_bound(added) else 0, "alpha": abs(alpha) if any(map(_is_bound, factors)) else 0}
+    radii = [(x.box.upper - x.box.lower) * 0.5 if _is_bound(x) else x.abs() for x in call.args]
+    radius = call.func(*radii, **{**call.kwargs, **widths})
+    return call.bind(call.apply(_value), Interval(centre - radius, centre + radius))
+
+
+def _einsum(call: _Call) -> BoundTensor:
+    equation, *factors = call.args
+    if len(factors) == 1 and isinstance(factors[0], (list, tuple)):
+        factors = list(factors[0])
+    bound, *others = filter(_is_bound, factors)
+    if others:
+        call.refuse("more than one factor depends on the input")
+
+    def signed(x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = call.func(equation, *(x if factor is bound else factor for factor in factors))
+        return result
+
+    def magnitude(x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = call.func(equation, *(x if factor is bound else factor.abs() for factor in factors))
+        return result
+
+    return call.bind(signed(bound.value), intervals.affine(signed, magnitude, bound.box))
 
 
 def _per_channel(x: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
@@ -342,10 +650,19 @@ def _gain(box: Interval, gain: torch.Tensor | None, bias: torch.Tensor | None) -
     return box if bias is None else Interval(box.lower + bias, box.upper + bias)
 
 
+def _fixed_norm(box: Interval, mean: torch.Tensor, variance: torch.Tensor, weight: Any, bias: Any, eps: float) -> Interval:
+    """(x - mean) / sqrt(variance + eps) for each channel, whose statistics are the same at each point of the box."""
+    gain = torch.rsqrt(variance + eps)
+    gain = gain if weight is None else gain * weight
+    shift = -mean * gain if bias is None else bias - mean * gain
+    shape = (1, -1, *([1] * (box.lower.ndim - 2)))
+    gain, shift = gain.reshape(shape), shift.reshape(shape)
+    return intervals.affine(lambda x: x * gain + shift, lambda x: x * gain.abs(), box)
+
+
 def _batch_norm(call: _Call) -> BoundTensor:
     """Batch norm with the statistics of the data for data and box alike, so that it is one affine map."""
-    bound = call.input()
-    call.unbound("statistics")
+    bound = call.sole()
     names = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
     defaults = (None, None, None, None, False, 0.1, 1e-5)
     mean, variance, weight, bias, training, _, eps = (
@@ -358,13 +675,14 @@ def _batch_norm(call: _Call) -> BoundTensor:
     if training:
         axes = [axis for axis in range(value.ndim) if axis != 1]
         variance, mean = torch.var_mean(value, axes, correction=0)
-    gain = torch.rsqrt(variance + eps)
-    gain = gain if weight is None else gain * weight
-    shift = -mean * gain if bias is None else bias - mean * gain
-    shape = (1, -1, *([1] * (value.ndim - 2)))
-    gain, shift = gain.reshape(shape), shift.reshape(shape)
-    box = intervals.affine(lambda x: x * gain + shift, lambda x: x * gain.abs(), bound.box)
-    return call.bind(result, box)
+    return call.bind(result, _fixed_norm(bound.box, mean, variance, weight, bias, eps))
+
+
+def _epsilon(call: _Call, position: int, default: float = 1e-5) -> float:
+    eps = call.number(position, "eps", default)
+    if not eps > 0:
+        call.refuse("eps is not positive, so that it may divide by 0")
+    return eps
 
 
 def _standardise(bound: BoundTensor, axes: list[int], eps: float, groups: int | None = None) -> Interval:
@@ -379,84 +697,175 @@ def _standardise(bound: BoundTensor, axes: list[int], eps: float, groups: int | 
 
 
 def _layer_norm(call: _Call) -> BoundTensor:
-    bound = call.input()
+    bound = call.sole()
     axes = list(range(-len(call.argument(1, "normalized_shape")), 0))
-    box = _standardise(bound, axes, call.argument(4, "eps", 1e-5))
+    box = _standardise(bound, axes, _epsilon(call, 4))
     return call.bind(call.on(bound.value), _gain(box, call.argument(2, "weight"), call.argument(3, "bias")))
 
 
 def _group_norm(call: _Call) -> BoundTensor:
-    bound = call.input()
-    box = _standardise(bound, [], call.argument(4, "eps", 1e-5), groups=call.argument(1, "num_groups"))
+    bound = call.sole()
+    box = _standardise(bound, [], _epsilon(call, 4), groups=call.argument(1, "num_groups"))
     weight, bias = (_per_channel(call.argument(i, name), bound.value) for i, name in ((2, "weight"), (3, "bias")))
     return call.bind(call.on(bound.value), _gain(box, weight, bias))
 
 
 def _instance_norm(call: _Call) -> BoundTensor:
-    bound = call.input()
+    bound = call.sole()
+    value, eps = call.on(bound.value), _epsilon(call, 7)
+    weight, bias = call.argument(3, "weight"), call.argument(4, "bias")
     if not call.argument(5, "use_input_stats", True):
-        call.refuse("instance norm with running statistics")
-    box = _standardise(bound, [], call.argument(7, "eps", 1e-5), groups=bound.value.shape[1])
-    weight, bias = (_per_channel(call.argument(i, name), bound.value) for i, name in ((3, "weight"), (4, "bias")))
-    return call.bind(call.on(bound.value), _gain(box, weight, bias))
+        mean, variance = call.argument(1, "running_mean"), call.argument(2, "running_var")
+        return call.bind(value, _fixed_norm(bound.box, mean, variance, weight, bias, eps))
+    box = _standardise(bound, [], eps, groups=value.shape[1])
+    return call.bind(value, _gain(box, _per_channel(weight, value), _per_channel(bias, value)))
+
+
+def _magnitude(box: Interval) -> Interval:
+    """|x|."""
+    nearest = torch.maximum(box.lower, -box.upper).clamp(min=0)
+    return Interval(nearest, torch.maximum(-box.lower, box.upper))
+
+
+def _shares(box: Interval, size: Interval, limit: float) -> Interval:
+    """x / size, where size is positive and x nowhere larger than limit * size."""
+    lower = torch.where(box.lower >= 0, box.lower / size.upper, box.lower / size.lower)
+    upper = torch.where(box.upper >= 0, box.upper / size.lower, box.upper / size.upper)
+    return Interval(lower.clamp(min=-limit), upper.clamp(max=limit))
+
+
+def _rms_norm(call: _Call) -> BoundTensor:
+    bound = call.sole()
+    shape = call.argument(1, "normalized_shape")
+    axes, given = list(range(-len(shape), 0)), call.argument(3, "eps")
+    eps = torch.finfo(bound.value.dtype).eps if given is None else _epsilon(call, 3)
+    size = Interval(*(torch.sqrt(end.square().mean(axes, keepdim=True) + eps) for end in _magnitude(bound.box)))
+    box = _shares(bound.box, size, float(np.prod(shape)) ** 0.5)
+    return call.bind(call.on(bound.value), _gain(box, call.argument(2, "weight"), None))
+
+
+def _normalize(call: _Call) -> BoundTensor:
+    """x / max(|x|_p, eps)."""
+    bound = call.sole()
+    p, dim, eps = call.number(1, "p", 2), call.argument(2, "dim", 1), _epsilon(call, 3, 1e-12)
+    if not p > 0:
+        call.refuse("p is not positive, so that it divides by no norm")
+    ends = (torch.linalg.vector_norm(end, p, dim, keepdim=True).clamp(min=eps) for end in _magnitude(bound.box))
+    return call.bind(call.on(bound.value), _shares(bound.box, Interval(*ends), 1.0))
+
+
+def _vector_norm(call: _Call) -> BoundTensor:
+    """|x|_p, which never decreases in any |x_i|."""
+    bound = call.sole()
+    p = call.argument(1, "ord" if call.func is torch.linalg.vector_norm else "p", 2)
+    if p != "fro" and not (isinstance(p, _NUMBERS) and p > 0):
+        call.refuse(f"of the norms only those with a positive number have one, not {p!r}")
+    return call.bind(call.on(bound.value), Interval(*map(call.on, _magnitude(bound.box))))
+
+
+_RANDOM = "it is random in inference mode, where each prediction would be of another network"
 
 
 def _dropout(call: _Call) -> BoundTensor:
     """One mask for the data and the box: the ball goes through the same thinned network."""
-    bound = call.input()
-    if not call.argument(2, "training", True):
+    bound = call.sole()
+    if not call.argument(2, "training", True) or call.number(1, "p", 0.5) == 0:
         return _same(call)
+    if not call.trace.training:
+        call.refuse(_RANDOM)
     mask = call.on(torch.ones_like(bound.value))
     return call.bind(bound.value * mask, Interval(bound.box.lower * mask, bound.box.upper * mask))
 
 
-def _add(call: _Call) -> Any:
-    if call.kwargs.get("alpha", 1) < 0:
-        call.refuse("alpha is negative")
-    return _monotone(call)
+def _alpha_dropout(call: _Call) -> BoundTensor:
+    if call.argument(2, "training", False):
+        call.refuse("it puts random values in the place of units")
+    return _same(call)
+
+
+def _combine(call: _Call, signs: tuple[float, float]) -> BoundTensor:
+    """A sum of multiples of two operands, whose coefficients have these signs."""
+    operands = call.operands("input", "other")
+
+    def end(rising: Part, falling: Part) -> torch.Tensor:
+        parts = (falling if sign < 0 else rising for sign in signs)
+        result: torch.Tensor = call.func(*map(_replace, operands, parts), **call.kwargs)
+        return result
+
+    return call.bind(call.apply(_value), Interval(end(_lower, _upper), end(_upper, _lower)))
+
+
+def _alpha(call: _Call) -> float:
+    if len(call.args) > 2:
+        call.refuse("it has more than two arguments by place")
+    return call.number(2, "alpha", 1)
+
+
+def _add(call: _Call) -> BoundTensor:
+    return _combine(call, (1, _alpha(call)))
 
 
 def _subtract(call: _Call) -> BoundTensor:
-    left, right = call.args[:2]
-    if call.kwargs.get("alpha", 1) < 0:
-        call.refuse("alpha is negative")
-
-    def corner(
-        minuend: Callable[[BoundTensor], torch.Tensor], subtrahend: Callable[[BoundTensor], torch.Tensor]
-    ) -> torch.Tensor:
-        result: torch.Tensor = call.func(_replace(left, minuend), _replace(right, subtrahend), **call.kwargs)
-        return result
-
+    alpha = _alpha(call)
     # rsub has its operands the other way round.
-    reverse = call.func in (torch.rsub, torch.Tensor.__rsub__)
-    low, high = (_upper, _lower) if reverse else (_lower, _upper)
-    return call.bind(call.apply(_value), Interval(corner(low, high), corner(high, low)))
+    reverse = call.func in (torch.rsub, _T.__rsub__)
+    return _combine(call, (-alpha, 1) if reverse else (1, -alpha))
 
 
 def _negative(call: _Call) -> BoundTensor:
-    bound = call.input()
+    bound = call.sole()
     return call.bind(-bound.value, Interval(-bound.box.upper, -bound.box.lower))
 
 
 def _multiply(call: _Call) -> BoundTensor:
-    left, right = call.args[:2]
-    if isinstance(left, BoundTensor) and isinstance(right, BoundTensor):
-        return call.bind(call.apply(_value), intervals.multiply(ops, left.box, right.box))
+    left, right = call.operands("input", "other")
+    value = call.apply(_value)
+    if left is right:
+        return call.bind(value, intervals.valley(ops, torch.square, 0.0, left.box))
+    if _is_bound(left) and _is_bound(right):
+        return call.bind(value, intervals.multiply(ops, left.box, right.box))
     one, two = call.apply(_lower), call.apply(_upper)
-    return call.bind(call.apply(_value), Interval(torch.minimum(one, two), torch.maximum(one, two)))
+    return call.bind(value, Interval(torch.minimum(one, two), torch.maximum(one, two)))
+
+
+def _add_product(call: _Call) -> BoundTensor:
+    """input + value * tensor1 * tensor2."""
+    added, *factors = call.operands("input", "tensor1", "tensor2")
+    call.number(3, "value", 1)
+    if len(call.args) > 3:
+        call.refuse("it has more than three arguments by place")
+    corners = list(itertools.product(*(x.box if _is_bound(x) else (x,) for x in factors)))
+
+    def sums(part: Part) -> list[torch.Tensor]:
+        return [call.func(_replace(added, part), *corner, **call.kwargs) for corner in corners]
+
+    box = Interval(functools.reduce(torch.minimum, sums(_lower)), functools.reduce(torch.maximum, sums(_upper)))
+    return call.bind(call.apply(_value), box)
+
+
+def _check_divisor(call: _Call, divisor: BoundTensor) -> None:
+    lower, upper = divisor.box
+    if not bool(((lower > 0) | (upper < 0)).all()):
+        call.refuse("it divides by a box that holds 0")
 
 
 def _divide(call: _Call) -> BoundTensor:
-    if isinstance(call.args[1], BoundTensor):
-        call.refuse("the divisor depends on the input")
+    dividend, divisor = call.operands("input", "other")
     if call.kwargs.get("rounding_mode") is not None:
         call.refuse("rounding")
-    return _multiply(call)
+    if call.func is _T.__rdiv__:
+        dividend, divisor = divisor, dividend
+    if not _is_bound(divisor):
+        return _multiply(call)
+    _check_divisor(call, divisor)
+    inverse = Interval(divisor.box.upper.reciprocal(), divisor.box.lower.reciprocal())
+    box = intervals.multiply(ops, dividend.box if _is_bound(dividend) else Interval(dividend, dividend), inverse)
+    return call.bind(call.apply(_value), box)
 
 
-def _max_pool(call: _Call) -> Any:
-    if call.argument(6, "return_indices", False):
-        call.refuse("return_indices=True")
+def _avg_pool(call: _Call) -> Any:
+    if not call.number(6, "divisor_override", 1) > 0:
+        call.refuse("divisor_override is not positive")
     return _monotone(call)
 
 
@@ -473,21 +882,56 @@ def _interpolate(call: _Call) -> Any:
     return _monotone(call)
 
 
-def _inplace(rule: Rule, func: Any) -> Rule:
-    """An in-place variant: the rule of the function proper, and the bound changes its parts."""
+def _changed(call: _Call, rule: Rule) -> BoundTensor:
+    """An in-place function: the rule of the function proper, seen by all who share the tensor's memory."""
+    target = call.input()
+    if call.trace.is_severed(target):
+        call.refuse("it changes a second time, in place, what another view changed before")
+    # First what is seen, then the change: these are held by the network, not by us.
+    aliases = call.trace.aliases(target)
+    result = rule(call)
+    if result.shape != target.shape:
+        call.refuse(f"it changes {tuple(target.shape)} in place into {tuple(result.shape)}")
+    parts = [part.to(target.dtype) for part in (result.value, *result.box)]
+    updates = [_seen_through(alias, target, parts) for alias in aliases]
+    for bound, (value, lower, upper) in zip((target, *aliases), (parts, *updates), strict=True):
+        same = bound is target and result.dtype == target.dtype
+        bound.value, bound.bounds = value, Bounds(Interval(lower, upper), result.bounds.radius if same else None)
+        bound.source = result.source
+    if aliases:
+        call.trace.sever((target, *aliases))
+    return target
 
-    def change(call: _Call) -> BoundTensor:
-        target = call.input()
-        before = BoundTensor(target.value, target.box, target.source, call.trace)
-        result = rule(_Call(func, call.args, call.kwargs, call.trace))
-        # What was recorded as a pre-activation is the tensor before the change.
-        call.trace.layers = [(name, before if layer is target else layer) for name, layer in call.trace.layers]
-        target.value, target.box, target.source = result.value, result.box, result.source
-        target.radius = result.radius
-        return target
 
-    change.__name__ = getattr(rule, "__name__", change.__name__)
-    return change
+def _share_memory(one: BoundTensor, other: BoundTensor) -> bool:
+    here = one.value.untyped_storage()
+    return here.nbytes() > 0 and here.data_ptr() == other.value.untyped_storage().data_ptr()
+
+
+def _seen_through(alias: BoundTensor, target: BoundTensor, changed: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Value, lower and upper end of `alias` after those of `target`, which lies in the same memory, have become `changed`."""
+    here, there = alias.value, target.value
+    length = here.untyped_storage().nbytes() // here.element_size()
+    place = torch.full((length,), -1, device=here.device)
+    entries = torch.arange(there.numel(), device=here.device).reshape(there.shape)
+    place.as_strided(there.shape, there.stride(), there.storage_offset()).copy_(entries)
+    entry = place.as_strided(here.shape, here.stride(), here.storage_offset())
+    pairs = zip(changed, (alias.value, *alias.box), strict=True)
+    return [torch.where(entry < 0, before, part.reshape(-1)[entry.clamp(min=0)]) for part, before in pairs]
+
+
+def _constant(call: _Call) -> torch.Tensor:
+    """A new tensor that takes shape and precision from the bound, and nothing else."""
+    call.sole()
+    result: torch.Tensor = call.apply(_value)
+    return result
+
+
+def _random(call: _Call) -> torch.Tensor:
+    """The same draw for the data and the box, in training; in inference the next prediction would be another one."""
+    if not call.trace.training:
+        call.refuse("it is random in inference mode, where each prediction would be of another network")
+    return _constant(call)
 
 
 _T = torch.Tensor
@@ -513,59 +957,98 @@ _ROWS: list[tuple[Rule, list[Any]]] = [
     (_add, [torch.add, _T.add, _T.__add__, _T.__radd__]),
     (_subtract, [torch.sub, torch.subtract, _T.sub, _T.__sub__, _T.subtract, torch.rsub, _T.__rsub__]),
     (_multiply, [torch.mul, torch.multiply, _T.mul, _T.multiply, _T.__mul__, _T.__rmul__]),
-    (_divide, [torch.div, torch.true_divide, _T.div, _T.true_divide, _T.__truediv__]),
+    (_divide, [torch.div, torch.divide, torch.true_divide, _T.div, _T.divide, _T.true_divide, _T.__truediv__, _T.__rdiv__]),
     (_negative, [torch.neg, torch.negative, _T.neg, _T.negative, _T.__neg__]),
     (_linear, [F.linear, torch.conv1d, torch.conv2d, torch.conv3d, F.conv1d, F.conv2d, F.conv3d,
                torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
-               F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d]),
-    (_matmul, [torch.matmul, _T.matmul, _T.__matmul__, _T.__rmatmul__, torch.mm, _T.mm]),
+               F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, torch.convolution]),
+    (_matmul, [torch.matmul, _T.matmul, _T.__matmul__, _T.__rmatmul__, torch.mm, _T.mm, torch.bmm, _T.bmm, torch.mv, _T.mv]),
+    (_add_matmul, [torch.addmm, _T.addmm, torch.baddbmm, _T.baddbmm]),
+    (_add_product, [torch.addcmul, _T.addcmul]),
+    (_einsum, [torch.einsum]),
     (_batch_norm, [F.batch_norm]),
-    (_layer_norm, [F.layer_norm]),
-    (_group_norm, [F.group_norm]),
+    (_layer_norm, [F.layer_norm, torch.layer_norm]),
+    (_rms_norm, [F.rms_norm, torch.rms_norm]),
+    (_group_norm, [F.group_norm, torch.group_norm]),
     (_instance_norm, [F.instance_norm]),
+    (_normalize, [F.normalize]),
+    (_vector_norm, [torch.linalg.vector_norm, torch.norm, _T.norm]),
     (_dropout, [F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout, torch.feature_dropout]),
+    (_alpha_dropout, [F.alpha_dropout, F.feature_alpha_dropout, torch.alpha_dropout, torch.feature_alpha_dropout]),
     (_monotone_activation,
      [F.relu, torch.relu, _T.relu, F.relu6, F.sigmoid, torch.sigmoid, _T.sigmoid, F.tanh, torch.tanh, _T.tanh,
-      F.softplus, F.softsign, F.logsigmoid, F.hardtanh, F.hardsigmoid, F.selu, torch.selu, torch.celu, F.softshrink,
-      F.hardshrink, torch.hardshrink, torch.exp, _T.exp]),
+      F.softsign, F.logsigmoid, F.hardtanh, F.hardsigmoid, F.selu, torch.selu, F.tanhshrink, torch.exp, _T.exp,
+      torch.expm1, _T.expm1, torch.erf, _T.erf, torch.atan, _T.atan, torch.arctan, _T.arctan]),
+    (_activation(_softplus), [F.softplus]),
     (_activation(_slope_not_negative(1, "negative_slope", 0.01)), [F.leaky_relu]),
-    (_activation(_slope_not_negative(1, "alpha", 1.0)), [F.elu, F.celu]),
-    (_activation(_slope_not_negative(1, "weight", 0.25)), [F.prelu, torch.prelu, _T.prelu]),
+    (_activation(_slope_not_negative(1, "alpha", 1.0)), [F.elu, F.celu, torch.celu]),
+    (_activation(_slope_not_negative(1, "lambd", 0.5)), [F.softshrink, F.hardshrink, torch.hardshrink, _T.hardshrink]),
+    (_activation(_rrelu), [F.rrelu, torch.rrelu]),
+    (_activation(_prelu), [F.prelu, torch.prelu, _T.prelu]),
     (_activation(_threshold), [F.threshold, torch.threshold]),
+    (_activation(_glu), [F.glu]),
     (_activation(_valley(_gelu_argmin)), [F.gelu]),
     (_activation(_valley(intervals.SILU_ARGMIN)), [F.silu]),
     (_activation(_valley(intervals.MISH_ARGMIN)), [F.mish]),
     (_activation(_valley(-1.5)), [F.hardswish]),
-    (_activation(_valley(0.0)), [torch.abs, _T.abs, _T.__abs__, torch.square, _T.square]),
-    (_max_pool, [torch.max_pool1d, torch.max_pool2d, torch.max_pool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d,
-                 F.max_pool1d_with_indices, F.max_pool2d_with_indices, F.max_pool3d_with_indices]),
+    (_activation(_valley(0.0)), [torch.abs, _T.abs, _T.__abs__, torch.absolute, _T.absolute, torch.square, _T.square]),
+    (_activation(_power), [torch.pow, _T.pow, _T.__pow__]),
+    (_activation(_above(0.0, _monotone)), [torch.sqrt, _T.sqrt, torch.log, _T.log]),
+    (_activation(_above(0.0, _falling)), [torch.rsqrt, _T.rsqrt]),
+    (_activation(_above(-1.0, _monotone)), [torch.log1p, _T.log1p]),
+    (_activation(_reciprocal), [torch.reciprocal, _T.reciprocal]),
+    (_values, [torch.max_pool1d, torch.max_pool2d, torch.max_pool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d,
+               F.max_pool1d_with_indices, F.max_pool2d_with_indices, F.max_pool3d_with_indices, torch.max_pool1d_with_indices,
+               F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d, torch.adaptive_max_pool1d,
+               F.adaptive_max_pool1d_with_indices, F.adaptive_max_pool2d_with_indices, F.adaptive_max_pool3d_with_indices]),
+    (_extreme, [torch.max, _T.max, torch.min, _T.min]),
+    (_avg_pool, [F.avg_pool2d, F.avg_pool3d]),
     (_interpolate, [F.interpolate, F.upsample]),
+    (_joined, [torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack, torch.dstack]),
+    (_alike, [_T.reshape_as, _T.view_as, _T.expand_as, _T.to, _T.type_as]),
+    (_view, [_T.view]),
+    (_where, [torch.where, _T.where]),
+    (_monotone_in_all,
+     [torch.clamp, _T.clamp, torch.clamp_min, _T.clamp_min, torch.clamp_max, _T.clamp_max, torch.clip, _T.clip,
+      torch.maximum, torch.minimum, _T.maximum, _T.minimum]),
     (_monotone,
-     [F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
-      F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d,
-      torch.adaptive_avg_pool1d, torch.adaptive_max_pool1d,
-      torch.flatten, _T.flatten, torch.reshape, _T.reshape, _T.view, _T.reshape_as, _T.view_as,
-      torch.unflatten, _T.unflatten, torch.permute, _T.permute, torch.transpose, _T.transpose, _T.t, torch.t,
-      torch.movedim, _T.movedim, torch.swapaxes, _T.swapaxes, *_getters("T", "mT"),
+     [F.avg_pool1d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, torch.adaptive_avg_pool1d,
+      torch.flatten, _T.flatten, torch.ravel, _T.ravel, torch.reshape, _T.reshape, torch.unflatten, _T.unflatten,
+      torch.permute, _T.permute, torch.transpose, _T.transpose, _T.t, torch.t, torch.movedim, _T.movedim,
+      torch.moveaxis, _T.moveaxis, torch.swapaxes, _T.swapaxes, torch.swapdims, _T.swapdims, *_getters("T", "mT"),
       torch.squeeze, _T.squeeze, torch.unsqueeze, _T.unsqueeze, _T.contiguous, torch.clone, _T.clone,
-      _T.expand, _T.expand_as, _T.repeat, torch.tile, _T.tile, torch.chunk, _T.chunk, torch.split, _T.split,
-      torch.unbind, _T.unbind, _T.__getitem__, torch.narrow, _T.narrow, torch.roll, torch.flip, _T.flip,
-      torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack, F.pad, torch.constant_pad_nd,
-      torch.mean, _T.mean, torch.sum, _T.sum, torch.amax, _T.amax, torch.amin, _T.amin, torch.logsumexp, _T.logsumexp,
-      torch.clamp, _T.clamp, torch.clamp_min, _T.clamp_min, torch.clamp_max, _T.clamp_max, torch.clip, _T.clip,
-      torch.maximum, torch.minimum, _T.maximum, _T.minimum,
-      F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, _T.to, _T.float, _T.type_as, _T.cpu, _T.cuda]),
-    (_inplace(_add, torch.add), [_T.add_, _T.__iadd__]),
-    (_inplace(_subtract, torch.sub), [_T.sub_, _T.__isub__]),
-    (_inplace(_multiply, torch.mul), [_T.mul_, _T.__imul__]),
-    (_inplace(_divide, torch.div), [_T.div_, _T.__itruediv__]),
-    (_inplace(_monotone_activation, torch.relu), [torch.relu_, _T.relu_, F.relu_]),
-    (_inplace(_monotone_activation, torch.sigmoid), [_T.sigmoid_, torch.sigmoid_]),
-    (_inplace(_monotone_activation, torch.tanh), [_T.tanh_, torch.tanh_]),
+      _T.expand, torch.broadcast_to, _T.broadcast_to, _T.repeat, torch.repeat_interleave, _T.repeat_interleave,
+      torch.tile, _T.tile, torch.chunk, _T.chunk, torch.split, _T.split, torch.tensor_split, _T.tensor_split,
+      torch.unbind, _T.unbind, _T.__getitem__, torch.select, _T.select, torch.narrow, _T.narrow,
+      torch.index_select, _T.index_select, torch.gather, _T.gather, torch.masked_fill, _T.masked_fill,
+      torch.diagonal, _T.diagonal, torch.tril, _T.tril, torch.triu, _T.triu, _T.unfold, F.unfold, F.fold,
+      torch.roll, _T.roll, torch.flip, _T.flip, F.pad, torch.constant_pad_nd,
+      torch.mean, _T.mean, torch.sum, _T.sum, torch.cumsum, _T.cumsum, torch.amax, _T.amax, torch.amin, _T.amin,
+      torch.logsumexp, _T.logsumexp, torch.positive, _T.positive, _T.__pos__,
+      F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, _T.float, _T.double, _T.cpu, _T.cuda]),
+    (_constant, [torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, _T.new_zeros, _T.new_ones, _T.new_full,
+                 _T.new_empty, _T.new_tensor]),
+    (_random, [torch.rand_like, torch.randn_like]),
 ]
 # fmt: on
 
 _RULES: dict[Any, Rule] = {function: rule for rule, functions in _ROWS for function in functions}
+
+# Functions that change their first argument, and the same ones that return a new tensor.
+# fmt: off
+_IN_PLACE: dict[Any, Any] = {
+    _T.__iadd__: torch.add, _T.__isub__: torch.sub, _T.__imul__: torch.mul, _T.__itruediv__: torch.div,
+    torch.relu_: torch.relu, F.relu_: torch.relu, torch.sigmoid_: torch.sigmoid, torch.tanh_: torch.tanh, torch.exp_: torch.exp,
+    torch.abs_: torch.abs, torch.neg_: torch.neg, torch.square_: torch.square, torch.selu_: torch.selu, torch.celu_: F.celu,
+    F.leaky_relu_: F.leaky_relu, F.elu_: F.elu, F.hardtanh_: F.hardtanh, torch.threshold_: torch.threshold,
+    torch.clamp_: torch.clamp, torch.clamp_min_: torch.clamp_min, torch.clamp_max_: torch.clamp_max, torch.clip_: torch.clip,
+    torch.dropout_: F.dropout, torch.feature_dropout_: torch.feature_dropout,
+} | {
+    getattr(_T, f"{name}_"): getattr(torch, name)
+    for name in ("add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "neg", "negative", "relu",
+                 "sigmoid", "tanh", "exp", "abs", "square", "clamp", "clamp_min", "clamp_max", "clip")
+}
+# fmt: on
 
 _PROBABILITIES = "the network ends in probabilities; the bound needs logits, so remove this last layer"
 _HINTS = {name: _PROBABILITIES for name in ("softmax", "log_softmax")}
@@ -588,10 +1071,18 @@ class _StraightReLU(torch.autograd.Function):
         return gradient * active
 
 
+def _hard_sigmoid(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+    """PyTorch's own has no second derivative."""
+    result = F.hardtanh(input / 6.0 + 0.5, 0.0, 1.0)
+    return input.copy_(result) if inplace else result
+
+
 class TwiceDifferentiated(TorchFunctionMode):
-    """Inside, ReLUs are ready for a second differentiation at no needless cost."""
+    """Inside, ReLUs are ready for a second differentiation at no needless cost, and hard sigmoids at all."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.hardsigmoid:
+            return _hard_sigmoid(*args, **(kwargs or {}))
         if func in (F.relu, torch.relu, _T.relu) and not (kwargs or {}).get("inplace", False) and len(args) == 1:
             return _StraightReLU.apply(args[0])
         return func(*args, **(kwargs or {}))
@@ -641,3 +1132,4 @@ class Recorder(TorchFunctionMode):
 
 
 _NONLINEARITIES = {func for func, rule in _RULES.items() if getattr(rule, "__name__", "") == "activate"}
+_NONLINEARITIES |= {func for func, functional in _IN_PLACE.items() if functional in _NONLINEARITIES}
