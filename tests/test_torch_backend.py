@@ -1,6 +1,5 @@
 """PyTorch: every interval rule is sound, the joint pass agrees with the plain one, and nothing is left behind."""
 
-import contextlib
 import gc
 
 import numpy as np
@@ -259,7 +258,6 @@ def test_preprocessing_is_that_of_art(parts):
     np.testing.assert_allclose(backend.input_gradient(x, v), classifier.class_gradient(x, np.argmax(v, 1))[:, 0], atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_resnet18_goes_through(torchvision):
     torch.manual_seed(0)
     model = torchvision.models.resnet18(num_classes=5)
@@ -271,18 +269,6 @@ def test_resnet18_goes_through(torchvision):
     for name, value in backend.activations(np.clip(x + noise, 0, 1)).items():
         slack = 1e-4 * np.abs(value).max()
         assert np.all(value >= bounds[name].lower - slack) and np.all(value <= bounds[name].upper + slack), name
-
-
-@pytest.fixture
-def torchvision():
-    # A CPU build of PyTorch lacks the two operators that torchvision's own import looks up; no test runs them.
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for schema in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-                   "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"):  # fmt: skip
-        if not torch._C._dispatch_has_kernel(f"torchvision::{schema.partition('(')[0]}"):
-            with contextlib.suppress(RuntimeError):  # defined by a full build
-                library.define(schema)
-    yield pytest.importorskip("torchvision")
 
 
 class Attention(nn.Module):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from art_entropic._validate import file_path, file_to_write
 from art_entropic.backends.architecture import Activation
 
 Tensor = Any  # a tensor of whichever framework is in play: np.ndarray, torch.Tensor or tf.Tensor
@@ -43,6 +45,7 @@ class Ops(Protocol):
     def log_softmax(self, x: Tensor) -> Tensor: ...
     def flatten(self, x: Tensor) -> Tensor: ...  # (n, ...) -> (n, m)
     def reshape_like(self, x: Tensor, like: Tensor) -> Tensor: ...
+    def constant(self, values: Sequence[float], like: Tensor) -> Tensor: ...  # (m,), of the precision and on the device of like
     def cast_like(self, x: Tensor, like: Tensor) -> Tensor: ...  # also booleans, to 0.0 and 1.0
     def concatenate(self, x: Tensor, y: Tensor) -> Tensor: ...  # along the first axis
     def parts(self, x: Tensor, share: float) -> tuple[Tensor, Tensor]:
@@ -123,6 +126,15 @@ class Batch(NamedTuple):
     y: Tensor  # (n, nb_classes), one-hot
     ball_noise: Tensor  # (n, ...), uniform on [-1, 1]
     class_noise: Tensor  # (n,), uniform on [0, 1)
+    weight: Tensor = None  # (n,), of each example in the cross-entropy; None weighs all alike
+
+
+class OwnLoss(NamedTuple):
+    """What the estimator's own loss asks of the cross-entropy of a retraining."""
+
+    class_weights: tuple[float, ...] | None = None  # one for each class, as `torch.nn.CrossEntropyLoss(weight=...)` has them
+    label_smoothing: float = 0.0  # share of each label that is spread over all classes, in [0, 1)
+    remarks: tuple[str, ...] = ()  # what cannot be honoured, a sentence each
 
 
 class Controls(NamedTuple):
@@ -165,6 +177,9 @@ class View(Protocol):
         `direction` maps logits (n, nb_classes) to weights of the same shape; no gradient flows through it.
         """
 
+    def penalty(self) -> Tensor | None:
+        """The network's own regularisation losses after the passes of a training step, a scalar; None where it has none."""
+
 
 Objective = Callable[[View, Batch, Controls], Mapping[str, Tensor]]
 """Maps a step to its named scalar terms; the one called ``loss`` is minimised."""
@@ -204,8 +219,28 @@ class Backend(Protocol):
     def check_trainable(self) -> None:
         """Raise ValueError where the estimator lacks an optimizer or a loss, or has preprocessing that has no rule."""
 
+    def own_loss(self) -> OwnLoss:
+        """What the estimator's own loss asks of the cross-entropy of a retraining."""
+        ...
+
     def logits(self, x: Array, batch_size: int = 256) -> Array:
-        """Raw model outputs at x in inference mode, (n, nb_classes); postprocessing is not applied."""
+        """Raw model outputs at x in inference mode, (n, nb_classes), float32; postprocessing is not applied.
+
+        Raises:
+            OutputError: the network returns something else than one tensor.
+        """
+
+    def predict(self, x: Array) -> Array:
+        """What `estimator.predict` says at x; modes, gradients and random generators are as before."""
+
+    def both_logits(self, x: Array, eps: float, *, training: bool) -> tuple[Array, Array]:
+        """Logits at x of the ordinary pass and of the joint pass in one mode, with the same random numbers.
+
+        Weights, buffers, modes and generators are as before.
+
+        Raises:
+            NoIntervalRuleError: an operation has no rule in this mode.
+        """
 
     def layer_names(self) -> tuple[str, ...]:
         """Names of the measured layers (pre-activations, logits last), as `intervals` and `activations` use them."""
@@ -218,6 +253,7 @@ class Backend(Protocol):
 
         Raises:
             NoIntervalRuleError: an operation has no rule.
+            BoundsMismatchError: the pass that carries bounds gives other logits than the network itself.
         """
 
     def input_gradient(self, x: Array, v: Array, batch_size: int = 256) -> Array:
@@ -239,6 +275,16 @@ class Backend(Protocol):
         Raises:
             ValueError: a layer applies it and cannot be given another one; nothing has been changed then.
         """
+
+    def remove_softmax(self) -> str:
+        """Take the final softmax or log-softmax away, in place, and give the estimator the loss that takes logits.
+
+        Returns:
+            Name of the layer that was changed.
+        Raises:
+            ValueError: there is none that could be taken away; nothing has been changed then.
+        """
+        ...
 
     def training(self, seed: int | None) -> AbstractContextManager[None]:
         """Training mode and seeded framework randomness inside; on leaving, mode, gradients and generators are as before."""
@@ -262,6 +308,15 @@ class Backend(Protocol):
             mixed_precision: `View.logits` computes in bfloat16 where that is safe, and returns float32. Bounds and input
                 gradients are always computed in the network's own precision.
         """
+
+    def dry_step(
+        self, objective: Objective, batch: Batch, controls: Controls, *, mixed_precision: bool = False
+    ) -> dict[str, float]:
+        """The terms of one training step and "gradient_norm", in training mode; no weight is changed.
+
+        Buffers, modes, gradients and random generators are as before, whether the step works or raises.
+        """
+        ...
 
     def is_out_of_memory(self, error: Exception) -> bool:
         """Whether an error of a step says that memory, of the device or of the machine, was too small."""
@@ -298,11 +353,26 @@ class Backend(Protocol):
     @learning_rates.setter
     def learning_rates(self, values: tuple[float, ...]) -> None: ...
 
-    def check_scheduler(self, scheduler: Any) -> None:
-        """TypeError where `scheduler` is neither None, nor a callable epoch -> learning rate, nor the framework's own."""
+    def check_scheduler(self, scheduler: Any, *, validates: bool) -> None:
+        """Refuse what is neither None, nor a callable epoch -> learning rate, nor a scheduler of the framework's own.
 
-    def step_scheduler(self, scheduler: Any, epoch: int) -> None:
-        """Advance a framework's own scheduler object, one that is not callable, at the end of an epoch."""
+        Raises:
+            TypeError: something else.
+            ValueError: it is of another optimizer, or follows a validation loss that there will not be.
+        """
+
+    def step_scheduler(self, scheduler: Any, loss: float | None) -> None:
+        """Advance a framework's own scheduler object, one that is not callable, at the end of an epoch.
+
+        Args:
+            loss: on the validation data, where there are any.
+        """
+
+    def scheduler_state(self, scheduler: Any) -> dict[str, Any]:
+        """All that such an object remembers."""
+        ...
+
+    def load_scheduler_state(self, scheduler: Any, state: Mapping[str, Any]) -> None: ...
 
     weights_suffix: str
 
@@ -322,6 +392,58 @@ class NoIntervalRuleError(NotImplementedError):
         )
         self.layer = layer
         self.operation = operation
+        self._hint = hint
+
+    @property
+    def reason(self) -> str:
+        """What is missing, without what to do about it."""
+        missing = f"no interval rule for {self.operation} in layer {self.layer!r}"
+        return f"{missing} ({self._hint})" if self._hint else missing
+
+
+class BoundsMismatchError(NoIntervalRuleError):
+    """The bounds at hand are those of another network than the one that predicts."""
+
+    def __init__(self, layer: str, reason: str) -> None:
+        NotImplementedError.__init__(
+            self,
+            f"the bounds of layer {layer!r} are not those of this network: {reason}; no certificate can be given. "
+            'Use `measure="channel"`, which needs no bounds',
+        )
+        self.layer = layer
+        self.operation = reason
+
+    @property
+    def reason(self) -> str:
+        return f"the bounds of layer {self.layer!r} are not those of this network: {self.operation}"
+
+
+class OutputError(TypeError):
+    """A network returns something else than one tensor of logits."""
+
+
+# Of two ways to compute the same logits, relative to the largest one of the batch. Where the rules are right they agree to the
+# last digits, compiled and fused kernels to about 1e-6.
+SAME_LOGITS = 1e-4
+
+
+def check_joint_pass(plain: Array, joint: Array, layer: Callable[[], str]) -> None:
+    """Refuse bounds whose pass gives other logits than the network itself.
+
+    Args:
+        plain, joint: logits of the ordinary pass and of the pass that carries bounds, (n, nb_classes).
+        layer: finds the first layer that differs, for the message; asked only where they do.
+    Raises:
+        BoundsMismatchError: they differ by more than rounding.
+    """
+    scale = float(np.max(np.abs(plain), initial=0.0))
+    difference = float(np.max(np.abs(plain - joint), initial=0.0)) if plain.shape == joint.shape else float("inf")
+    if not difference <= SAME_LOGITS * scale:
+        raise BoundsMismatchError(
+            layer(),
+            f"the pass that carries bounds gives other logits than the network (they differ by {difference:.3g}, the largest "
+            f"is {scale:.3g}), as it happens where a network draws random numbers or works in place behind the rules' back",
+        )
 
 
 class MissingFrameworkError(ImportError):
@@ -435,6 +557,50 @@ def move_to(classifier: Any, device: str) -> Any:
     return classifier
 
 
+def save_weights(classifier: Any, path: str | os.PathLike[str]) -> Path:
+    """Write the weights of an ART classifier in the framework's own format, which loads without running code.
+
+    Args:
+        classifier: ART PyTorchClassifier, TensorFlowV2Classifier or KerasClassifier.
+        path: a file that ends in ".pt" (PyTorch) or ".weights.h5" (Keras), in a folder that is there.
+    Returns:
+        The file.
+    Raises:
+        TypeError: not an estimator of a supported kind, or `path` is no path.
+        ValueError: `path` ends otherwise, or is not in a folder that is there.
+    """
+    backend, file = backend_for(classifier), file_to_write("path", path)
+    if not file.name.endswith(backend.weights_suffix):
+        raise ValueError(f"`path` must end in {backend.weights_suffix!r} for a {type(classifier).__name__}, got {path!r}")
+    backend.save_weights(file)
+    return file
+
+
+def load_weights(classifier: Any, path: str | os.PathLike[str]) -> Any:
+    """Give an ART classifier weights that `save_weights` or `art-entropic train` has written, in place.
+
+    Args:
+        classifier: of the network that they were saved from; compiled or not, on whichever device.
+    Returns:
+        The classifier.
+    Raises:
+        TypeError: not an estimator of a supported kind, or `path` is no path.
+        FileNotFoundError: there is no such file.
+        ValueError: the file does not hold the weights of this network; nothing has been changed then.
+    """
+    backend, file = backend_for(classifier), file_path("path", path)
+    if not file.is_file():
+        raise FileNotFoundError(f"`path` must be a file of weights, got {path!r}, which is none")
+    before = backend.state()
+    try:
+        backend.load_weights(file)
+    except Exception as error:
+        backend.load_state(before)
+        reason = " ".join(str(error).split())
+        raise ValueError(f"`path` must hold the weights of this network, got {path!r}: {reason}") from error
+    return classifier
+
+
 __all__ = [
     "FRAMEWORKS",
     "Activations",
@@ -443,6 +609,7 @@ __all__ = [
     "AttackObjective",
     "Backend",
     "Batch",
+    "BoundsMismatchError",
     "Controls",
     "Framework",
     "Interval",
@@ -452,15 +619,20 @@ __all__ = [
     "NoIntervalRuleError",
     "Objective",
     "Ops",
+    "OutputError",
+    "OwnLoss",
     "Propagation",
     "Sequence",
     "Step",
     "Tensor",
     "View",
     "backend_for",
+    "check_joint_pass",
     "framework_module",
     "framework_of",
     "installed_frameworks",
+    "load_weights",
     "move_to",
     "resolve_device",
+    "save_weights",
 ]  # fmt: skip

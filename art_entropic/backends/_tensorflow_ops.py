@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -69,6 +69,9 @@ class TensorFlowOps:
 
     def reshape_like(self, x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
         return tf.ensure_shape(tf.reshape(x, tf.shape(like)), like.shape)
+
+    def constant(self, values: Sequence[float], like: tf.Tensor) -> tf.Tensor:
+        return tf.constant(list(values), like.dtype)
 
     def cast_like(self, x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
         return tf.cast(x, like.dtype)

@@ -117,7 +117,7 @@ class Replicas:
         n = tf.shape(batch.x)[0]
         small = n < 2 * self.size
         first, stride = tf.where(small, 0, place), tf.where(small, 1, self.size)
-        own = Batch(*(tf.ensure_shape(part[first::stride], part.shape) for part in batch))
+        own = Batch(*(None if part is None else tf.ensure_shape(part[first::stride], part.shape) for part in batch))
         share = tf.cast(tf.shape(own.x)[0], tf.float32) / tf.cast(n, tf.float32)
         return own, tf.where(small, 1.0 / self.size, share)
 

@@ -61,7 +61,7 @@ class _Whole(nn.Module):
         self.model, self._terms = model, terms
 
     def forward(self, *inputs: Any) -> dict[str, torch.Tensor]:
-        n, before = len(Batch._fields), _identities(self.model)
+        n, before = len(inputs) - len(Controls._fields), _identities(self.model)
         terms = dict(self._terms(Batch(*inputs[:n]), Controls(*inputs[n:])))
         if _identities(self.model) != before:
             raise ValueError("a forward method puts another tensor in the place of a buffer, which would be lost")
@@ -152,13 +152,14 @@ class CompiledGradients(Gradients):
         self._graphs: dict[Any, _Graph] = {}
 
     def __call__(self, batch: Batch, controls: Controls) -> dict[str, torch.Tensor]:
-        shapes = [part.shape for part in batch]
+        parts = [part for part in batch if part is not None]
+        shapes = [part.shape for part in parts]
         if self._shapes is None:
             self._shapes = shapes
         if shapes != self._shapes:
             return super().__call__(batch, controls)
         # As tensors, since numbers would be part of the graph.
-        inputs = [*map(_laid_out, batch), *torch.tensor(controls, dtype=torch.float32, device=batch.x.device).unbind()]
+        inputs = [*map(_laid_out, parts), *torch.tensor(controls, dtype=torch.float32, device=batch.x.device).unbind()]
         model = self._whole.model
         modes = (*(module.training for module in model.modules()), *(one.requires_grad for one in model.parameters()))
         kind = (*modes, *_identities(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -76,6 +77,9 @@ class TorchOps:
 
     def reshape_like(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return x.reshape(like.shape)
+
+    def constant(self, values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(list(values), dtype=like.dtype, device=like.device)
 
     def cast_like(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return x.to(like.dtype)

@@ -26,7 +26,7 @@ class Shares:
         n = len(batch.x)
         if self.size == 1 or n < 2 * self.size:
             return batch, 1.0 / self.size
-        own = Batch(*(part[self.rank :: self.size] for part in batch))
+        own = Batch(*(None if part is None else part[self.rank :: self.size] for part in batch))
         return own, len(own.x) / n
 
     def average(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from art_entropic.backends import Tensor, division
@@ -61,6 +63,9 @@ class NumpyOps:
 
     def reshape_like(self, x: Tensor, like: Tensor) -> Tensor:
         return np.reshape(x, like.shape)
+
+    def constant(self, values: Sequence[float], like: Tensor) -> Tensor:
+        return np.asarray(values, like.dtype)
 
     def cast_like(self, x: Tensor, like: Tensor) -> Tensor:
         return np.asarray(x, like.dtype)

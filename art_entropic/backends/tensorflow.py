@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,13 +25,16 @@ from art_entropic.backends import (
     LayerActivation,
     LayerInterval,
     Objective,
+    OwnLoss,
     Propagation,
+    check_joint_pass,
 )
 from art_entropic.backends._preprocessing import standardisation
 from art_entropic.backends._tensorflow_art import before_each_step, for_art_trainers
 from art_entropic.backends._tensorflow_bounds import Joint, Walk, box_of, has_graph, require_graph, straight_relu
+from art_entropic.backends._tensorflow_network import differentiated, one_output, own_loss, penalty_of, remove_softmax
 from art_entropic.backends._tensorflow_ops import ops
-from art_entropic.backends._tensorflow_replicas import Gradients, Replicas, check_optimizer, mirrored_strategy
+from art_entropic.backends._tensorflow_replicas import Gradients, Passes, Replicas, check_optimizer, mirrored_strategy
 from art_entropic.backends.architecture import (
     NORM_EPSILON,
     NORM_MOMENTUM,
@@ -46,6 +50,8 @@ from art_entropic.backends.architecture import (
 # --------------------------------------------------------------------------------------------------------------- view
 
 Standardise = Callable[[tf.Tensor], tf.Tensor]
+# Of an axis whose length a model leaves open, where only the layers' names are asked for.
+USUAL_LENGTH = 32
 
 
 def _single(box: Interval) -> Interval:
@@ -67,7 +73,10 @@ class TensorFlowView:
         self._training = training
 
     def logits(self, x: tf.Tensor) -> tf.Tensor:
-        return tf.cast(self._model(self._standardise(x), training=self._training), tf.float32)
+        return one_output(self._model(self._standardise(x), training=self._training))
+
+    def penalty(self) -> tf.Tensor | None:
+        return penalty_of(self._model) if self._training else None
 
     def ball(self, x: tf.Tensor, eps: tf.Tensor) -> Interval:
         return intervals.ball(ops, x, eps, self._clip_values)
@@ -93,7 +102,7 @@ class TensorFlowView:
             logits = tf.cast(walk.logits(self._model, Joint(self._standardise(x), None, "input")).value, tf.float32)
             weights = tf.stop_gradient(direction(tf.stop_gradient(logits)))
             score = tf.reduce_sum(weights * logits)
-        return logits, tape.gradient(score, x)
+        return logits, differentiated(tape, score, x)
 
 
 # ------------------------------------------------------------------------------------------------------ compiled code
@@ -120,27 +129,34 @@ class TensorFlowStep:
     With XLA the trace is compiled once for each length that turns up: a fit has two or three.
     """
 
-    def __init__(self, compute: Compute, input_shape: Sequence[int], nb_classes: int, *, xla: bool = False) -> None:
+    def __init__(self, compute: Compute, nb_classes: int, *, xla: bool = False) -> None:
         self.trace_count = 0
-        self._xla = xla
+        self._xla, self._compute, self._nb_classes = xla, compute, nb_classes
         self._names: tuple[str, ...] = ()
-        images = tf.TensorSpec((None, *input_shape), tf.float32)
-        labels, numbers = tf.TensorSpec((None, nb_classes), tf.float32), tf.TensorSpec((None,), tf.float32)
-        scalar = tf.TensorSpec((), tf.float32)
+        self._made: dict[tuple[tuple[int, ...], bool], Callable[..., tf.Tensor]] = {}
 
-        @_compiled(images, labels, images, numbers, scalar, scalar, scalar, xla=xla)
+    def _terms(self, shape: tuple[int, ...], weighted: bool) -> Callable[..., tf.Tensor]:
+        """For examples of one shape, with or without weights: made when such a batch comes, which is once in most fits."""
+        if (shape, weighted) in self._made:
+            return self._made[shape, weighted]
+        images, numbers = tf.TensorSpec((None, *shape), tf.float32), tf.TensorSpec((None,), tf.float32)
+        labels, scalar = tf.TensorSpec((None, self._nb_classes), tf.float32), tf.TensorSpec((), tf.float32)
+        batch = [images, labels, images, numbers, *([numbers] if weighted else [])]
+
+        @_compiled(*batch, scalar, scalar, scalar, xla=self._xla)
         def terms(*inputs: tf.Tensor) -> tf.Tensor:
             self.trace_count += 1
-            values = compute(Batch(*inputs[:4]), Controls(*inputs[4:]))
+            values = self._compute(Batch(*inputs[: len(batch)]), Controls(*inputs[len(batch) :]))
             self._names = tuple(values)
             return tf.stack([tf.cast(value, tf.float32) for value in values.values()])
 
-        self._terms = terms
+        self._made[shape, weighted] = terms
+        return self._made[shape, weighted]
 
     def __call__(self, batch: Batch, controls: Controls) -> dict[str, float]:
-        inputs = [np.asarray(part, np.float32) for part in (*batch, *controls)]
+        inputs = [np.asarray(part, np.float32) for part in (*batch, *controls) if part is not None]
         try:
-            values = self._terms(*inputs)
+            values = self._terms(tuple(batch.x.shape[1:]), batch.weight is not None)(*inputs)
         except tf.errors.OpError as error:
             if not self._xla or isinstance(error, tf.errors.ResourceExhaustedError):
                 raise
@@ -159,7 +175,11 @@ def _alive(reference: weakref.ref[Any]) -> Any:
 
 
 class _Inference:
-    """The compiled inference passes of one model, on preprocessed inputs. Holds no strong reference to the model."""
+    """The compiled inference passes of one model, on preprocessed inputs. Holds no strong reference to the model.
+
+    Args:
+        input_shape: of one example, without unknown lengths.
+    """
 
     def __init__(self, model: Any, input_shape: Sequence[int], nb_classes: int) -> None:
         self.made_for = (tuple(input_shape), nb_classes, _structure(model))
@@ -170,22 +190,23 @@ class _Inference:
 
         @_compiled(images)
         def logits(x: tf.Tensor) -> tf.Tensor:
-            return tf.cast(_alive(reference)(x, training=False), tf.float32)
+            return one_output(_alive(reference)(x, training=False))
 
         @_compiled(images, labels)
         def gradient(x: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(x)
-                score = tf.reduce_sum(v * tf.cast(_alive(reference)(x, training=False), tf.float32))
-            return tape.gradient(score, x)
+                score = tf.reduce_sum(v * one_output(_alive(reference)(x, training=False)))
+            return differentiated(tape, score, x)
 
         @_compiled(images)
         def values(x: tf.Tensor) -> list[tf.Tensor]:
             return [layer.value for layer in self._walk(_alive(reference), Joint(x, None, "input"))]
 
         @_compiled(images, images, images)
-        def boxes(x: tf.Tensor, lower: tf.Tensor, upper: tf.Tensor) -> list[Interval]:
-            return [box_of(layer) for layer in self._walk(_alive(reference), Joint(x, Interval(lower, upper), "input"))]
+        def boxes(x: tf.Tensor, lower: tf.Tensor, upper: tf.Tensor) -> tuple[list[Interval], tf.Tensor]:
+            layers = self._walk(_alive(reference), Joint(x, Interval(lower, upper), "input"))
+            return [box_of(layer) for layer in layers], layers[-1].value
 
         self.logits, self.gradient, self.values, self.boxes = logits, gradient, values, boxes
 
@@ -198,8 +219,8 @@ class _Inference:
         return list(layers)
 
 
-# Backends come and go, and compiling takes longer than most of what they are asked.
-_inference: weakref.WeakKeyDictionary[Any, _Inference] = weakref.WeakKeyDictionary()
+# Backends come and go, and compiling takes longer than most of what they are asked. One for each shape of an example.
+_inference: weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], _Inference]] = weakref.WeakKeyDictionary()
 
 
 def _structure(model: Any) -> tuple[Any, ...]:
@@ -255,11 +276,16 @@ class TensorFlowBackend:
         self._clip_values = _constants(estimator.clip_values)
         if not model.built or not model.weights:
             with model.distribute_strategy.scope():
-                model(tf.zeros((1, *self._input_shape)), training=False)
+                model(tf.zeros((1, *self._usual_shape)), training=False)
 
     @property
     def estimator(self) -> Any:
         return self._estimator
+
+    @property
+    def _usual_shape(self) -> tuple[int, ...]:
+        """A shape of one example, where the model leaves lengths open and no example is at hand."""
+        return tuple(USUAL_LENGTH if length is None else int(length) for length in self._input_shape)
 
     @property
     def _compiled_by_keras(self) -> bool:
@@ -311,6 +337,10 @@ class TensorFlowBackend:
             )
         _ = self._optimizer
 
+    def own_loss(self) -> OwnLoss:
+        loss = self.model.loss if self._compiled_by_keras else self._estimator.loss_object
+        return own_loss(loss, self.model)
+
     # -- passes
 
     def _standardise(self, x: tf.Tensor) -> tf.Tensor:
@@ -322,12 +352,12 @@ class TensorFlowBackend:
     def _view(self, *, training: bool) -> TensorFlowView:
         return TensorFlowView(self.model, self._standardise, self._clip_values, training=training)
 
-    @property
-    def _passes(self) -> _Inference:
-        passes = _inference.get(self.model)
-        if passes is None or passes.made_for != (self._input_shape, self._nb_classes, _structure(self.model)):
-            passes = _Inference(self.model, self._input_shape, self._nb_classes)
-            _inference[self.model] = passes
+    def _passes(self, shape: Sequence[int]) -> _Inference:
+        """The passes for examples of this shape."""
+        kept = _inference.setdefault(self.model, {})
+        passes = kept.get(tuple(shape))
+        if passes is None or passes.made_for != (tuple(shape), self._nb_classes, _structure(self.model)):
+            passes = kept[tuple(shape)] = _Inference(self.model, shape, self._nb_classes)
         return passes
 
     def _chunks(self, x: Array, batch_size: int) -> Iterator[tf.Tensor]:
@@ -335,27 +365,47 @@ class TensorFlowBackend:
             yield tf.convert_to_tensor(np.asarray(x[start : start + batch_size], np.float32))
 
     def logits(self, x: Array, batch_size: int = 256) -> Array:
-        passes = self._passes
+        passes = self._passes(x.shape[1:])
         return np.concatenate([passes.logits(self._standardise(c)).numpy() for c in self._chunks(x, batch_size)])
 
+    def predict(self, x: Array) -> Array:
+        with _kept_generators(self.model):
+            predictions: Array = self._estimator.predict(x, batch_size=len(x))
+        return predictions
+
+    def both_logits(self, x: Array, eps: float, *, training: bool) -> tuple[Array, Array]:
+        view = self._view(training=training)
+        points = tf.constant(x, tf.float32)
+
+        def logits(compute: Callable[[], tf.Tensor]) -> Array:
+            with _unchanged(self.model, seed=0):
+                array: Array = compute().numpy()
+            return array
+
+        joint = logits(lambda: view.propagate(points, tf.constant(eps, tf.float32)).logits)
+        return logits(lambda: view.logits(points)), joint
+
     def layer_names(self) -> tuple[str, ...]:
-        passes = self._passes
+        passes = self._passes(self._usual_shape)
         if not passes.names:
-            passes.values(tf.zeros((1, *self._input_shape)))
+            passes.values(tf.zeros((1, *self._usual_shape)))
         return passes.names
 
     def activations(self, x: Array, batch_size: int = 256) -> dict[str, Array]:
-        passes = self._passes
+        passes = self._passes(x.shape[1:])
         parts = [passes.values(self._standardise(chunk)) for chunk in self._chunks(x, batch_size)]
         values = (np.concatenate([part.numpy() for part in layer]) for layer in zip(*parts, strict=True))
         return dict(zip(passes.names, values, strict=True))
 
     def intervals(self, x: Array, eps: float, batch_size: int = 256) -> dict[str, Interval]:
-        passes = self._passes
+        passes = self._passes(x.shape[1:])
         parts = []
         for chunk in self._chunks(x, batch_size):
             box = intervals.ball(ops, chunk, tf.constant(eps, tf.float32), self._clip_values)
-            parts.append(passes.boxes(*map(self._standardise, (chunk, *box))))
+            bounds, joint = passes.boxes(*map(self._standardise, (chunk, *box)))
+            plain = passes.logits(self._standardise(chunk))
+            check_joint_pass(plain.numpy(), joint.numpy(), lambda: passes.names[-1])
+            parts.append(bounds)
         boxes = (
             Interval(*(np.concatenate([end.numpy() for end in ends]) for ends in zip(*layer, strict=True)))
             for layer in zip(*parts, strict=True)
@@ -363,7 +413,7 @@ class TensorFlowBackend:
         return dict(zip(passes.names, boxes, strict=True))
 
     def input_gradient(self, x: Array, v: Array, batch_size: int = 256) -> Array:
-        passes = self._passes
+        passes = self._passes(x.shape[1:])
         parts = []
         for chunk, weights in zip(self._chunks(x, batch_size), self._chunks(v, batch_size), strict=True):
             gradient = passes.gradient(self._standardise(chunk), weights)
@@ -372,10 +422,8 @@ class TensorFlowBackend:
 
     def ascent(self, objective: AttackObjective, nb_classes: int) -> Callable[[Array, Array, Array], Ascent]:
         view = self._view(training=False)
-        images = tf.TensorSpec((None, *self._input_shape), tf.float32)
         labels = tf.TensorSpec((None, nb_classes), tf.float32)
 
-        @_compiled(images, labels, tf.TensorSpec((None, None), tf.float32))
         def passes(x: tf.Tensor, y: tf.Tensor, more: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(x)
@@ -383,8 +431,15 @@ class TensorFlowBackend:
                 total = tf.reduce_sum(values)
             return logits, values, tape.gradient(total, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
+        @functools.cache
+        def compiled(shape: tuple[int, ...]) -> Callable[..., Any]:
+            images = tf.TensorSpec((None, *shape), tf.float32)
+            result: Callable[..., Any] = _compiled(images, labels, tf.TensorSpec((None, None), tf.float32))(passes)
+            return result
+
         def ask(x: Array, y: Array, more: Array) -> Ascent:
-            return Ascent(*(t.numpy() for t in passes(*(np.asarray(part, np.float32) for part in (x, y, more)))))
+            inputs = (np.asarray(part, np.float32) for part in (x, y, more))
+            return Ascent(*(t.numpy() for t in compiled(x.shape[1:])(*inputs)))
 
         return ask
 
@@ -404,11 +459,20 @@ class TensorFlowBackend:
             )
         for layer in found:
             layer.activation = keras.activations.get(then)
-        # We, Keras and ART compiled these with the old ones.
+        self._forget_compiled()
+        return tuple(layer.name for layer in found)
+
+    def _forget_compiled(self) -> None:
+        """What we, Keras and ART compiled of the model as it was."""
         _inference.pop(self.model, None)
         self.model.train_function = self.model.test_function = self.model.predict_function = None
-        self._estimator._forward_pass = tf.function(self._estimator._forward_pass.python_function, reduce_retracing=True)
-        return tuple(layer.name for layer in found)
+        if hasattr(self._estimator, "_forward_pass"):
+            self._estimator._forward_pass = tf.function(self._estimator._forward_pass.python_function, reduce_retracing=True)
+
+    def remove_softmax(self) -> str:
+        name = remove_softmax(self._estimator, self.model, compiled=self._compiled_by_keras, shape=self._usual_shape)
+        self._forget_compiled()
+        return name
 
     # -- training
 
@@ -421,7 +485,7 @@ class TensorFlowBackend:
             yield
 
     def _step(self, compute: Compute, *, xla: bool = False) -> TensorFlowStep:
-        return TensorFlowStep(compute, self._input_shape, self._nb_classes, xla=xla)
+        return TensorFlowStep(compute, self._nb_classes, xla=xla)
 
     def hold(self, x: Array) -> Any:
         return x
@@ -446,21 +510,10 @@ class TensorFlowBackend:
             RuntimeError: called within a `strategy.scope()`.
         """
         self.check_step(compile=compile, mixed_precision=mixed_precision)
-        view = self._view(training=True)
         optimizer, variables = self._optimizer, self.model.trainable_variables
         statistics = [variable for variable in self.model.non_trainable_weights]
         replicas = Replicas(self.model)
-
-        def passes(batch: Batch, controls: Controls, weight: tf.Tensor | None) -> tuple[dict[str, tf.Tensor], Gradients]:
-            weights = [variable.value for variable in variables]
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(weights)
-                terms = dict(objective(view, batch, controls))
-                loss = terms["loss"] if weight is None else weight * terms["loss"]
-            gradients = tape.gradient(loss, weights)
-            if all(gradient is None for gradient in gradients):
-                raise ValueError("the loss of `objective` must depend on the weights, got one without a gradient")
-            return terms, gradients
+        passes = self._gradients_of(objective)
 
         def compute(batch: Batch, controls: Controls) -> dict[str, tf.Tensor]:
             before = [tf.identity(variable.value) for variable in statistics]
@@ -481,6 +534,41 @@ class TensorFlowBackend:
             return {**terms, "gradient_norm": norm}
 
         return self._step(compute, xla=compile)
+
+    def _gradients_of(self, objective: Objective) -> Passes:
+        view, variables = self._view(training=True), self.model.trainable_variables
+
+        def passes(batch: Batch, controls: Controls, weight: tf.Tensor | None) -> tuple[dict[str, tf.Tensor], Gradients]:
+            weights = [variable.value for variable in variables]
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(weights)
+                terms = dict(objective(view, batch, controls))
+                loss = terms["loss"] if weight is None else weight * terms["loss"]
+            gradients = tape.gradient(loss, weights)
+            if all(gradient is None for gradient in gradients):
+                raise ValueError("the loss of `objective` must depend on the weights, got one without a gradient")
+            return terms, gradients
+
+        return passes
+
+    def dry_step(
+        self, objective: Objective, batch: Batch, controls: Controls, *, mixed_precision: bool = False
+    ) -> dict[str, float]:
+        """See `Backend`. Operation by operation: compiling it would take longer than running it."""
+        replicas, statistics = Replicas(self.model), list(self.model.non_trainable_weights)
+        parts = [tf.constant(np.asarray(part, np.float32)) for part in batch if part is not None]
+        scalars = Controls(*(tf.constant(value, tf.float32) for value in controls))
+
+        def step(*parts: tf.Tensor) -> dict[str, tf.Tensor]:
+            terms, gradients = replicas.run(self._gradients_of(objective), Batch(*parts), scalars, statistics)
+            norm = tf.linalg.global_norm([gradient for gradient in gradients if gradient is not None])
+            return {name: tf.cast(value, tf.float32) for name, value in {**terms, "gradient_norm": norm}.items()}
+
+        with _unchanged(self.model, seed=0):
+            # On several devices only compiled: a strategy runs no operation by itself.
+            specs = [tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in parts]
+            values = (_compiled(*specs)(step) if replicas.size > 1 else step)(*parts)
+            return {name: float(value) for name, value in values.items()}
 
     def is_out_of_memory(self, error: Exception) -> bool:
         return isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError))
@@ -537,12 +625,19 @@ class TensorFlowBackend:
     def learning_rates(self, values: tuple[float, ...]) -> None:
         (self.learning_rate,) = values
 
-    def check_scheduler(self, scheduler: Any) -> None:
+    def check_scheduler(self, scheduler: Any, *, validates: bool) -> None:
         if scheduler is not None and not callable(scheduler):
             raise TypeError(f"`scheduler` must be a callable epoch -> learning rate, got {type(scheduler).__name__}")
 
-    def step_scheduler(self, scheduler: Any, epoch: int) -> None:
-        # Keras has no scheduler object that is stepped from outside.
+    # Keras has no scheduler object that is stepped from outside, and `check_scheduler` lets none pass.
+
+    def step_scheduler(self, scheduler: Any, loss: float | None) -> None:
+        raise TypeError(f"`scheduler` must be a callable epoch -> learning rate, got {type(scheduler).__name__}")
+
+    def scheduler_state(self, scheduler: Any) -> dict[str, Any]:
+        raise TypeError(f"`scheduler` must be a callable epoch -> learning rate, got {type(scheduler).__name__}")
+
+    def load_scheduler_state(self, scheduler: Any, state: Mapping[str, Any]) -> None:
         raise TypeError(f"`scheduler` must be a callable epoch -> learning rate, got {type(scheduler).__name__}")
 
     def save_weights(self, path: Path) -> None:
@@ -582,19 +677,37 @@ def _generators(model: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _seeded(model: Any, seed: int) -> Iterator[None]:
-    """Everything random of TensorFlow, of Keras and of the model's layers starts from a seed inside; as before after."""
+def _kept_generators(model: Any) -> Iterator[None]:
+    """Everything random that Keras runs for the model is afterwards where it was."""
     generators = _generators(model)
     before = [generator.numpy() for generator in generators]
-    rng = np.random.default_rng(seed)
-    with _global_seed(seed):
-        for generator in generators:
-            generator.assign(rng.integers(0, 2**31, size=2).astype(generator.dtype))
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, before, strict=True):
+            generator.assign(state)
+
+
+@contextlib.contextmanager
+def _unchanged(model: Any, seed: int) -> Iterator[None]:
+    """Inside everything random starts from a seed. On leaving, weights, statistics and generators are as they were."""
+    before = [weight.numpy() for weight in model.weights]
+    with _seeded(model, seed):
         try:
             yield
         finally:
-            for generator, state in zip(generators, before, strict=True):
-                generator.assign(state)
+            for weight, value in zip(model.weights, before, strict=True):
+                weight.assign(value)
+
+
+@contextlib.contextmanager
+def _seeded(model: Any, seed: int) -> Iterator[None]:
+    """Everything random of TensorFlow, of Keras and of the model's layers starts from a seed inside; as before after."""
+    rng = np.random.default_rng(seed)
+    with _global_seed(seed), _kept_generators(model):
+        for generator in _generators(model):
+            generator.assign(rng.integers(0, 2**31, size=2).astype(generator.dtype))
+        yield
 
 
 @contextlib.contextmanager

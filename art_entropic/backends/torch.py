@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from art_entropic import intervals
 from art_entropic.backends import (
+    SAME_LOGITS,
     Activations,
     Array,
     Ascent,
@@ -23,13 +26,17 @@ from art_entropic.backends import (
     Interval,
     LayerActivation,
     LayerInterval,
+    NoIntervalRuleError,
     Objective,
+    OutputError,
+    OwnLoss,
     Propagation,
     Step,
+    check_joint_pass,
 )
 from art_entropic.backends._preprocessing import standardisation
 from art_entropic.backends._torch_art import before_each_step, for_art_trainers, reference_attack, untouched
-from art_entropic.backends._torch_bounds import BoundTensor, Recorder, Trace, TwiceDifferentiated
+from art_entropic.backends._torch_bounds import BoundTensor, Recorder, Trace, TwiceDifferentiated, is_out_of_memory, uncompiled
 from art_entropic.backends._torch_compiled import CompiledGradients, Gradients, check_compiler
 from art_entropic.backends._torch_devices import (
     accelerators,
@@ -40,6 +47,17 @@ from art_entropic.backends._torch_devices import (
     kept_generators,
     on_device,
     set_generators,
+)
+from art_entropic.backends._torch_network import (
+    as_written,
+    check_optimizer,
+    lock_of,
+    main_output,
+    own_buffers,
+    own_loss,
+    remove_softmax,
+    twice_differentiable,
+    unchanged,
 )
 from art_entropic.backends._torch_ops import ops
 from art_entropic.backends._torch_shares import Shares
@@ -73,8 +91,7 @@ class TorchView:
             return self._backend.forward(x)
         # Of the passes this one alone: a bound that is rounded to 8 bits bounds nothing.
         with torch.autocast(x.device.type, torch.bfloat16):
-            logits = self._backend.forward(x)
-        return logits.float()
+            return self._backend.forward(x)
 
     def ball(self, x: torch.Tensor, eps: torch.Tensor | float) -> Interval:
         return self._backend.ball(x, eps)
@@ -88,30 +105,33 @@ class TorchView:
     def input_gradient(
         self, x: torch.Tensor, direction: Callable[[torch.Tensor], torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        with _inference(self._backend.model), torch.enable_grad():
+        with self._backend.inference(), torch.enable_grad():
             # An attack differentiates the gradient once more, with respect to x.
             point = x if x.requires_grad else x.detach().requires_grad_(True)
-            with TwiceDifferentiated():
+            model = self._backend.model
+            with twice_differentiable(model), own_buffers(model), TwiceDifferentiated():
                 logits = self._backend.forward(point)
             weights = direction(logits.detach())
-            (gradient,) = torch.autograd.grad((weights * logits).sum(), point, create_graph=self._differentiable)
+            if not logits.requires_grad:
+                raise _not_differentiable()
+            found = torch.autograd.grad((weights * logits).sum(), point, create_graph=self._differentiable, allow_unused=True)
+            (gradient,) = found
+            if gradient is None:
+                raise _not_differentiable()
         return logits, gradient
 
-
-@contextlib.contextmanager
-def _inference(model: nn.Module) -> Iterator[None]:
-    """Inference mode inside; every module's own mode after, so that what the user froze stays frozen."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+    def penalty(self) -> None:
+        """PyTorch leaves regularisation to the optimizer and to the loss that a user writes."""
 
 
 # ----------------------------------------------------------------------------------------------------------- backend
+
+
+def _not_differentiable() -> ValueError:
+    return ValueError(
+        "`classifier` must be differentiable in its input, but no gradient of its logits reaches it, as behind an embedding of "
+        "indices or an operation of whole numbers"
+    )
 
 
 _Scheduler = torch.optim.lr_scheduler.LRScheduler
@@ -128,6 +148,7 @@ class TorchBackend:
         self._estimator = estimator
         self.model: nn.Module = estimator.model
         self._mean_std, self._clip = _pair(standardisation(estimator)), _pair(estimator.clip_values)
+        self._told_of_auxiliary = False
 
     @property
     def estimator(self) -> Any:
@@ -182,13 +203,63 @@ class TorchBackend:
             raise ValueError(f"`classifier` must have an optimizer to be retrained, got a {kind} with `optimizer=None`")
         if self._estimator.loss is None:
             raise ValueError(f"`classifier` must have a loss to be retrained, got a {kind} with `loss=None`")
+        if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
+            raise ValueError("`classifier` must be retrained with gradients, got torch.no_grad() or torch.inference_mode()")
+        check_optimizer(self._optimizer, self.model)
+
+    def own_loss(self) -> OwnLoss:
+        return own_loss(self._estimator.loss, int(self._estimator.nb_classes))
 
     # -- passes
 
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[None]:
+        """Inference mode inside, for one thread at a time; every module's own mode after, so that what was frozen stays so."""
+        with lock_of(self.model):
+            training = [module for module in self.model.modules() if module.training]
+            for module in training:
+                module.training = False
+            try:
+                yield
+            finally:
+                for module in training:
+                    module.training = True
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of raw x, differentiable, in the modules' present mode."""
-        logits: torch.Tensor = self.model(self._standardised(x))
-        return logits
+        return self._logits_of(self.model(self._processed(self._own(x))))
+
+    def _own(self, x: torch.Tensor) -> torch.Tensor:
+        """Standardised inputs in memory of their own: the network may work in place."""
+        return x.clone() if self._standardisation is None else self._standardised(x)
+
+    def _processed(self, x: Any) -> Any:
+        """What a HuggingFaceClassifierPyTorch puts before its network."""
+        processor = getattr(self._estimator, "processor", None)
+        return x if processor is None else processor(x)
+
+    def _logits_of(self, outputs: Any) -> torch.Tensor:
+        """The one tensor of logits, in float32 or more; in training mode a network may return more than it predicts with.
+
+        Raises:
+            OutputError: there is no such tensor.
+        """
+        logits = outputs
+        if not isinstance(outputs, torch.Tensor) and self.model.training:
+            logits = main_output(outputs)
+            if isinstance(logits, torch.Tensor) and not self._told_of_auxiliary:
+                self._told_of_auxiliary = True
+                warnings.warn(
+                    f"the network of `classifier` returns a {type(outputs).__name__} in training: its logits are trained, "
+                    "what it returns beside them is not",
+                    stacklevel=2,
+                )
+        if not isinstance(logits, torch.Tensor):
+            raise OutputError(
+                f"`classifier` must return one tensor of logits, its network returns a {type(outputs).__name__}: let its "
+                "forward method return the logits alone"
+            )
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
     def _standardised(self, x: torch.Tensor) -> torch.Tensor:
         if self._standardisation is None:
@@ -203,44 +274,61 @@ class TorchBackend:
         """The joint pass of `View.propagate`, in the modules' present mode."""
         trace = Trace(self.model)
         box = Interval(*map(self._standardised, self.ball(x, eps)))
-        with trace.following(self.model):
-            logits = self.model(BoundTensor(self._standardised(x), box, "input", trace))
+        with as_written(), trace.refusing(self.model):
+            outputs = self.model(self._processed(BoundTensor(self._own(x), box, "input", trace)))
+        logits = self._logits_of(outputs)
         if not isinstance(logits, BoundTensor):
-            raise TypeError(f"the network must return one tensor of logits, got {type(logits).__name__}")
-        trace.finish(logits.source, logits)
-        layers = tuple(LayerInterval(name, bound.box, bound.radius) for name, bound in trace.named())
-        # Bounds and trace hold each other, and would keep every tensor of this pass until Python looks for cycles.
-        trace.layers.clear()
+            raise NoIntervalRuleError(
+                type(self.model).__name__, "what makes the logits", "they do not depend on the input's bounds"
+            )
+        trace.finish(logits.source, logits.bounds)
+        layers = tuple(LayerInterval(name, bounds.box, bounds.radius) for name, bounds in trace.named())
         return Propagation(logits.value, logits.box, layers)
 
     def traced(self, x: torch.Tensor) -> Activations:
         """The pass of `View.activations`, in the modules' present mode."""
         trace = Trace(self.model)
-        inputs = self._standardised(x)
+        inputs = self._own(x)
         recorder = Recorder(trace, self.model)
-        with trace.following(self.model), recorder:
-            logits = self.model(inputs)
-        if not isinstance(logits, torch.Tensor):
-            raise TypeError(f"the network must return one tensor of logits, got {type(logits).__name__}")
+        with as_written(), trace.refusing(self.model), recorder:
+            outputs = self.model(self._processed(inputs))
+        logits = self._logits_of(outputs)
         trace.finish(recorder.source(logits), recorder.kept(logits))
         return Activations(logits, tuple(LayerActivation(name, value) for name, value in trace.named()))
 
     def _tensor(self, x: Any) -> torch.Tensor:
         if isinstance(x, torch.Tensor):  # one that `hold` gave out
             return x
-        return torch.as_tensor(np.asarray(x, np.float32)).to(self.device)
+        array = np.asarray(x, np.float32)
+        # Nobody writes into it, but PyTorch warns of memory that it could not write into.
+        return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self.device)
 
     def _chunks(self, x: Array, batch_size: int) -> Iterator[torch.Tensor]:
         for start in range(0, len(x), batch_size):
             yield self._tensor(x[start : start + batch_size])
 
     def logits(self, x: Array, batch_size: int = 256) -> Array:
-        with _inference(self.model), torch.no_grad():
-            parts = [self.forward(chunk).cpu().numpy() for chunk in self._chunks(x, batch_size)]
-        return np.concatenate(parts)
+        with self.inference(), torch.no_grad():
+            return np.concatenate([_array(self.forward(chunk)) for chunk in self._chunks(x, batch_size)])
+
+    def predict(self, x: Array) -> Array:
+        # ART leaves the network in inference mode. One that works in place would write into what ART hands it.
+        with self.inference(), kept_generators(self.device):
+            predictions: Array = self._estimator.predict(x.copy(), batch_size=len(x))
+        return predictions
+
+    def both_logits(self, x: Array, eps: float, *, training: bool) -> tuple[Array, Array]:
+        chunk = self._tensor(x)
+
+        def logits(compute: Callable[[], torch.Tensor]) -> Array:
+            with unchanged(self.model, self.device, seed=0), torch.no_grad():
+                self.model.train(training)
+                return _array(compute())
+
+        return logits(lambda: self.forward(chunk)), logits(lambda: self.propagate(chunk, eps).logits)
 
     def _record(self, x: torch.Tensor) -> tuple[LayerActivation, ...]:
-        with _inference(self.model), torch.no_grad():
+        with self.inference(), torch.no_grad():
             return self.traced(x).layers
 
     def layer_names(self) -> tuple[str, ...]:
@@ -256,15 +344,29 @@ class TorchBackend:
 
     def intervals(self, x: Array, eps: float, batch_size: int = 256) -> dict[str, Interval]:
         parts: dict[str, list[Interval]] = {}
-        with _inference(self.model), torch.no_grad():
+        with self.inference(), torch.no_grad():
             for chunk in self._chunks(x, batch_size):
-                for layer in self.propagate(chunk, eps).layers:
+                joint, plain = self.propagate(chunk, eps), self.forward(chunk)
+                check_joint_pass(_array(plain), _array(joint.logits), lambda: self._first_other(chunk, joint))  # noqa: B023
+                for layer in joint.layers:
                     part = Interval(layer.box.lower.cpu().numpy(), layer.box.upper.cpu().numpy())
                     parts.setdefault(layer.name, []).append(part)
         return {
             name: Interval(np.concatenate([b.lower for b in boxes]), np.concatenate([b.upper for b in boxes]))
             for name, boxes in parts.items()
         }
+
+    def _first_other(self, x: torch.Tensor, joint: Propagation) -> str:
+        """The first layer whose box misses the network's own value at x."""
+        values = {layer.name: layer.value for layer in self.traced(x).layers}
+        for name, box, _ in joint.layers:
+            if name not in values:
+                return name
+            value = values[name]
+            slack = SAME_LOGITS * value.abs().max()
+            if value.shape != box.lower.shape or bool(((value < box.lower - slack) | (value > box.upper + slack)).any()):
+                return name
+        return joint.layers[-1].name
 
     def input_gradient(self, x: Array, v: Array, batch_size: int = 256) -> Array:
         view = TorchView(self, differentiable=False)
@@ -279,14 +381,14 @@ class TorchBackend:
 
     def deployed_logits(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of raw x in inference mode, differentiable."""
-        with _inference(self.model):
+        with self.inference():
             return self.forward(x)
 
     def ascent(self, objective: AttackObjective, nb_classes: int) -> Callable[[Array, Array, Array], Ascent]:
         view = TorchView(self, differentiable=True)
 
         def ask(x: Array, y: Array, more: Array) -> Ascent:
-            with _inference(self.model), torch.enable_grad():
+            with self.inference(), torch.enable_grad():
                 point = self._tensor(x).requires_grad_(True)
                 logits, values = objective(view, point, self._tensor(y), self._tensor(more))
                 # Autograd refuses what does not depend on x at all; to an attack, that is a flat place like any other.
@@ -312,6 +414,9 @@ class TorchBackend:
             setattr(parent, name, _ACTIVATIONS[then]().train(parent.training))
         return tuple(path for _, _, path in found)
 
+    def remove_softmax(self) -> str:
+        return remove_softmax(self._estimator)
+
     # -- training
 
     @contextlib.contextmanager
@@ -335,7 +440,7 @@ class TorchBackend:
 
     def _inputs(self, batch: Batch, controls: Controls) -> tuple[Batch, Controls]:
         # Python floats as controls: PyTorch needs no retracing, and a scalar tensor would cost a kernel each.
-        return Batch(*(self._tensor(part) for part in batch)), controls
+        return Batch(*(None if part is None else self._tensor(part) for part in batch)), controls
 
     def check_step(self, *, compile: bool = False, mixed_precision: bool = False) -> None:
         if compile:
@@ -353,6 +458,10 @@ class TorchBackend:
             gradients_of = CompiledGradients(self.model, gradients_of, self.is_out_of_memory)
 
         def step(batch: Batch, controls: Controls) -> dict[str, float]:
+            with lock_of(self.model):
+                return descend(batch, controls)
+
+        def descend(batch: Batch, controls: Controls) -> dict[str, float]:
             optimizer.zero_grad(set_to_none=True)
             batch, weight = shares.of(batch)
             terms = gradients_of(*self._inputs(batch, controls))
@@ -366,16 +475,26 @@ class TorchBackend:
 
         return step
 
+    def dry_step(
+        self, objective: Objective, batch: Batch, controls: Controls, *, mixed_precision: bool = False
+    ) -> dict[str, float]:
+        view = TorchView(self, differentiable=True, mixed_precision=mixed_precision)
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
+        with unchanged(self.model, self.device, seed=0), as_written():
+            self.model.train()
+            terms = objective(view, *self._inputs(batch, controls))
+            found = torch.autograd.grad(terms["loss"], parameters, allow_unused=True)
+            gradients = [gradient for gradient in found if gradient is not None]
+            return _numbers({**terms, "gradient_norm": nn.utils.get_total_norm(gradients)})
+
     def is_out_of_memory(self, error: Exception) -> bool:
-        # On the CPU it is a RuntimeError like any other, known by its words alone.
-        told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-        return told or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        return is_out_of_memory(error)
 
     def measuring_step(self, objective: Objective) -> Step:
         view = TorchView(self, differentiable=False)
 
         def step(batch: Batch, controls: Controls) -> dict[str, float]:
-            with _inference(self.model), torch.no_grad():
+            with self.inference(), torch.no_grad():
                 return _numbers(objective(view, *self._inputs(batch, controls)))
 
         return step
@@ -402,6 +521,7 @@ class TorchBackend:
         return arrays
 
     def load_optimizer_state(self, state: Mapping[str, Array]) -> None:
+        held = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         result = copy.deepcopy(self._optimizer.state_dict())
         result["state"] = {}
         for key, array in state.items():
@@ -409,6 +529,7 @@ class TorchBackend:
             if kind in ("tensor", "number"):
                 index, _, slot = rest.partition("/")
                 value = torch.as_tensor(np.array(array)) if kind == "tensor" else array.item()
+                _check_slot(f"{index}/{slot}", value, held[int(index)])
                 result["state"].setdefault(int(index), {})[slot] = value
             elif kind == "lr":
                 result["param_groups"][int(rest)]["lr"] = float(array)
@@ -434,24 +555,47 @@ class TorchBackend:
         for group, value in zip(self._optimizer.param_groups, values, strict=True):
             group["lr"] = value
 
-    def check_scheduler(self, scheduler: Any) -> None:
-        if scheduler is not None and not callable(scheduler) and not isinstance(scheduler, _Scheduler):
+    def check_scheduler(self, scheduler: Any, *, validates: bool) -> None:
+        if scheduler is None or callable(scheduler):
+            return
+        if not isinstance(scheduler, _Scheduler):
             raise TypeError(
                 "`scheduler` must be a callable epoch -> learning rate or a torch.optim.lr_scheduler.LRScheduler, "
                 f"got {type(scheduler).__name__}"
             )
+        if scheduler.optimizer is not self._optimizer:
+            raise ValueError("`scheduler` must be made for the optimizer of `classifier`, got one of another optimizer")
+        if isinstance(scheduler, ReduceLROnPlateau) and not validates:
+            raise ValueError("`scheduler` ReduceLROnPlateau needs `validation_data`, whose loss it follows, got None")
 
-    def step_scheduler(self, scheduler: _Scheduler, epoch: int) -> None:
-        scheduler.step()
+    def step_scheduler(self, scheduler: _Scheduler, loss: float | None) -> None:
+        if isinstance(scheduler, ReduceLROnPlateau) and loss is not None:
+            scheduler.step(loss)
+        else:
+            scheduler.step()
+
+    def scheduler_state(self, scheduler: _Scheduler) -> dict[str, Any]:
+        state: dict[str, Any] = scheduler.state_dict()
+        return state
+
+    def load_scheduler_state(self, scheduler: _Scheduler, state: Mapping[str, Any]) -> None:
+        scheduler.load_state_dict(dict(state))
 
     def save_weights(self, path: Path) -> None:
-        state = self.model.state_dict()
-        for name, tensor in state.items():
-            state[name] = tensor.cpu()  # the same file wherever it was trained, which loads everywhere
+        # The same file wherever it was trained, compiled or not, which loads everywhere.
+        state = {uncompiled(name): tensor.cpu() for name, tensor in self.model.state_dict().items()}
         torch.save(state, path)
 
     def load_weights(self, path: Path) -> None:
-        self.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        names = {uncompiled(name): name for name in self.model.state_dict()}
+        self.model.load_state_dict({names.get(uncompiled(name), name): value for name, value in saved.items()})
+
+
+def _check_slot(name: str, value: Any, parameter: nn.Parameter) -> None:
+    """What an optimizer remembers of a parameter has its shape, or is less, as the factors of a matrix are."""
+    if isinstance(value, torch.Tensor) and value.shape != parameter.shape and value.numel() >= max(2, parameter.numel()):
+        raise ValueError(f"`state` must fit the parameter, got {name} of {tuple(value.shape)} for {tuple(parameter.shape)}")
 
 
 def _follow(optimizer: torch.optim.Optimizer, moved: Mapping[nn.Parameter, nn.Parameter]) -> None:
@@ -472,6 +616,11 @@ def _pair(values: Any) -> _Pair | None:
         return None
     one, two = (torch.as_tensor(np.asarray(value, np.float32)) for value in values)
     return one, two
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    array: Array = tensor.detach().cpu().numpy()
+    return array
 
 
 def _numbers(terms: Mapping[str, torch.Tensor]) -> dict[str, float]:
