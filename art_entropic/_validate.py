@@ -213,8 +213,8 @@ def check_logits(logits: np.ndarray, nb_classes: int) -> None:
         raise ValueError("`classifier` must return finite logits, got NaN or infinite values on `x`: is it trained?")
     if np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1.0, atol=1e-4):
         raise ValueError(
-            "`classifier` must return logits, got probabilities (rows in [0, 1] that sum to 1): remove the final softmax "
-            "from the model and use a loss that takes logits; the bound and the attacks need logits"
+            "`classifier` must return logits, got probabilities (rows in [0, 1] that sum to 1): "
+            "art_entropic.to_logits(classifier) takes the final softmax away; the bound and the attacks need logits"
         )
 
 

@@ -37,6 +37,7 @@ from art_entropic._validate import (
 )
 from art_entropic.backends import Array, Backend, Interval, NoIntervalRuleError, backend_for
 from art_entropic.backends.numpy import ops
+from art_entropic.guards import check_bounds, check_predictions
 from art_entropic.information import coding_rate, first_order_loss_of_margin, gaussian_channels, transmitted_information
 from art_entropic.palette import colours as palette
 from art_entropic.records import ProfileRow, number
@@ -333,7 +334,9 @@ class _Network:
         self._backend, self._batch_size = backend, batch_size
         self.eps, self.clip_values = eps, backend.estimator.clip_values
         self.blind: str | None = None  # why only input and logits are seen
+        check_predictions(backend, x)
         check_logits(backend.logits(x, batch_size), int(backend.estimator.nb_classes))
+        self._bounds_were_checked = False
         counts = np.bincount(labels) / len(labels)
         self.label_entropy = float(-(counts[counts > 0] * np.log(counts[counts > 0])).sum())
         self.units: dict[str, int] = {}
@@ -349,10 +352,13 @@ class _Network:
             try:
                 return _behind_input(x, self._backend.activations(x, self._batch_size))
             except NoIntervalRuleError as error:
-                self.blind = _reason(error)
+                self.blind = error.reason
         return {INPUT: x, LOGITS: self._backend.logits(x, self._batch_size)}
 
     def boxes(self, x: Array) -> dict[str, Interval]:
+        if not self._bounds_were_checked:
+            check_bounds(self._backend, x, self.eps)
+            self._bounds_were_checked = True
         return self._backend.intervals(x, self.eps, self._batch_size)
 
     def logits(self, x: Array) -> Array:
@@ -379,10 +385,6 @@ class _Network:
             if not math.isfinite(variance):
                 raise ValueError(f"`classifiers` must have finite values in every layer, got others in {layer!r}")
         return {layer: math.sqrt(max(0.0, variance)) for layer, variance in variances.items()}
-
-
-def _reason(error: NoIntervalRuleError) -> str:
-    return f"no interval rule for {error.operation} in layer {error.layer!r}"
 
 
 # ------------------------------------------------------------------------------------------------------------- profile
@@ -652,7 +654,7 @@ class _Reader:
                     for layer, values in self._of_chunk(chunk, measure):
                         parts.setdefault((layer, measure), []).append(np.asarray(values, np.float64))
                 except NoIntervalRuleError as error:
-                    self._reasons[measure] = _reason(error)
+                    self._reasons[measure] = error.reason
             advance()
         self._values |= {place: np.concatenate(found) for place, found in parts.items() if place[1] not in self._reasons}
 

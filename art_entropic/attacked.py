@@ -124,6 +124,7 @@ class Attacked(ClassGradientsMixin, LossGradientsMixin, ClassifierMixin, NeuralN
         backend: of the classifier under attack.
         objective: what a gradient attack climbs.
         batch_size: of predictions.
+        input_shape: of one point.
         remembers: whether a point that was predicted in one of the last few calls is not asked again; only for a network that
             answers the same each time.
     Attributes:
@@ -135,6 +136,7 @@ class Attacked(ClassGradientsMixin, LossGradientsMixin, ClassifierMixin, NeuralN
         backend: Backend,
         objective: AttackObjective,
         batch_size: int,
+        input_shape: tuple[int, ...],
         *,
         remembers: bool,
     ) -> None:
@@ -142,7 +144,7 @@ class Attacked(ClassGradientsMixin, LossGradientsMixin, ClassifierMixin, NeuralN
         super().__init__(model=estimator.model, clip_values=estimator.clip_values, channels_first=estimator.channels_first)
         self.backend = backend
         self._batch_size = batch_size
-        self._input_shape = tuple(estimator.input_shape)
+        self._input_shape = input_shape
         self.nb_classes = int(estimator.nb_classes)
         self._ask = backend.ascent(objective, self.nb_classes)
         self.forward_passes = 0

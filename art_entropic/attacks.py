@@ -424,20 +424,30 @@ class Target:
         is_deterministic: it answers the same each time.
         measure: the information measure that it was retrained with, where that is known.
         sources: other classifiers, for transfer.
+        input_shape: of one point; the classifier may leave lengths open.
     """
 
     classifier: Any
     backend: Backend
     framework: str
+    input_shape: tuple[int, ...]
     is_deterministic: bool = True
     measure: str | None = None
     sources: Mapping[str, Target] = field(default_factory=dict)
     _twins: dict[str, Attacked] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, classifier: Any, measure: str | None = None, sources: Mapping[str, Any] | None = None) -> Target:
-        others = {name: cls.of(source) for name, source in (sources or {}).items()}
-        return cls(classifier, backend_for(classifier), framework_of(classifier), measure=measure, sources=others)
+    def of(
+        cls,
+        classifier: Any,
+        measure: str | None = None,
+        sources: Mapping[str, Any] | None = None,
+        input_shape: tuple[int, ...] | None = None,
+    ) -> Target:
+        """`input_shape` is that of the points where the classifier leaves lengths open; None where it leaves none."""
+        shape = tuple(classifier.input_shape) if input_shape is None else input_shape
+        others = {name: cls.of(source, input_shape=shape) for name, source in (sources or {}).items()}
+        return cls(classifier, backend_for(classifier), framework_of(classifier), shape, measure=measure, sources=others)
 
     @property
     def nb_classes(self) -> int:
@@ -449,7 +459,7 @@ class Target:
         if self.measure is not None:
             return self.measure
         try:
-            self.backend.intervals(np.zeros((1, *self.classifier.input_shape), np.float32), 0.0)
+            self.backend.intervals(np.zeros((1, *self.input_shape), np.float32), 0.0)
         except NoIntervalRuleError:
             return "channel"
         return "interval"
@@ -468,7 +478,9 @@ class Target:
         from art_entropic.attacked import Attacked
 
         if name not in self._twins:
-            self._twins[name] = Attacked(self.backend, objective, self.batch_size, remembers=self.is_deterministic)
+            self._twins[name] = Attacked(
+                self.backend, objective, self.batch_size, self.input_shape, remembers=self.is_deterministic
+            )
         return self._twins[name]
 
     @property
@@ -480,7 +492,7 @@ class Target:
     def batch_size(self) -> int:
         """Of an attack."""
         features = BATCH_FEATURES["accelerator" if self.backend.is_accelerated else "processor"]
-        return int(np.clip(features // max(1, math.prod(self.classifier.input_shape)), 16, 512))
+        return int(np.clip(features // max(1, math.prod(self.input_shape)), 16, 512))
 
     def untouched(self, seed: int) -> contextlib.AbstractContextManager[None]:
         """The classifier leaves as it came; inside, its framework draws from that seed where it can be told."""

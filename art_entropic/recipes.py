@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from art_entropic._validate import check_eps, choice, finite, non_negative
-from art_entropic.backends import Array, Backend, NoIntervalRuleError, backend_for
+from art_entropic.backends import Array, Backend, backend_for
 from art_entropic.information import MEASURES, Layers
 from art_entropic.objective import EntropicObjective, Schedule
 
@@ -107,25 +107,33 @@ def _weight_of_information(beta: Any, measure: str) -> float:
     return finite("beta", beta) if MEASURES[measure].signed else non_negative("beta", beta)
 
 
-def measure_for(backend: Backend, x: Array, eps: float) -> str:
-    """The measure that suits a network and a radius.
+class Choice(NamedTuple):
+    """A measure, and why it was chosen."""
 
-    The worst case by intervals wants piecewise linear activations, for which its rules are exact unit by unit, and is worth its
-    price where the first order no longer tells what happens and the network is not too deep for it. Everything else gets the
-    first order, which is at its best with a smooth network and a small radius.
+    measure: str
+    reason: str
+
+
+def measure_for(backend: Backend, x: Array, eps: float) -> Choice:
+    """The measure that fits a network and a radius.
+
+    `interval` sees the whole ball at once, through bounds that on piecewise linear networks are exact unit by unit, and is
+    worth its price where the first order no longer tells what happens. Everything else gets the first order, which is at its
+    best with a smooth network and a small radius.
 
     Args:
         x: some points of the data, (n, ...), float32, raw units.
         eps: Linf radius, in the units of x.
     Returns:
-        A name of AUTOMATIC.
+        A name of AUTOMATIC. Whether a step with it works, a dry step tells.
     """
-    if eps < LARGE_EPS * _range(backend, x) or not piecewise_linear(backend, x):
-        return "channel"
-    try:
-        return "interval" if overflowing_layer(backend, x, eps) is None else "channel"
-    except NoIntervalRuleError:
-        return "channel"
+    if eps < LARGE_EPS * _range(backend, x):
+        return Choice("channel", f"eps is below {100 * LARGE_EPS:g} % of the range of the data")
+    if not piecewise_linear(backend, x):
+        return Choice("channel", "the network is not piecewise linear")
+    return Choice(
+        "interval", f"the network is piecewise linear, and eps {100 * LARGE_EPS:g} % of the range of the data or more"
+    )
 
 
 def overflowing_layer(backend: Backend, x: Array, eps: float) -> str | None:
@@ -191,6 +199,23 @@ def smooth_activations(classifier: Any) -> tuple[str, ...]:
             "changed there"
         )
     return changed
+
+
+def to_logits(classifier: Any) -> str:
+    """Let a classifier that ends in a softmax return logits, in place: what is trained, attacked and bounded here are logits.
+
+    The classes that it predicts stay. A loss that takes probabilities becomes the same one from logits.
+
+    Args:
+        classifier: ART PyTorchClassifier whose network ends in a module nn.Softmax or nn.LogSoftmax, TensorFlowV2Classifier or
+            KerasClassifier whose model ends in the activation softmax.
+    Returns:
+        Name of the layer that was changed.
+    Raises:
+        TypeError: not an estimator of a supported kind.
+        ValueError: the network does not end in a softmax that could be taken away; nothing has been changed then.
+    """
+    return backend_for(classifier).remove_softmax()
 
 
 def _range(backend: Backend, x: Array) -> float:

@@ -1,0 +1,188 @@
+"""Two questions that are asked before any result: is this the network that predicts, and are these its bounds?
+
+Neither needs to know an operation. Whatever stands between the network and `predict`, and whatever a rule overlooks, shows in
+values that differ.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from art_entropic import intervals
+from art_entropic.backends import SAME_LOGITS, Array, Backend, BoundsMismatchError, Interval, OutputError, check_joint_pass
+from art_entropic.backends.numpy import ops
+
+# Of each data set, spread over it.
+COMPARED_POINTS = 16
+BOUNDED_EXAMPLES, BOUNDED_POINTS = 4, 64
+# Of float32, relative to the largest value of a layer: what a sum of some thousand products may be off.
+ROUNDING = 1e-5
+_SMOOTHED = ("RandomizedSmoothingMixin", "DeRandomizedSmoothingMixin")
+
+
+def some_of(x: Array, number: int) -> Array:
+    """At most so many points, spread evenly over all."""
+    chosen: Array = x[np.unique(np.linspace(0, len(x) - 1, min(number, len(x))).astype(int))]
+    return chosen
+
+
+# ----------------------------------------------------------------------------------- what is judged is what predicts
+
+
+def check_predictions(backend: Backend, x: Array) -> None:
+    """Refuse an estimator whose `predict` says something else than the logits that are trained, attacked and bounded.
+
+    Values must agree, or where something behind the logits only rescales them (a softmax, ART's postprocessing defences), their
+    order. A postprocessing defence that keeps the order is warned of: it plays no part in what follows.
+
+    Args:
+        x: some points of the data, (n, ...), float32, raw units; a few of them are looked at.
+    Raises:
+        OutputError: the network returns something else than one tensor.
+        ValueError: network or `predict` fail, or say different things.
+    """
+    estimator, kind = backend.estimator, type(backend.estimator).__name__
+    x = some_of(x, COMPARED_POINTS)
+    logits = _answer(backend, backend.logits, x, "its network")
+    if set(_SMOOTHED) & {base.__name__ for base in type(estimator).__mro__}:
+        raise ValueError(_another_network(kind, "smooths the network over random or ablated copies of each input"))
+    predictions = _answer(backend, backend.predict, x, "its predict")
+    if predictions.shape != logits.shape:
+        raise ValueError(_another_network(kind, f"returns the shape {predictions.shape}, its network {logits.shape}"))
+    if not np.isfinite(logits).all():
+        return  # which `check_logits` refuses
+    # A network that answers differently each time agrees with itself that far only.
+    noise = float(np.max(np.abs(logits - backend.logits(x)), initial=0.0))
+    tolerance = SAME_LOGITS * float(np.max(np.abs(logits), initial=0.0)) + 10.0 * noise
+    difference = float(np.max(np.abs(predictions - logits), initial=0.0))
+    if difference <= tolerance:
+        return
+    defences = [type(one).__name__ for one in estimator.postprocessing_defences or ()]
+    if _same_order(logits, predictions, tolerance, ties=bool(defences)):
+        if defences:
+            warnings.warn(
+                f"`classifier` has the postprocessing defence {', '.join(defences)}, which keeps the order of the classes: "
+                "what is trained, attacked and bounded here are the logits before it",
+                stacklevel=3,
+            )
+        return
+    behind = f" behind {', '.join(defences)}" if defences else ""
+    raise ValueError(_another_network(kind, f"differs from its network's logits by up to {difference:.3g}{behind}"))
+
+
+def _answer(backend: Backend, ask: Callable[[Array], Array], x: Array, what: str) -> Array:
+    try:
+        return np.asarray(ask(x), np.float64)
+    except OutputError:
+        raise
+    except Exception as error:
+        if backend.is_out_of_memory(error):
+            raise
+        raise ValueError(f"`classifier` must answer on `x`, but {what} fails with {type(error).__name__}: {error}") from error
+
+
+def _another_network(kind: str, what: str) -> str:
+    return (
+        f"`classifier` must predict by the logits of its network, but the predict of {kind} {what}. Judged would be the "
+        "network `classifier.model` alone, which is not the one that predicts: wrap it in a plain classifier of ART to judge it"
+    )
+
+
+def _same_order(logits: Array, predictions: Array, tolerance: float, *, ties: bool) -> bool:
+    """Whether predictions are an increasing function of the logits, row by row; `ties` may merge classes."""
+    if not ties and np.all((predictions == 0) | (predictions == predictions.max(axis=1, keepdims=True))):
+        return False  # labels alone
+    order = np.argsort(-logits, axis=1)
+    z, p = (np.take_along_axis(values, order, axis=1) for values in (logits, predictions))
+    apart, fall = z[:, :-1] - z[:, 1:] > tolerance, p[:, :-1] - p[:, 1:]
+    # A softmax underflows to ties at 0.
+    kept = (fall > 0) | ((fall == 0) & (ties | (p[:, 1:] == 0) | (p[:, :-1] == 1)))
+    if not kept[apart].all():
+        return False
+    if logits.shape[1] == 2 and not ties:
+        # Two classes have an order by chance: their margins must have the same one over the points.
+        margins, there = (values[:, 0] - values[:, 1] for values in (logits, predictions))
+        return bool(np.all(np.diff(there[np.argsort(margins)]) >= -SAME_LOGITS))
+    return True
+
+
+# ------------------------------------------------------------------------------------- bounds belong to the network
+
+
+def check_bounds(backend: Backend, x: Array, eps: float) -> None:
+    """Send random points and corners of the ball around a few examples through the network: all must lie in the box.
+
+    Args:
+        x: points of the data, (n, ...), float32, raw units.
+        eps: Linf radius, in the units of x.
+    Raises:
+        NoIntervalRuleError: an operation has no rule.
+        BoundsMismatchError: a point lies outside by more than the rounding of float32 (1e-5 of the layer's largest value), or
+            the logits of a point depend on the other points of its batch.
+    """
+    number = min(BOUNDED_EXAMPLES, len(x))
+    copies = int(np.clip(len(x) // 2, 16, BOUNDED_POINTS)) // number
+    examples = some_of(x, number)
+    _check_alone(backend, examples)
+    boxes = backend.intervals(examples, eps)
+    points = _of_the_ball(backend, examples, eps, copies)
+    layer, box = list(boxes.items())[-1]
+    far = _outside(backend.logits(points), box, copies)
+    if far is not None:
+        raise BoundsMismatchError(_first_outside(backend, points, boxes, copies) or layer, far)
+
+
+def _check_alone(backend: Backend, x: Array) -> None:
+    """Refuse a network that answers otherwise in other company: its bounds hold for this batch alone."""
+    together = np.asarray(backend.logits(x), np.float64)
+    alone = np.concatenate([backend.logits(x[index : index + 1]) for index in range(len(x))])
+    difference, scale = np.max(np.abs(together - alone), initial=0.0), np.max(np.abs(together), initial=0.0)
+    if not difference <= SAME_LOGITS * scale:
+        raise BoundsMismatchError(
+            "logits", f"its logits depend on the other points of the batch (a point alone differs by {difference:.3g})"
+        )
+
+
+def check_training_bounds(backend: Backend, x: Array, eps: float) -> None:
+    """Refuse bounds whose pass in training mode gives other logits than the network in training mode.
+
+    Raises:
+        NoIntervalRuleError: an operation has no rule in this mode.
+        BoundsMismatchError: the two differ by more than rounding.
+    """
+    plain, joint = backend.both_logits(x, eps, training=True)
+    check_joint_pass(plain, joint, lambda: "logits")
+
+
+def _of_the_ball(backend: Backend, x: Array, eps: float, copies: int) -> Array:
+    """(len(x) * copies, ...): the two extreme corners, random corners and random points of the ball around each example."""
+    rng = np.random.default_rng(0)
+    clip_values: Any = backend.estimator.clip_values
+    lower, upper = (end[:, None] for end in intervals.ball(ops, x, eps, clip_values))
+    share = rng.uniform(size=(len(x), copies, *x.shape[1:]))
+    share[:, ::2] = share[:, ::2] > 0.5
+    share[:, 0], share[:, 1] = 0.0, 1.0
+    points: Array = np.clip(lower + share * (upper - lower), lower, upper).astype(np.float32)
+    return points.reshape(-1, *x.shape[1:])
+
+
+def _outside(values: Array, box: Interval, copies: int) -> str | None:
+    """How far the values of the points of each example lie outside its box, in words; None where all lie inside."""
+    values = np.asarray(values, np.float64).reshape(len(box.lower), copies, -1)
+    lower, upper = (np.asarray(end, np.float64).reshape(len(box.lower), 1, -1) for end in box)
+    if not (np.isfinite(lower).all() and np.isfinite(upper).all()):
+        return None  # bounds that left float32 bound nothing, and certify nothing
+    far = float(np.max(np.maximum(lower - values, values - upper), initial=0.0))
+    scale = max(float(np.max(np.abs(part), initial=0.0)) for part in (values, lower, upper))
+    if far <= ROUNDING * scale and np.isfinite(values).all():
+        return None
+    return f"a point of the ball lies outside by {far:.3g}, where values go up to {scale:.3g}"
+
+
+def _first_outside(backend: Backend, points: Array, boxes: dict[str, Interval], copies: int) -> str | None:
+    values = backend.activations(points)
+    return next((name for name, box in boxes.items() if name in values and _outside(values[name], box, copies)), None)
