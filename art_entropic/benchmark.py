@@ -6,6 +6,7 @@ the same validation points. A record's key is a digest of all that determines it
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import hashlib
 import json
@@ -40,6 +41,7 @@ from art_entropic.backends import (
 from art_entropic.checks import CHECKS
 from art_entropic.defences import DEFENCES, option_defaults
 from art_entropic.evaluation import CURVE_BATTERY, EVALUATION_REVISION, check_evaluation, evaluate, join_findings, verdict_on
+from art_entropic.files import alone_in, replacing
 from art_entropic.information import MEASURES
 from art_entropic.objective import DECAY
 from art_entropic.palette import NATURAL
@@ -71,7 +73,6 @@ VALIDATION_SHARE = 0.1
 N_GALLERY = 6
 SWITCHES = ("mixed_precision", "compile")  # of EntropicTrainer, newer than published trainings
 CHECKS_REVISION = 1
-LOCK = ".lock"
 PROFILED = (NATURAL, "madry_pgd", "entropic")  # whose information is read: what adversarial training does, and what ours does
 N_PROFILED = 1000
 PROFILE_REVISION = 2
@@ -417,7 +418,8 @@ def read_plan(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Be
     source = Path(os.path.relpath(file)).as_posix()
     with _naming(source):
         try:
-            content = msgspec.toml.decode(file.read_bytes())
+            # Editors of some systems begin a file with a mark that TOML does not know.
+            content = msgspec.toml.decode(file.read_bytes().removeprefix(codecs.BOM_UTF8))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"a plan must be written in TOML: {error}") from error
         for override in overrides:
@@ -481,7 +483,10 @@ def _typed(values: Mapping[str, Any], keys: Mapping[str, tuple[Any, str]], where
 
 def _radius(value: float | str) -> float:
     try:
-        return float(Fraction(value)) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        # A fraction is exact in any size, so that an exponent of nine digits would be written out.
+        return float(Fraction(value)) if "/" in value else float(value)
     except (ValueError, ZeroDivisionError) as error:
         raise ValueError(f"`eps` must be {_PLAN_KEYS['eps'][1]}, got {value!r}") from error
 
@@ -759,7 +764,7 @@ def run_benchmark(
             check_device(settings)
     jobs = plan_jobs(settings, data.sha256)
     profiles = profile_jobs(settings, jobs)
-    with _alone_in(home):
+    with alone_in(home):
         store = Store(home)
         store.adopt(earlier, jobs, [profile.key for profile in profiles])
         store.retitle(jobs, settings.title)
@@ -769,23 +774,6 @@ def run_benchmark(
         if published is not None:
             write_results(published, records)
     return records
-
-
-@contextmanager
-def _alone_in(home: Path) -> Iterator[None]:
-    """Hold a folder: two runs in one would do the same cells twice, and one could cut off what the other is writing."""
-    from filelock import FileLock, Timeout
-
-    home.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(home / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ValueError(f"`out` {home} is in use by another run: wait for it, or choose another folder") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @dataclass(frozen=True)
@@ -1493,17 +1481,6 @@ def _told(training: TrainingRecord) -> str:
     if training.status == "done":
         return f"trained in {training.seconds:.1f} s"
     return f"{training.status}: {training.reason}"
-
-
-@contextmanager
-def replacing(path: Path, suffix: str) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and is removed when it does not."""
-    temporary = path.with_name(f".{os.getpid()}-{path.name.removesuffix(suffix)}{suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------------------- provenance

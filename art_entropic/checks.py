@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import binomtest
 
 from art_entropic._validate import check_logits
 from art_entropic.attacks import (
@@ -45,7 +46,11 @@ UPPER_BOUND = "Robust accuracy is an upper bound: a better attack may do better.
 
 
 class Finding(NamedTuple):
-    """What a check saw."""
+    """What a check saw.
+
+    Where a share is tolerated, a larger one is suspicious if an exact binomial test would see so many by chance in less than
+    one of a hundred evaluations: a single point of few does not decide.
+    """
 
     suspicious: bool
     value: float
@@ -118,9 +123,10 @@ def _logits(scene: Scene) -> Finding:
 
 def _gradients(scene: Scene) -> Finding:
     runs = [scene.run(name) for name in WHITE_BOX]
-    at_start = max(float(run.flat_at_start.mean()) for run in runs)
+    at_start = max(int(run.flat_at_start.sum()) for run in runs)
+    # Gradients of one point hang together: a share of them counts as that share of the points.
     along = max(float((run.flat + run.not_finite).sum() / max(1, run.gradients.sum())) for run in runs)
-    return _above(max(at_start, along), TOLERATED_FLAT, len(scene.x))
+    return _more_often(max(at_start, round(along * len(scene.x))), len(scene.x), TOLERATED_FLAT)
 
 
 def _one_step(scene: Scene) -> Finding:
@@ -139,7 +145,7 @@ def _unbounded(scene: Scene) -> Finding:
 
 def _random(scene: Scene) -> Finding:
     missed = ~scene.broken(*WHITE_BOX) & _broken_at_random(scene)
-    return _above(float(missed.mean()), TOLERATED, len(scene.x))
+    return _more_often(int(missed.sum()), len(scene.x), TOLERATED)
 
 
 def _broken_at_random(scene: Scene) -> Array:
@@ -179,13 +185,13 @@ def _more_steps(scene: Scene) -> Finding:
     if not len(standing):
         raise CannotRunError("no point is left standing")
     run = attack_points("apgd_long", scene.target, scene.x[standing], scene.y[standing], scene.ball, scene.seed)
-    return _above(float(run.broken.sum() / len(scene.x)), TOLERATED, len(scene.x))
+    return _more_often(int(run.broken.sum()), len(scene.x), TOLERATED)
 
 
 def _transfer(scene: Scene) -> Finding:
     # Against PGD, not against the battery, which may have tried the same examples.
     missed = scene.run("transfer").broken & ~scene.broken(*WHITE_BOX)
-    return _above(float(missed.mean()), TOLERATED, len(scene.x))
+    return _more_often(int(missed.sum()), len(scene.x), TOLERATED)
 
 
 def _path(scene: Scene) -> Finding:
@@ -197,12 +203,12 @@ def _path(scene: Scene) -> Finding:
         end = np.asarray(attack.generate(scene.x.copy(), y=labels), np.float32)
     at_the_end = within_ball(scene.x, end, ball, target.classifier.clip_values) & (target.predict(end) != scene.y)
     lost = scene.run("apgd_ce").broken & ~at_the_end
-    return _above(float(lost.mean()), TOLERATED_FLAT, len(scene.x))
+    return _more_often(int(lost.sum()), len(scene.x), TOLERATED_FLAT)
 
 
 def _planted(scene: Scene) -> Finding:
     found = find_planted(scene.target, scene.x[:PLANTED_POINTS], scene.ball, scene.attacks, scene.seed)
-    return _above((found.n - found.found) / found.n, TOLERATED_MISSES, found.n)
+    return _more_often(found.n - found.found, found.n, TOLERATED_MISSES)
 
 
 def _bounds(scene: Scene) -> Finding:
@@ -214,6 +220,14 @@ def _bounds(scene: Scene) -> Finding:
 
 def _above(value: float, threshold: float, n: int) -> Finding:
     return Finding(not value <= threshold, value, threshold, n)
+
+
+def _more_often(count: int, n: int, tolerated: float) -> Finding:
+    """Whether a share is above the tolerated one, by more than chance at this n would explain."""
+    if n == 0:
+        return Finding(False, 0.0, tolerated, 0)
+    chance = binomtest(count, n, tolerated, alternative="greater").pvalue
+    return Finding(bool(chance < SIGNIFICANCE), count / n, tolerated, n)
 
 
 def _stronger(weak: Array, strong: Array) -> Finding:

@@ -9,7 +9,9 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -745,7 +747,7 @@ def _plain_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, EOFError, ValueError) as error:  # NumPy's ValueError asks to trust pickles: refused
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:  # NumPy's asks to trust pickles: refused
         reason = str(error).partition(".")[0]
         raise ValueError(f"`data` must hold plain arrays of numbers, got {path}: {reason}") from error
 
@@ -786,6 +788,9 @@ def _validation_split(n: int, share: float, seed: int) -> tuple[np.ndarray, np.n
 
 def _factory_names(text: str) -> tuple[str, str]:
     module, separator, factory = text.partition(":")
+    if module.endswith(".py"):
+        name = module.removesuffix(".py").strip("./").replace("/", ".")
+        raise ValueError(f"`estimator` must name a module and not its file: write {name}:{factory or 'FACTORY'}, got {text!r}")
     if not (module and separator and factory):
         raise ValueError(f"`estimator` must be module:factory, such as mypkg.models:make_classifier, got {text!r}")
     return module, factory
@@ -800,15 +805,24 @@ def _made(module: str, factory: str, device: str | None = None) -> Any:
         sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module), factory, None)
-    except ImportError as error:
-        raise ValueError(f"`estimator` {module}:{factory} could not be imported: {error}") from error
+    except Exception as error:
+        raise ValueError(f"`estimator` {module}:{factory} could not be imported: {_told(error)}") from error
     if not callable(function):
         raise ValueError(f"`estimator` must name a function of {module}, got {factory!r}, which it has not")
     try:
         estimator = function()
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        raise ValueError(f"`estimator` {module}:{factory}() failed with {type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise ValueError(f"`estimator` {module}:{factory}() failed with {_told(error)}") from error
     return estimator if device is None else move_to(estimator, device)
+
+
+def _told(error: Exception) -> str:
+    """Type, message and place of an error of the user's own code, in one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    if isinstance(error, SyntaxError):  # its text names the place, and the frames are Python's own
+        place = ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
 
 
 def _check_folder(out: Path, *, resume: bool, force: bool) -> None:
@@ -829,12 +843,16 @@ def _check_folder(out: Path, *, resume: bool, force: bool) -> None:
 
 @contextmanager
 def _folder(out: Path) -> Iterator[None]:
-    """Make a folder, and take it away again where an error leaves it empty."""
+    """Make a folder and hold it, and take it away again where an error leaves it empty."""
+    from art_entropic.files import LOCK, alone_in
+
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    out.mkdir(parents=True, exist_ok=True)
     try:
-        yield
+        with alone_in(out):
+            yield
     finally:
+        if made and [file.name for file in out.iterdir()] == [LOCK]:
+            (out / LOCK).unlink()
         for folder in made:
             if not any(folder.iterdir()):
                 folder.rmdir()
@@ -843,7 +861,7 @@ def _folder(out: Path) -> Iterator[None]:
 def _save(out: Path, backend: Any, history: History, estimator: str) -> Path:
     import msgspec
 
-    from art_entropic.benchmark import replacing
+    from art_entropic.files import replacing
 
     out.mkdir(parents=True, exist_ok=True)
     weights = out / f"{WEIGHTS}{backend.weights_suffix}"
@@ -858,9 +876,8 @@ def _save(out: Path, backend: Any, history: History, estimator: str) -> Path:
 def _how_to_load(estimator: str, weights: Path) -> str:
     module, factory = _factory_names(estimator)
     return (
-        f"load:    from {module} import {factory}; from pathlib import Path; "
-        f"from art_entropic.backends import backend_for; classifier = {factory}(); "
-        f"backend_for(classifier).load_weights(Path({str(weights)!r}))"
+        f"load:    from {module} import {factory}; from art_entropic import load_weights; "
+        f"classifier = load_weights({factory}(), {str(weights)!r})"
     )
 
 

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import pickle
 import platform
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,6 +44,7 @@ class Result(NamedTuple):
 
     records: list[AnyRecord]
     notes: list[str]  # for the progress of the whole run
+    error: Exception | None = None  # that came after the records
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,30 @@ def work(task: Task) -> Result:
         )
     shelf, notes = _Shelf(Path(task.home), task.known), _Notes()
     runner = Runner(settings, data, shelf, provenance(settings, data.sha256))
-    if isinstance(task.piece, ProfileJob):
-        runner.profile(task.piece, notes)
-    elif isinstance(task.piece, Training):
-        runner.train(task.piece.job, notes)
-    elif isinstance(task.piece, Shard):
-        runner.attack(task.piece, notes)
-    else:
-        runner.run(task.piece, notes, trains=task.trains)
+    try:
+        if isinstance(task.piece, ProfileJob):
+            runner.profile(task.piece, notes)
+        elif isinstance(task.piece, Training):
+            runner.train(task.piece.job, notes)
+        elif isinstance(task.piece, Shard):
+            runner.attack(task.piece, notes)
+        else:
+            runner.run(task.piece, notes, trains=task.trains)
+    except Exception as error:
+        if not shelf.added:
+            raise
+        # A finished training outlives the attack that failed behind it.
+        return Result(shelf.added, notes.lines, _sendable(error))
     return Result(shelf.added, notes.lines)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error itself, or its text where it cannot travel to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _check_versions(task: Task) -> None:
@@ -175,7 +192,7 @@ def run_on(executor: Executor, runner: Runner, jobs: Sequence[Job], profiles: Se
             future.cancel()
         for future in running:
             if future.done() and not future.cancelled() and future.exception() is None:
-                _keep(runner, future, progress)
+                _keep_records(runner, future.result(), progress)
         raise
 
 
@@ -229,6 +246,12 @@ def _is_done(runner: Runner, piece: Piece, jobs: Sequence[Job], progress: Progre
 
 def _keep(runner: Runner, future: Future[Result], progress: Progress) -> None:
     result = future.result()
+    _keep_records(runner, result, progress)
+    if result.error is not None:
+        raise result.error
+
+
+def _keep_records(runner: Runner, result: Result, progress: Progress) -> None:
     for record in result.records:
         runner.store.append(record)
     for line in result.notes:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
@@ -38,9 +41,11 @@ from art_entropic.attacks import (
     check_norm,
     largest_distance,
 )
-from art_entropic.backends import Array, NoIntervalRuleError
+from art_entropic.backends import Array, NoIntervalRuleError, backend_for
 from art_entropic.certificates import certify
 from art_entropic.checks import CHECKED_POINTS, UPPER_BOUND, Scene, run_checks, verdict
+from art_entropic.files import replacing
+from art_entropic.guards import check_predictions
 from art_entropic.information import MEASURES
 from art_entropic.records import (
     SCHEMA,
@@ -262,7 +267,8 @@ def evaluate(
         Points that the classifier gets wrong without an attack count as broken.
     Raises:
         TypeError: not a supported estimator.
-        ValueError: an argument is out of its range, or the classifier returns probabilities or values that are not finite.
+        ValueError: an argument is out of its range, the classifier returns probabilities or values that are not finite, or it
+            predicts by something else than its logits.
         BatteryError: no attack of the battery could run.
         RuntimeError: an attack broke a point that was certified.
     """
@@ -274,8 +280,8 @@ def evaluate(
     checks, cascade, verbose = flag("checks", checks), flag("cascade", cascade), flag("verbose", verbose)
     home = None if folder is None else file_path("folder", folder)
     target, ball, x, y, logits = _prepared(classifier, x, y, eps, norm, measure, transfer_from)
-    radii = _check_radii(curve_eps, ball.norm, classifier)
     check_logits(logits, int(classifier.nb_classes))
+    radii = _check_radii(curve_eps, ball.norm, target)
 
     clean_predictions = target.predict(x)
     clean_correct = clean_predictions == y
@@ -320,11 +326,16 @@ def evaluate(
 def _prepared(
     classifier: Any, x: Any, y: Any, eps: float, norm: float | str, measure: str | None, sources: Mapping[str, Any] | None
 ) -> tuple[Target, Ball, Array, Array, Array]:
-    """The arguments that every evaluation shares, checked, and the logits; the target knows whether it always says these."""
-    target = Target.of(classifier, measure, _check_sources(classifier, sources))
-    ball = _check_ball(eps, norm, classifier)
+    """The arguments that every evaluation shares, checked, and the logits; the target knows whether it always says the same."""
+    sources = _check_sources(classifier, sources)
+    # Whatever is attacked is told first by name where it is no classifier.
+    backend_for(classifier)
     x = check_inputs(x, input_shape=tuple(classifier.input_shape), clip_values=classifier.clip_values)
+    target = Target.of(classifier, measure, sources, x.shape[1:])
+    ball = _check_ball(eps, norm, target)
     y = check_labels(y, n=len(x), nb_classes=int(classifier.nb_classes))
+    for one in (target, *target.sources.values()):
+        check_predictions(one.backend, x)
     logits = target.logits(x)
     return replace(target, is_deterministic=np.array_equal(logits, target.logits(x))), ball, x, y, logits
 
@@ -610,21 +621,20 @@ class _Finished:
         path = self._path(name, index, ball, seed)
         if not path.exists():
             return None
-        with np.load(path, allow_pickle=False) as file:
-            run = AttackRun(**{name: file[name] for name in AttackRun.__dataclass_fields__ if name != "errors"})
-            return run, (float(file["seconds"]), int(file["asked"]))
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                run = AttackRun(**{name: file[name] for name in AttackRun.__dataclass_fields__ if name != "errors"})
+                return run, (float(file["seconds"]), int(file["asked"]))
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
+            print(f"{path} is damaged ({error}): its attack is run again", file=sys.stderr)
+            return None
 
     def write(self, name: str, index: Array, ball: Ball, seed: int, run: AttackRun, seconds: float, asked: int) -> None:
         path = self._path(name, index, ball, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Whole or not at all: an interrupted evaluation must not go on with half an attack.
-        temporary = path.with_name(f".{os.getpid()}-{path.name}")
-        try:
-            arrays = {name: value for name, value in vars(run).items() if name != "errors"}
+        arrays = {name: value for name, value in vars(run).items() if name != "errors"}
+        with replacing(path, path.suffix) as temporary:
             np.savez(temporary, seconds=seconds, asked=asked, **arrays)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def _curve(
@@ -721,17 +731,17 @@ def _check_sources(classifier: Any, sources: Mapping[str, Any] | None) -> Mappin
     return sources or {}
 
 
-def _check_radii(curve_eps: Sequence[float], norm: float, classifier: Any) -> list[float]:
+def _check_radii(curve_eps: Sequence[float], norm: float, target: Target) -> list[float]:
     radii = {non_negative("curve_eps", radius) for radius in listed("curve_eps", curve_eps, "radii")}
-    return sorted(_check_ball(radius, norm, classifier).eps if radius > 0 else radius for radius in radii)
+    return sorted(_check_ball(radius, norm, target).eps if radius > 0 else radius for radius in radii)
 
 
-def _check_ball(eps: Any, norm: Any, classifier: Any) -> Ball:
-    exponent, clip_values = check_norm(norm), classifier.clip_values
+def _check_ball(eps: Any, norm: Any, target: Target) -> Ball:
+    exponent, clip_values = check_norm(norm), target.classifier.clip_values
     if math.isinf(exponent) or clip_values is None:
         return Ball(check_eps(eps, clip_values), exponent)
     ball = Ball(check_eps(eps, None), exponent)
-    largest = largest_distance(clip_values, tuple(classifier.input_shape), exponent)
+    largest = largest_distance(clip_values, target.input_shape, exponent)
     if ball.eps > largest:
         raise ValueError(
             f"`eps` must not exceed {largest:g}, the L{ball.norm_name} distance of the farthest points in `clip_values`, "

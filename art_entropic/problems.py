@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -176,7 +179,7 @@ def _load_digits() -> Data:
 def _load_mnist() -> Data:
     # Any local file with the right arrays is accepted and named by its hash: MNIST is handed round in many wrappings.
     path = _local("mnist.npz") or _download(MNIST_URL, MNIST_SHA256, "mnist.npz")
-    with _open_arrays(path, ("x_train", "y_train", "x_test", "y_test")) as arrays:
+    with _reading(path), _open_arrays(path, ("x_train", "y_train", "x_test", "y_test")) as arrays:
         parts = [_digit_images(path, arrays, part) for part in ("train", "test")]
     (x_train, y_train), (x_test, y_test) = parts
     return Data(x_train, y_train, x_test, y_test, _sha256(path), str(path), "MNIST")
@@ -184,13 +187,13 @@ def _load_mnist() -> Data:
 
 def _load_cifar10() -> Data:
     if path := _local("cifar10_jpeg.npz"):
-        with _open_arrays(path, CIFAR10_JPEG_KEYS) as arrays:
+        with _reading(path), _open_arrays(path, CIFAR10_JPEG_KEYS) as arrays:
             (x_train, y_train), (x_test, y_test) = (_jpeg_images(path, arrays, part) for part in ("train", "test"))
         title = "CIFAR-10, JPEG copy (pixels differ a little from the published ones)"
         return Data(x_train, y_train, x_test, y_test, _sha256(path), str(path), title)
     name = "cifar-10-binary.tar.gz"
     path = _local(name) or _download(CIFAR10_URL, CIFAR10_SHA256, name, also="cifar10_jpeg.npz or ")
-    with tarfile.open(path, "r:gz") as archive:
+    with _reading(path), tarfile.open(path, "r:gz") as archive:
         train = [_binary_images(path, archive, f"data_batch_{number}.bin") for number in range(1, 6)]
         x_test, y_test = _binary_images(path, archive, "test_batch.bin")
     x_train, y_train = (np.concatenate(arrays) for arrays in zip(*train, strict=True))
@@ -225,7 +228,25 @@ def _download(url: str, sha256: str, name: str, also: str = "") -> Path:
         ) from error
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a data file is told with its name.
+
+    Raises:
+        ValueError: it is damaged, or something else than what its name says.
+    """
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, tarfile.TarError, EOFError, KeyError, OSError, ValueError, IndexError) as error:
+        if str(path) in str(error):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} must be a whole data file of that name, got a damaged or another one: {reason}") from error
+
+
 def _open_arrays(path: Path, keys: tuple[str, ...]) -> np.lib.npyio.NpzFile:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} must be an .npz file with the arrays {', '.join(keys)}, got a file of another kind")
     arrays: np.lib.npyio.NpzFile = np.load(path, allow_pickle=False)
     missing = [key for key in keys if key not in arrays]
     if missing:

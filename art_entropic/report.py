@@ -24,6 +24,7 @@ from art_entropic.attacks import ATTACKS
 from art_entropic.backends import FRAMEWORKS
 from art_entropic.defences import DEFENCES
 from art_entropic.evaluation import CURVE_BATTERY
+from art_entropic.files import replacing
 from art_entropic.palette import NATURAL, PALETTE
 from art_entropic.problems import PROBLEMS
 from art_entropic.records import (
@@ -994,21 +995,26 @@ def write_report(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
         "seconds_note": SECONDS_NOTE,
         "curve_battery": CURVE_BATTERY,
     }
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("art_entropic"),
-        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"percent": percent, "cell": _markdown_cell, "seconds": duration}
     paths = home / "report.md", home / "report.html"
     for path in paths:
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("art_entropic"),
+            autoescape=path.suffix == ".html",
+            finalize=_without_tags if path.suffix == ".md" else None,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            undefined=jinja2.StrictUndefined,
+        )
+        environment.filters |= {"percent": percent, "cell": _markdown_cell, "seconds": duration}
         text = environment.get_template(f"{path.name}.j2").render(context)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        with replacing(path, path.suffix) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return paths
+
+
+def _without_tags(value: object) -> object:
+    """Texts of the user's in Markdown, which hands HTML on as it is."""
+    return value.replace("<", "&lt;") if isinstance(value, str) else value
 
 
 def load(folder: Path) -> list[RunRecord]:

@@ -25,6 +25,7 @@ from art_entropic import benchmark, distribution, problems
 from art_entropic.backends import FRAMEWORKS, MissingFrameworkError
 from art_entropic.benchmark import BenchmarkPlan, Variant, read_plan, run_benchmark, settings_of
 from art_entropic.defences import Passes, Trained
+from art_entropic.files import replacing
 from art_entropic.problems import Data
 from art_entropic.records import (
     Accuracy,
@@ -501,11 +502,11 @@ def test_nothing_starts_from_a_diverged_natural_training(world: World, tmp_path:
 
 def test_failed_save_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "weights.fake"
-    with pytest.raises(RuntimeError), benchmark.replacing(path, ".fake") as temporary:
+    with pytest.raises(RuntimeError), replacing(path, ".fake") as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
-    with benchmark.replacing(path, ".fake") as temporary:
+    with replacing(path, ".fake") as temporary:
         assert temporary.name.endswith(".fake")
         temporary.write_text("whole")
     assert [file.name for file in tmp_path.iterdir()] == ["weights.fake"]
@@ -1048,8 +1049,8 @@ def test_a_dry_run_tells_what_is_missing_and_writes_nothing(
 
 
 def test_a_second_run_in_the_same_folder_is_refused(world: World, tmp_path: Path) -> None:
-    code = "import sys; from art_entropic.benchmark import _alone_in; from pathlib import Path\n"
-    code += "with _alone_in(Path(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
+    code = "import sys; from art_entropic.files import alone_in; from pathlib import Path\n"
+    code += "with alone_in(Path(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:

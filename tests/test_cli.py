@@ -440,7 +440,7 @@ def test_train_retrains_saves_and_loads_back(workplace: Path, capsys: pytest.Cap
     assert [epoch["epoch"] for epoch in history] == [1, 2, 3, 4]
     assert (workplace / "out" / "README.txt").read_text().strip() == load
     assert sorted(path.name for path in (workplace / "out").iterdir()) == sorted(
-        ["README.txt", "history.jsonl", f"weights{suffix}"]
+        [".lock", "README.txt", "history.jsonl", f"weights{suffix}"]
     )
     scope: dict[str, Any] = {}
     exec(load.removeprefix("load:").strip(), scope)

@@ -299,6 +299,7 @@ def test_an_error_keeps_what_others_have_finished(tmp_path, monkeypatch):
         run_benchmark(plan, tmp_path, executor=pool, verbose=False)
     kept = [(type(record).__name__, record.defence) for record in read_records(tmp_path / "records.jsonl")]
     assert ("EvaluationRecord", "entropic") in kept and ("EvaluationRecord", "fbf") not in kept
+    assert ("TrainingRecord", "fbf") in kept
     monkeypatch.undo()
     again = run_benchmark(plan, tmp_path, verbose=False)
     assert len([record for record in again if isinstance(record, EvaluationRecord)]) == 3

@@ -160,3 +160,155 @@ def test_every_fault_of_the_page_has_its_test():
     for file, test in named:
         source = (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8")
         assert f"def {test}(" in source, f"{file}.{test}"
+
+
+# ---------------------------------------------------------------------------------------- code and files of the user's
+
+# fmt: off
+MODELS = {
+    "raises": ("def make():\n    raise OSError('none')\n", r"raises:make\(\) failed with OSError: none \(raises.py, line 2\)"),
+    "misses": ("def make():\n    return {}['model']\n", r"misses:make\(\) failed with KeyError: 'model' \(misses.py, line 2\)"),
+    "garbled": ("def make(:\n", r"garbled:make could not be imported: SyntaxError: .*garbled.py, line 1"),
+    "breaks": ("1 / 0\n", r"breaks:make could not be imported: ZeroDivisionError: division by zero \(breaks.py, line 1\)"),
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("name", [*MODELS, "models.py"])
+@pytest.mark.parametrize("command", ["train --estimator", "analyse --estimator one="])
+def test_code_of_the_users_that_fails_is_one_line_with_its_place(name, command, tmp_path, monkeypatch, capsys):
+    from art_entropic import cli
+
+    code, message = MODELS.get(name, ("", r"write models:make, got 'models.py:make'"))
+    (tmp_path / f"{name.removesuffix('.py')}.py").write_text(code)
+    np.savez(tmp_path / "data.npz", x=np.zeros((10, 2)), y=np.arange(10) % 2)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = f"{command} {name}:make --data data.npz --eps 0.1".replace("= ", "=").split()
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said) and said.count("\n") == 1, said
+
+
+def test_a_second_run_in_the_folder_of_a_training_is_refused(tmp_path, monkeypatch, capsys):
+    from art_entropic import cli
+    from art_entropic.files import alone_in
+
+    (tmp_path / "linear.py").write_text(
+        "import torch\nfrom art.estimators.classification import PyTorchClassifier\n\ndef make():\n"
+        "    m = torch.nn.Linear(2, 2)\n    o = torch.optim.SGD(m.parameters(), 0.1)\n"
+        "    return PyTorchClassifier(m, torch.nn.CrossEntropyLoss(), (2,), 2, o, clip_values=(0, 1))\n"
+    )
+    np.savez(tmp_path / "data.npz", x=np.zeros((20, 2)), y=np.arange(20) % 2)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["--estimator", "linear:make", "--data", "data.npz", "--eps", "0.1", "--out", "run", "--quiet"]
+    with alone_in(tmp_path / "run"):
+        for command in ("train", "evaluate"):
+            assert cli.main([command, *words]) == 2
+            assert "`out` run is in use by another run" in capsys.readouterr().err
+
+
+def test_what_is_written_is_there_whole_or_not_at_all_and_leaves_nothing_beside(tmp_path):
+    from art_entropic.files import replacing
+
+    file = tmp_path / "checkpoint.npz"
+    with pytest.raises(OSError, match="full"), replacing(file, ".npz") as one:
+        one.write_bytes(b"half")
+        raise OSError("the disk is full")
+    assert not list(tmp_path.iterdir())
+    with replacing(file, ".npz") as one, replacing(file, ".npz") as other:
+        assert one != other
+        one.write_bytes(b"whole")
+        other.write_bytes(b"whole")
+    assert file.read_bytes() == b"whole" and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("name", ["mnist.npz", "cifar10_jpeg.npz", "cifar-10-binary.tar.gz"])
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 cut", b"\x1f\x8b\x08 cut"])
+def test_a_damaged_data_file_is_named(name, content, tmp_path, monkeypatch):
+    from art_entropic.problems import load_data
+
+    (tmp_path / name).write_bytes(content)
+    monkeypatch.setenv("ART_ENTROPIC_DATA", str(tmp_path))
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / name))):
+        load_data("mnist" if name == "mnist.npz" else "cifar10")
+
+
+def changed(path, about=None, **arrays):
+    """A checkpoint by hand, from a whole one."""
+    with np.load(path) as file:
+        content = {**{name: file[name] for name in file.files}, **arrays}
+    if about is not None:
+        content["about"] = np.array(json.dumps({**json.loads(str(content["about"])), **about}))
+    np.savez(path.with_name("changed.npz"), **content)
+    return path.with_name("changed.npz")
+
+
+@pytest.mark.parametrize(
+    "about", [{"epoch": 1e9}, {"epoch": -1}, {"epoch": 1.5}, {"epoch": 10**9}, {"history": {}}, {"plan": 3}]
+)
+def test_a_checkpoint_that_tells_nonsense_is_refused_by_name(about, make_classifier, points, tmp_path):
+    whole = tmp_path / "whole.npz"
+    trainer = EntropicTrainer(make_classifier("pytorch"), eps=0.05, verbose=False)
+    trainer.fit(*points("pytorch", n=24), nb_epochs=2, batch_size=8, checkpoint=whole)
+    with pytest.raises(ValueError, match=r"changed\.npz is damaged, or no checkpoint"):
+        EntropicTrainer(make_classifier("pytorch"), eps=0.05, verbose=False).resume(changed(whole, about))
+
+
+def test_the_state_of_another_optimizer_is_refused_before_anything_changes(framework, make_classifier, points, tmp_path):
+    whole = tmp_path / "whole.npz"
+    trainer = EntropicTrainer(make_classifier(framework), eps=0.05, verbose=False)
+    trainer.fit(*points(framework, n=24), nb_epochs=2, batch_size=8, checkpoint=whole)
+    with np.load(whole) as file:
+        part = next(name for name in file.files if name.startswith("optimizer/") and file[name].ndim > 1)
+    classifier = make_classifier(framework, seed=1)
+    before, optimizer = backend_for(classifier).state(), backend_for(classifier).optimizer_state()
+    again = EntropicTrainer(classifier, eps=0.05, verbose=False)
+    with pytest.raises(ValueError, match=r"changed\.npz holds the state of another optimizer"):
+        again.resume(changed(whole, **{part: np.ones((1, 2, 3, 4, 5), np.float32)}))
+    for old, new in ((before, backend_for(classifier).state()), (optimizer, backend_for(classifier).optimizer_state())):
+        assert old.keys() == new.keys()
+        for name, array in old.items():
+            np.testing.assert_array_equal(array, new[name])
+
+
+def test_plans_of_other_editors_are_read_and_numbers_without_end_are_not(tmp_path):
+    from art_entropic.benchmark import read_plan
+
+    plan = tmp_path / "plan.toml"
+    plan.write_bytes(b'\xef\xbb\xbfproblem = "digits"\neps = "8/255"\n')
+    assert read_plan(plan).eps == 8 / 255
+    plan.write_text('problem = "digits"\neps = "1e999999999"\n')
+    with pytest.raises(ValueError, match="`eps` must"):
+        settings = read_plan(plan)
+        from art_entropic.benchmark import settings_of
+
+        settings_of(settings)
+
+
+def test_a_title_with_html_is_text_in_both_reports(tmp_path):
+    from test_report import evaluation
+
+    from art_entropic.report import write_report
+
+    record = evaluation("entropic", 0.5, seed=0)
+    import msgspec
+
+    hostile = msgspec.structs.replace(record, variant="<script>alert(1)</script>")
+    append_record(tmp_path / "records.jsonl", hostile)
+    for path in write_report(tmp_path):
+        assert "<script>alert(1)" not in path.read_text() and "alert(1)" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("count", "n", "flagged"), [(0, 1, False), (1, 20, False), (1, 100, False), (2, 200, False), (8, 200, True)]
+)
+def test_a_share_is_suspicious_where_chance_does_not_explain_it_at_this_n(count, n, flagged):
+    from scipy.stats import binom
+
+    from art_entropic.checks import SIGNIFICANCE, TOLERATED, _more_often
+
+    finding = _more_often(count, n, TOLERATED)
+    assert finding.suspicious is flagged is bool(binom.sf(count - 1, n, TOLERATED) < SIGNIFICANCE)
+    assert finding.value == count / n and finding.n == n
