@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from art_entropic.analysis import PROFILE_MEASURES, InformationProfile, information_profile
     from art_entropic.attacks import ATTACKS, BATTERIES
-    from art_entropic.backends import MissingFrameworkError, NoIntervalRuleError, move_to
+    from art_entropic.backends import (
+        BoundsMismatchError,
+        MissingFrameworkError,
+        NoIntervalRuleError,
+        load_weights,
+        move_to,
+        save_weights,
+    )
     from art_entropic.benchmark import BenchmarkPlan, run_benchmark
     from art_entropic.callbacks import TensorBoard
     from art_entropic.certificates import certify
@@ -21,7 +28,7 @@ if TYPE_CHECKING:
     from art_entropic.evaluation import Evaluation, evaluate
     from art_entropic.information import MEASURES
     from art_entropic.problems import PROBLEMS
-    from art_entropic.recipes import smooth_activations
+    from art_entropic.recipes import smooth_activations, to_logits
     from art_entropic.report import write_report
     from art_entropic.trainer import EntropicTrainer, History, TrainingDivergedError
 
@@ -31,6 +38,7 @@ _HOMES = {
     "ATTACKS": "attacks",
     "BATTERIES": "attacks",
     "BenchmarkPlan": "benchmark",
+    "BoundsMismatchError": "backends",
     "CHECKS": "checks",
     "Comparison": "comparison",
     "MissingFrameworkError": "backends",
@@ -50,17 +58,21 @@ _HOMES = {
     "evaluate": "evaluation",
     "information_profile": "analysis",
     "leaderboard_entry": "comparison",
+    "load_weights": "backends",
     "move_to": "backends",
     "run_benchmark": "benchmark",
+    "save_weights": "backends",
     "smooth_activations": "recipes",
+    "to_logits": "recipes",
     "write_report": "report",
 }
 
 __all__ = [
-    "ATTACKS", "BATTERIES", "CHECKS", "DEFENCES", "MEASURES", "PROBLEMS", "PROFILE_MEASURES", "BenchmarkPlan", "Comparison",
-    "EntropicTrainer", "Evaluation", "History", "InformationProfile", "MissingFrameworkError", "NoIntervalRuleError",
-    "TensorBoard", "TrainingDivergedError", "__version__", "certify", "compare", "evaluate", "information_profile",
-    "leaderboard_entry", "move_to", "run_benchmark", "smooth_activations", "write_report",
+    "ATTACKS", "BATTERIES", "CHECKS", "DEFENCES", "MEASURES", "PROBLEMS", "PROFILE_MEASURES", "BenchmarkPlan",
+    "BoundsMismatchError", "Comparison", "EntropicTrainer", "Evaluation", "History", "InformationProfile",
+    "MissingFrameworkError", "NoIntervalRuleError", "TensorBoard", "TrainingDivergedError", "__version__", "certify", "compare",
+    "evaluate", "information_profile", "leaderboard_entry", "load_weights", "move_to", "run_benchmark", "save_weights",
+    "smooth_activations", "to_logits", "write_report",
 ]  # fmt: skip
 
 

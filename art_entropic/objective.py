@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from art_entropic._validate import choice, finite, non_negative
@@ -12,9 +12,42 @@ from art_entropic.information import LAYER_CHOICES, MEASURES, Layers, ReadOut
 from art_entropic.intervals import certified
 
 
-def cross_entropy(ops: Ops, logits: Tensor, y: Tensor) -> Tensor:
-    """Mean cross-entropy in nats of logits (n, nb_classes) against one-hot labels y (n, nb_classes); a scalar."""
-    return -ops.mean(ops.sum(y * ops.log_softmax(logits), axis=1))
+def cross_entropy(
+    ops: Ops,
+    logits: Tensor,
+    y: Tensor,
+    weight: Tensor | None = None,
+    class_weights: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Mean cross-entropy in nats of logits against one-hot labels, a scalar.
+
+    Args:
+        logits: (n, nb_classes).
+        y: one-hot, (n, nb_classes).
+        weight: v, of each example, (n,), >= 0; None weighs all alike.
+        class_weights: w, one for each class, >= 0; None weighs all alike.
+        label_smoothing: s, the share of each label that is spread over all classes.
+    Returns:
+        - sum_i v_i sum_c w_c t_ic log softmax(z_i)_c / sum_i v_i w_{y_i}, with t = (1 - s) y + s / nb_classes.
+    Source: `torch.nn.CrossEntropyLoss`, for class weights and smoothing.
+
+    >>> import numpy as np
+    >>> from art_entropic.backends.numpy import ops
+    >>> float(cross_entropy(ops, np.zeros((1, 4)), np.eye(4)[:1]).round(4))
+    1.3863
+    """
+    target = y if label_smoothing == 0 else (1.0 - label_smoothing) * y + label_smoothing / int(y.shape[1])
+    if weight is None and class_weights is None:
+        return -ops.mean(ops.sum(target * ops.log_softmax(logits), axis=1))
+    share = ops.sum(y, axis=1)
+    if class_weights is not None:
+        by_class = ops.constant(class_weights, like=y)
+        target, share = target * by_class, ops.sum(y * by_class, axis=1)
+    losses = -ops.sum(target * ops.log_softmax(logits), axis=1)
+    if weight is not None:
+        losses, share = losses * weight, share * weight
+    return ops.sum(losses) / ops.sum(share)
 
 
 def hits(ops: Ops, logits: Tensor, y: Tensor) -> Tensor:
@@ -50,6 +83,7 @@ class EntropicObjective:
         relative: tau is in shares of each unit's standard deviation over the batch, for `interval`.
         read_share: of each batch, in (0, 1], the first examples of which the information and the worst case are read. The
             cross-entropy is always that of the whole batch.
+        class_weights, label_smoothing: of both cross-entropies, see `cross_entropy`.
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: an argument is out of its range, or layers are chosen for a measure that reads the decision alone.
@@ -60,6 +94,8 @@ class EntropicObjective:
     layers: Layers = "all"
     relative: bool = False
     read_share: float = 1.0
+    class_weights: tuple[float, ...] | None = None
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         choice("measure", self.measure, MEASURES)
@@ -80,25 +116,33 @@ class EntropicObjective:
         read_out = ReadOut(self.resolution, self.layers, self.relative)
         batch, others = (batch, None) if self.read_share == 1.0 else _divided(ops, batch, self.read_share)
         reading = MEASURES[self.measure].read(view, batch, controls.eps, read_out)
-        logits, y = reading.logits, batch.y
+        logits, y, weight = reading.logits, batch.y, batch.weight
         if others is not None:
             logits, y = ops.concatenate(logits, view.logits(others.x)), ops.concatenate(y, others.y)
+            weight = None if weight is None else ops.concatenate(weight, others.weight)
         terms = {
-            "cross_entropy": cross_entropy(ops, logits, y),
+            "cross_entropy": self._cross_entropy(ops, logits, y, weight),
             "information": ops.mean(reading.information),
             "accuracy": hits(ops, logits, y),
         }
         loss = (1.0 - controls.k) * terms["cross_entropy"] + controls.beta * terms["information"]
         if reading.worst is not None:
-            terms["worst_case_cross_entropy"] = cross_entropy(ops, reading.worst, batch.y)
+            terms["worst_case_cross_entropy"] = self._cross_entropy(ops, reading.worst, batch.y, batch.weight)
             loss = loss + controls.k * terms["worst_case_cross_entropy"]
         if reading.box is not None:
             terms["certified_accuracy"] = ops.mean(certified(ops, reading.box, batch.y))
+        penalty = view.penalty()
+        if penalty is not None:
+            terms["penalty"] = penalty
+            loss = loss + penalty
         return {"loss": loss, **terms}
+
+    def _cross_entropy(self, ops: Ops, logits: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
+        return cross_entropy(ops, logits, y, weight, self.class_weights, self.label_smoothing)
 
 
 def _divided(ops: Ops, batch: Batch, share: float) -> tuple[Batch, Batch]:
-    both = [ops.parts(values, share) for values in batch]
+    both = [(None, None) if values is None else ops.parts(values, share) for values in batch]
     return Batch(*(first for first, _ in both)), Batch(*(rest for _, rest in both))
 
 

@@ -6,13 +6,15 @@ import json
 import math
 import os
 import secrets
+import sys
 import time
+import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -32,15 +34,23 @@ from art_entropic._validate import (
     non_negative,
     positive_int,
 )
-from art_entropic.backends import Array, Backend, Batch, Controls, Step, backend_for
+from art_entropic.backends import Array, Backend, Batch, Controls, NoIntervalRuleError, Step, backend_for
+from art_entropic.batches import Arrays, Generated, LabelledBatch, Source
+from art_entropic.files import replacing
+from art_entropic.guards import check_bounds, check_predictions, check_training_bounds
 from art_entropic.objective import DECAY, falling_rate
 from art_entropic.palette import GREY, colours
 from art_entropic.recipes import AUTOMATIC, Wishes, measure_for, overflowing_layer
 from art_entropic.records import Epoch
+from art_entropic.states import kept_numpy_generator, plain_state, restored_state
 
 CHECKPOINT_SCHEMA = 1
 # What held for checkpoints from before there was a choice, which do not mention it.
-_BEFORE = {"mixed_precision": False}
+_BEFORE = {"mixed_precision": False, "label_smoothing": 0.0}
+# Of the data, on which the line at the end shows the clean accuracy before and after.
+SHOWN_POINTS = 512
+# Steps of the ramp below which eps grows faster than a network follows.
+LEAST_RAMP = 100
 
 Callback = Callable[[Epoch], Any]
 
@@ -143,54 +153,13 @@ class _Means:
         return {name: total / self._seen for name, total in self._sums.items()}
 
 
-class _Source(Protocol):
-    """Where batches come from."""
-
-    steps: int
-
-    def batches(self, epoch: int) -> Iterator[tuple[Any, Array]]: ...
-
-
-class _Arrays:
-    """Shuffled batches; the order depends on seed and epoch only, so that a resumed run sees the same."""
-
-    def __init__(self, x: Any, labels: Array, batch_size: int, seed: int) -> None:
-        """`x` is what `Backend.hold` gave out."""
-        self._x, self._labels, self._seed = x, labels, seed
-        edges = [*range(0, len(x), batch_size), len(x)]
-        # Batch statistics of a single example do not exist: it joins the batch before it.
-        if len(edges) > 2 and edges[-1] - edges[-2] == 1:
-            del edges[-2]
-        self._edges = edges
-        self.steps = len(edges) - 1
-
-    def batches(self, epoch: int) -> Iterator[tuple[Any, Array]]:
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._x))
-        for start, stop in zip(self._edges, self._edges[1:], strict=False):
-            index = order[start:stop]
-            yield self._x[index], self._labels[index]
-
-
-class _Generated:
-    """Batches of an ART DataGenerator, checked one by one."""
-
-    def __init__(self, generator: Any, check: Callable[[Any, Any], tuple[Array, Array]]) -> None:
-        if generator.size is None or generator.batch_size is None:
-            raise ValueError("`generator` must have a size and a batch_size, got None")
-        self._generator, self._check = generator, check
-        self.steps = math.ceil(positive_int("generator.size", generator.size) / generator.batch_size)
-
-    def batches(self, epoch: int) -> Iterator[tuple[Array, Array]]:
-        for _ in range(self.steps):
-            yield self._check(*self._generator.get_batch())
-
-
 class _Snapshot(NamedTuple):
     """Everything needed to go on after an epoch."""
 
     epoch: int  # epochs finished
     weights: dict[str, Array]
     optimizer: dict[str, Array]
+    scheduler: Any = None  # what a framework's own scheduler remembers, as JSON can say it
 
     @property
     def title(self) -> str:
@@ -209,6 +178,12 @@ class _Options:
     callbacks: tuple[Callback, ...]
     early_stopping: int | None
     checkpoint: Path | None
+    verbose: bool
+
+    @property
+    def framework_scheduler(self) -> Any:
+        """A scheduler object that is stepped, None where there is none or a callable."""
+        return None if callable(self.scheduler) else self.scheduler
 
 
 @dataclass
@@ -265,7 +240,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             ("channel") of the time that they take without: it pays in long trainings alone. What the network's forward method
             decides in Python it decides once, and last batches of another length are not compiled. On TensorFlow, whose steps
             are compiled graphs anyway, XLA compiles them once more, for each length of a batch.
-        verbose: progress bar on stderr.
+        verbose: progress bar, and what was chosen and reached, on stderr.
     Raises:
         TypeError: not an estimator of a supported kind, or an argument of the wrong type.
         ValueError: an argument is out of its range, or the estimator cannot be retrained.
@@ -295,6 +270,8 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         self._backend: Backend = backend_for(classifier)
         self._backend.check_trainable()
+        if hasattr(eps, "generate"):
+            raise TypeError(f"`eps` must be a number, got an attack of type {type(eps).__name__}: take its radius, attack.eps")
         # How a step computes, by argument; those that are off are not mentioned.
         switches = {"mixed_precision": mixed_precision, "compile": compile}
         self._manner = {name: True for name, wanted in switches.items() if flag(name, wanted)}
@@ -318,11 +295,15 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         self._automatic = measure is None
         if measure is None:
             self._wishes.settle_either()
-        self._schedule, self._objective = self._wishes.settle(AUTOMATIC[0] if measure is None else measure)
+        self._settle(AUTOMATIC[0] if measure is None else measure)
         self._decay = None if decay is None else _share("decay", decay)
         self._verbose = flag("verbose", verbose)
         self._progress: _Progress | None = None
         self._resuming = False
+
+    def __repr__(self) -> str:
+        measure = "automatic" if self._automatic and self._progress is None else self._objective.measure
+        return f"EntropicTrainer({type(self._classifier).__name__}, eps={self._wishes.eps!r}, measure={measure!r})"
 
     @property
     def history(self) -> History | None:
@@ -342,6 +323,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         callbacks: Sequence[Callback] = (),
         early_stopping: int | None = None,
         checkpoint: str | Path | None = None,
+        verbose: bool | None = None,
     ) -> History:
         """Retrain the classifier.
 
@@ -352,22 +334,24 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
                 among the epochs after the ramp. Without it the last epoch's weights stay.
             seed: of shuffling, noise and dropout; two runs with one seed agree bit for bit on a CPU. None draws one.
             scheduler: a callable epoch -> learning rate, called before each epoch (epochs count from 0), or a PyTorch
-                LRScheduler, stepped after each.
+                LRScheduler, stepped after each; ReduceLROnPlateau follows the validation loss. A checkpoint keeps its state.
             callbacks: called with each epoch's record; one that returns True ends the training.
             early_stopping: end after so many epochs without a better validation loss; needs validation_data.
             checkpoint: file that is rewritten after each epoch, for `resume`.
+            verbose: as of the trainer, which None takes.
         Returns:
             The history; the classifier holds the chosen weights.
         Raises:
             TypeError, ValueError: an argument is not what it should be; nothing has been changed then.
-            NoIntervalRuleError: an operation of the network has no interval rule; nothing has been changed then.
+            NoIntervalRuleError: an operation of the network has no interval rule, or its bounds are not those of the network
+                that predicts; nothing has been changed then.
             TrainingDivergedError: a loss or gradient was not finite; the weights are those of the last finished epoch.
         """
         batch_size = positive_int("batch_size", batch_size)
-        options = self._options(nb_epochs, validation_data, seed, scheduler, callbacks, early_stopping, checkpoint)
+        options = self._options(nb_epochs, validation_data, seed, scheduler, callbacks, early_stopping, checkpoint, verbose)
         x, labels = self._check(x, y)
-        source = _Arrays(self._backend.hold(x), labels, batch_size, options.seed)
-        return self._run(source, x[:32], labels[:32], options, {"batch_size": batch_size, "n": len(x)})
+        source = Arrays(self._backend.hold(x), labels, batch_size, options.seed)
+        return self._run(source, x[:SHOWN_POINTS], labels[:SHOWN_POINTS], options, {"batch_size": batch_size, "n": len(x)})
 
     def fit_generator(
         self,
@@ -380,18 +364,21 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         callbacks: Sequence[Callback] = (),
         early_stopping: int | None = None,
         checkpoint: str | Path | None = None,
+        verbose: bool | None = None,
     ) -> History:
         """Retrain the classifier on the batches of an ART DataGenerator, with its own order and augmentation.
 
         Args:
-            generator: ART DataGenerator with a size.
-            nb_epochs, validation_data, seed, scheduler, callbacks, early_stopping, checkpoint: as for `fit`.
+            generator: ART DataGenerator with a size, which gives (x, y) or (x, y, sample_weight). What it wraps begins anew
+                with each epoch where it can. The weights of a batch make its cross-entropy a weighted mean.
+            nb_epochs, validation_data, seed, scheduler, callbacks, early_stopping, checkpoint, verbose: as for `fit`.
         """
-        options = self._options(nb_epochs, validation_data, seed, scheduler, callbacks, early_stopping, checkpoint)
-        source = _Generated(generator, self._check)
-        x, labels = self._check(*generator.get_batch())
+        options = self._options(nb_epochs, validation_data, seed, scheduler, callbacks, early_stopping, checkpoint, verbose)
+        source = Generated(generator, self._check)
+        with self._backend.training(options.seed), kept_numpy_generator():
+            first = source.first()
         about_data = {"batch_size": generator.batch_size, "n": generator.size}
-        return self._run(source, x[:32], labels[:32], options, about_data)
+        return self._run(source, first.x[:SHOWN_POINTS], first.labels[:SHOWN_POINTS], options, about_data)
 
     def predict(self, x: Array, batch_size: int = 128, **kwargs: Any) -> Array:
         """Predictions of the classifier at x, (n, nb_classes), in chunks whatever the framework."""
@@ -424,14 +411,13 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             "history": history,
             "best_loss": progress.best_loss,
             "stale": progress.stale,
+            "scheduler": progress.last.scheduler,
         }
         path = file_to_write("path", path)
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
+        with replacing(path, path.suffix) as partial, partial.open("wb") as file:
             np.savez(file, about=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
 
     def resume(self, path: str | Path) -> None:
         """Load a checkpoint, so that the next `fit` with the same arguments goes on where it stood.
@@ -441,20 +427,22 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             ValueError: not a checkpoint of this version, or of another network or other settings.
         """
         about, parts = _read_checkpoint(file_path("path", path))
+        measure = about.plan.get("measure")
         if self._automatic:
-            if about["plan"]["measure"] not in AUTOMATIC:
-                raise ValueError(f"`measure` must be as in the checkpoint {path}: {about['plan']['measure']!r}, got None")
-            self._schedule, self._objective = self._wishes.settle(about["plan"]["measure"])
-        self._refuse_other(about["plan"], self._settings(), str(path))
-        self._refuse_other_network(parts["weights"], str(path))
-        history = History(**{**about["history"], "epochs": msgspec.convert(about["history"]["epochs"], list[Epoch])})
+            if measure not in AUTOMATIC:
+                raise ValueError(f"`measure` must be as in the checkpoint {path}: {measure!r}, got None")
+            self._settle(measure)
+        self._refuse_other(about.plan, self._settings(), str(path))
+        for weights in (parts["weights"], parts["best"] or parts["weights"]):
+            self._refuse_other_network(weights, str(path))
+        self._refuse_other_optimizer(parts["optimizer"], str(path))
         self._progress = _Progress(
-            history=history,
-            plan=about["plan"],
-            last=_Snapshot(about["epoch"], parts["weights"], parts["optimizer"]),
+            history=History(**msgspec.structs.asdict(about.history)),
+            plan=about.plan,
+            last=_Snapshot(about.epoch, parts["weights"], parts["optimizer"], about.scheduler),
             best_weights=parts["best"] or None,
-            best_loss=about["best_loss"],
-            stale=about["stale"],
+            best_loss=about.best_loss,
+            stale=about.stale,
         )
         self._resuming = True
 
@@ -469,8 +457,10 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         callbacks: Sequence[Callback],
         early_stopping: int | None,
         checkpoint: str | Path | None,
+        verbose: bool | None,
     ) -> _Options:
-        self._backend.check_scheduler(scheduler)
+        self._backend.check_trainable()
+        self._backend.check_scheduler(scheduler, validates=validation_data is not None)
         if early_stopping is not None:
             positive_int("early_stopping", early_stopping)
             if validation_data is None:
@@ -484,6 +474,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             callbacks=_callables("callbacks", callbacks),
             early_stopping=early_stopping,
             checkpoint=None if checkpoint is None else file_to_write("checkpoint", checkpoint),
+            verbose=self._verbose if verbose is None else flag("verbose", verbose),
         )
 
     def _check_validation(self, validation_data: Any) -> tuple[Array, Array]:
@@ -510,17 +501,68 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             raise ValueError(f"`seed` must be a whole number in [0, 2**31), got {seed!r}")
         return int(seed)
 
-    def _check_rules(self, x: Array, labels: Array) -> None:
-        """One measured step, so that what cannot work fails before any weight changes."""
-        step = self._backend.measuring_step(self._objective)
-        step(self._batch(x[:2], labels[:2], np.random.default_rng(0)), self._schedule.full())
+    def _choose_measure(self, x: Array, labels: Array) -> str:
+        """Settle on the measure that fits network and radius, or where it fails on the other one; the reason, in words.
+
+        Raises:
+            ValueError: neither works; the message says why.
+        """
+        chosen, reason = measure_for(self._backend, x, self._wishes.eps)
+        failures: dict[str, Exception] = {}
+        for measure in (chosen, *(name for name in AUTOMATIC if name != chosen)):
+            self._settle(measure)
+            try:
+                terms = self._rehearse(x, labels)
+                # Asked for by name it may start all the same: the ramp begins with narrow boxes.
+                if measure == "interval" and not all(map(math.isfinite, terms.values())):
+                    raise ValueError("its bounds leave float32 at full eps before training has narrowed them")
+            except (ValueError, TypeError, NoIntervalRuleError) as error:
+                failures[measure] = error
+                continue
+            told = [f"{name!r} cannot be had, {getattr(error, 'reason', error)}" for name, error in failures.items()]
+            return "; ".join(told) or reason
+        reasons = "; ".join(f"{name!r}: {error}" for name, error in failures.items())
+        raise ValueError(f"`classifier` cannot be retrained with any of the measures that are chosen by themselves. {reasons}")
+
+    def _settle(self, measure: str) -> None:
+        self._schedule, objective = self._wishes.settle(measure)
+        loss = self._backend.own_loss()
+        self._objective = replace(objective, class_weights=loss.class_weights, label_smoothing=loss.label_smoothing)
+
+    def _rehearse(self, x: Array, labels: Array) -> dict[str, float]:
+        """One step of training and one of validation, with everything put back: what cannot work fails before any work.
+
+        Returns:
+            The terms of the training step, at full strength.
+        Raises:
+            NoIntervalRuleError: bounds are asked for, and there are none, or they are those of another network.
+            ValueError: a step fails; the message says how.
+        """
+        backend, eps = self._backend, self._schedule.eps
+        batch = self._batch(LabelledBatch(x[:8], labels[:8]), np.random.default_rng(0))
         if self._objective.measure == "interval":
-            layer = overflowing_layer(self._backend, x, self._schedule.eps)
+            layer = overflowing_layer(backend, x, eps)
             if layer is not None:
                 raise ValueError(
                     "`measure` must be another than 'interval' for this network, whose bounds leave float32 in layer "
                     f"{layer!r} as the ramp begins, as in very deep ones: 'channel' works on any differentiable network"
                 )
+            check_bounds(backend, x, eps)
+            check_training_bounds(backend, x[:8], eps)
+        try:
+            precision = self._manner.get("mixed_precision", False)
+            terms = backend.dry_step(self._objective, batch, self._schedule.full(), mixed_precision=precision)
+            backend.measuring_step(self._objective)(batch, self._schedule.full())
+            return terms
+        except (ValueError, NoIntervalRuleError, MemoryError):
+            raise
+        except Exception as error:
+            if backend.is_out_of_memory(error):
+                raise MemoryError(f"no memory for a step with {len(batch.x)} examples") from error
+            raise ValueError(
+                f"`classifier` cannot be retrained with measure={self._objective.measure!r}, whose step fails with "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     def _settings(self) -> dict[str, Any]:
         settings = {**asdict(self._schedule), **asdict(self._objective), "mixed_precision": "mixed_precision" in self._manner}
@@ -538,6 +580,16 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         if {n: a.shape for n, a in here.items()} != {n: a.shape for n, a in weights.items()}:
             raise ValueError(f"{path} holds the weights of another network than `classifier`'s")
 
+    def _refuse_other_optimizer(self, state: Mapping[str, Array], path: str) -> None:
+        """Try a saved state on the optimizer, which is then as it was."""
+        before = self._backend.optimizer_state()
+        try:
+            self._backend.load_optimizer_state(state)
+        except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+            raise ValueError(f"{path} holds the state of another optimizer than `classifier`'s: {error}") from error
+        finally:
+            self._backend.load_optimizer_state(before)
+
     def _decay_for(self, scheduler: Any) -> float:
         """The share of the retraining over which the learning rate falls; a schedule of the user's own goes before ours.
 
@@ -551,41 +603,98 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
 
     # -- the loop
 
-    def _batch(self, x: Any, labels: Array, rng: np.random.Generator) -> Batch:
+    def _batch(self, given: LabelledBatch, rng: np.random.Generator) -> Batch:
         # The noise comes from NumPy even where x waits on a device, since every framework and device must see the same.
+        x, labels, weight = given
         one_hot = np.zeros((len(x), self._classifier.nb_classes), np.float32)
         one_hot[np.arange(len(x)), labels] = 1.0
         noise = rng.random(tuple(x.shape), np.float32) * 2.0 - 1.0
-        return Batch(x, one_hot, noise, rng.random(len(x), np.float32))
+        return Batch(x, one_hot, noise, rng.random(len(x), np.float32), weight)
 
-    def _run(self, source: _Source, x: Array, labels: Array, options: _Options, about_data: dict[str, Any]) -> History:
+    def _run(self, source: Source, x: Array, labels: Array, options: _Options, about_data: dict[str, Any]) -> History:
         """Check the network on a few points, train, and load the chosen weights."""
-        check_logits(self._backend.logits(x), int(self._classifier.nb_classes))
+        few = slice(32)
+        check_predictions(self._backend, x[few])
+        check_logits(self._backend.logits(x[few]), int(self._classifier.nb_classes))
+        for remark in self._backend.own_loss().remarks:
+            warnings.warn(f"`classifier` is retrained with another loss than its own: {remark}", stacklevel=3)
+        reason = "asked for"
         if self._automatic and not self._resuming:
-            self._schedule, self._objective = self._wishes.settle(measure_for(self._backend, x, self._wishes.eps))
-        self._check_rules(x, labels)
+            reason = self._choose_measure(x[few], labels[few])
+            if options.verbose:
+                print(f"entropic retraining with measure {self._objective.measure!r}: {reason}", file=sys.stderr)
+        else:
+            self._settle(self._objective.measure)
+            self._rehearse(x[few], labels[few])
+        shown = options.validation or (x, labels)
+        before = self._accuracy(*shown)
         rates = list(self._backend.learning_rates) if options.decay else None
-        fixed = {"nb_epochs": options.nb_epochs, "seed": options.seed, "decay": options.decay, "learning_rates": rates}
-        progress = self._begin({**self._settings(), **fixed, **about_data}, options.seed)
+        fixed = {
+            "nb_epochs": options.nb_epochs, "seed": options.seed, "decay": options.decay, "learning_rates": rates,
+            "scheduler": None if options.scheduler is None else type(options.scheduler).__name__,
+        }  # fmt: skip
+        progress = self._begin({**self._settings(), **fixed, **about_data}, options, reason)
         with self._backend.training(options.seed), falling_rate(self._backend, options.decay) as set_rates:
             if progress.last.epoch:
                 self._backend.load_optimizer_state(progress.last.optimizer)
+                if options.framework_scheduler is not None:
+                    state = restored_state(progress.last.scheduler)
+                    self._backend.load_scheduler_state(options.framework_scheduler, state)
             self._loop(progress, source, options, set_rates)
         if progress.best_weights is not None:
             self._backend.load_state(progress.best_weights)
+        if options.verbose:
+            where = "validation" if options.validation else "the first training points"
+            told = self._closing_line(progress.history, source, options, before, self._accuracy(*shown), where)
+            print(told, file=sys.stderr)
         return progress.history
 
-    def _begin(self, plan: dict[str, Any], seed: int) -> _Progress:
+    def _accuracy(self, x: Array, labels: Array) -> float:
+        """Clean accuracy on some of these points."""
+        points, classes = x[:SHOWN_POINTS], labels[:SHOWN_POINTS]
+        return float(np.mean(self._backend.logits(points).argmax(axis=1) == classes))
+
+    def _closing_line(
+        self, history: History, source: Source, options: _Options, before: float, after: float, where: str
+    ) -> str:
+        """What became of the accuracy, and what to do about what stood in the way."""
+        last = history.epochs[-1]
+        parts = [
+            f"entropic retraining: {len(history.epochs)} epochs in {history.seconds:.1f} s with measure "
+            f"{self._objective.measure!r}; clean accuracy on {where} {100 * before:.1f} % -> {100 * after:.1f} %"
+        ]
+        kept = history.epochs[(history.best_epoch or last.epoch) - 1]
+        share = (kept.validation or kept.terms).get("certified_accuracy")
+        if share is not None:
+            parts[0] += f", certified {100 * share:.1f} % at eps {kept.eps:g}" + (
+                "" if kept.validation else " (training batches)"
+            )
+        if not self._schedule.is_full(last.epoch / options.nb_epochs):
+            parts.append("it ended before eps had its full value: train longer")
+        ramp = self._schedule.ramp * options.nb_epochs * source.steps
+        if 0 < ramp < LEAST_RAMP:
+            enough = math.ceil(LEAST_RAMP / (self._schedule.ramp * source.steps))
+            parts.append(f"eps grew over {math.ceil(ramp)} steps only, which is steep: take {enough} epochs or more")
+        if options.validation is None:
+            parts.append("the last epoch's weights were kept: give `validation_data` to have the best one chosen")
+        return "; ".join(parts)
+
+    def _begin(self, plan: dict[str, Any], options: _Options, reason: str) -> _Progress:
         if self._resuming and self._progress is not None:
             self._refuse_other(self._progress.plan, plan, "that is being resumed")
             self._resuming = False
             self._backend.load_state(self._progress.last.weights)
             return self._progress
-        start = _Snapshot(0, self._backend.state(), self._backend.optimizer_state())
-        self._progress = _Progress(History(seed=seed, settings=plan), plan, start)
+        start = self._snapshot(0, options)
+        self._progress = _Progress(History(seed=options.seed, settings={**plan, "reason": reason}), plan, start)
         return self._progress
 
-    def _loop(self, progress: _Progress, source: _Source, options: _Options, set_rates: Callable[[float], None]) -> None:
+    def _snapshot(self, epoch: int, options: _Options) -> _Snapshot:
+        scheduler = options.framework_scheduler
+        state = None if scheduler is None else plain_state(self._backend.scheduler_state(scheduler))
+        return _Snapshot(epoch, self._backend.state(), self._backend.optimizer_state(), state)
+
+    def _loop(self, progress: _Progress, source: Source, options: _Options, set_rates: Callable[[float], None]) -> None:
         backend, history = self._backend, progress.history
         step = backend.training_step(self._objective, **self._manner)
         measure = backend.measuring_step(replace(self._objective, read_share=1.0))
@@ -594,7 +703,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             initial=progress.last.epoch * source.steps,
             desc="entropic retraining",
             unit="step",
-            disable=not self._verbose,
+            disable=not options.verbose,
         )
         with bar:
             for epoch in range(progress.last.epoch, options.nb_epochs):
@@ -606,8 +715,8 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
                 terms = self._epoch(progress, source, step, epoch, options, bar, set_rates)
                 controls = self._schedule.at((epoch + 1) / options.nb_epochs)
                 shown = self._validate(measure, options)
-                if options.scheduler is not None and not callable(options.scheduler):
-                    backend.step_scheduler(options.scheduler, epoch)
+                if options.framework_scheduler is not None:
+                    backend.step_scheduler(options.framework_scheduler, None if shown is None else shown["loss"])
                 seconds = time.perf_counter() - began
                 record = Epoch(
                     epoch=epoch + 1, eps=controls.eps, k=controls.k, beta=controls.beta, learning_rate=learning_rate,
@@ -616,7 +725,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
                 history.epochs.append(record)
                 history.seconds += seconds
                 self._choose(progress, record)
-                progress.last = _Snapshot(epoch + 1, backend.state(), backend.optimizer_state())
+                progress.last = self._snapshot(epoch + 1, options)
                 if options.checkpoint is not None:
                     self.save(options.checkpoint)
                 stop = [callback(record) is True for callback in options.callbacks]
@@ -627,7 +736,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
     def _epoch(
         self,
         progress: _Progress,
-        source: _Source,
+        source: Source,
         step: Step,
         epoch: int,
         options: _Options,
@@ -637,15 +746,15 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         """One pass over the data; the mean of each term, weighted by the size of its batch."""
         rng = np.random.default_rng([options.seed, epoch, 1])
         means = _Means()
-        for number, (x, labels) in enumerate(source.batches(epoch)):
-            share = (epoch + number / source.steps) / options.nb_epochs
+        for number, batch in enumerate(source.batches(epoch)):
+            share = (epoch + min(number, source.steps) / source.steps) / options.nb_epochs
             controls = self._schedule.at(share)
             set_rates(share)
-            values = self._step(step, self._batch(x, labels, rng), controls, progress)
+            values = self._step(step, self._batch(batch, rng), controls, progress)
             if not all(map(math.isfinite, values.values())):
                 self._backend.load_state(progress.last.weights)
                 raise TrainingDivergedError(epoch + 1, number + 1, values, progress.last.title)
-            means.add(values, len(x))
+            means.add(values, len(batch.x))
             bar.update()
             if number % 10 == 0:
                 bar.set_postfix(_postfix(epoch, options.nb_epochs, controls, means.values()), refresh=False)
@@ -676,7 +785,8 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         means = _Means()
         for start in range(0, len(x), 256):
             part = slice(start, start + 256)
-            means.add(measure(self._batch(x[part], labels[part], rng), self._schedule.full()), len(x[part]))
+            batch = self._batch(LabelledBatch(x[part], labels[part]), rng)
+            means.add(measure(batch, self._schedule.full()), len(batch.x))
         return means.values()
 
     def _choose(self, progress: _Progress, record: Epoch) -> None:
@@ -693,7 +803,38 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             progress.stale += 1
 
 
-def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Array]]]:
+class _AboutHistory(msgspec.Struct, forbid_unknown_fields=True):
+    """`History` as a checkpoint has it."""
+
+    epochs: list[Epoch]
+    best_epoch: int | None
+    seconds: float
+    seed: int
+    stopped_early: bool
+    settings: dict[str, Any]
+
+
+class _About(msgspec.Struct):
+    """What a checkpoint says of itself."""
+
+    schema: int
+    plan: dict[str, Any]
+    epoch: int
+    history: _AboutHistory
+    best_loss: float
+    stale: int
+    scheduler: Any = None
+
+    def __post_init__(self) -> None:
+        planned = self.plan.get("nb_epochs", 0)
+        if self.epoch != len(self.history.epochs) or not 0 < self.epoch <= planned or self.stale < 0:
+            raise ValueError(
+                f"`epoch` must be the number of finished epochs, {len(self.history.epochs)}, and from 1 to `nb_epochs` "
+                f"{planned}, got {self.epoch}"
+            )
+
+
+def _read_checkpoint(path: Path) -> tuple[_About, dict[str, dict[str, Array]]]:
     """What a checkpoint says of itself, and its arrays by part; no code of the file runs.
 
     Raises:
@@ -716,9 +857,10 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Ar
                 part, _, name = key.partition("/")
                 if part in parts:
                     parts[part][name] = file[key]
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        # Python's JSON knows infinity, which the best loss is before there was one.
+        return msgspec.convert(about, _About), parts
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, json.JSONDecodeError, msgspec.ValidationError) as error:
         raise ValueError(f"{path} is damaged, or no checkpoint of EntropicTrainer: {error}") from error
-    return about, parts
 
 
 def _as_tuple(layers: Any) -> Any:

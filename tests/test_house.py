@@ -11,10 +11,10 @@ import art_entropic
 
 ROOT = Path(art_entropic.__file__).parent
 FLOORS = {
-    "_validate": 0, "records": 0, "palette": 0,
+    "_validate": 0, "records": 0, "palette": 0, "states": 0, "files": 0,
     "backends": 1, "intervals": 1,
-    "information": 2, "certificates": 2, "statistics": 2,
-    "objective": 3, "recipes": 3, "analysis": 3,
+    "information": 2, "guards": 2, "certificates": 2, "statistics": 2,
+    "objective": 3, "recipes": 3, "batches": 3, "analysis": 3,
     "trainer": 4, "callbacks": 4, "attacked": 4, "attacks": 4, "planted": 4, "checks": 4, "problems": 4,
     "evaluation": 5, "defences": 5,
     "benchmark": 6, "distribution": 6, "report": 6, "comparison": 6,
