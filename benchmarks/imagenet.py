@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from measuring import NATURAL, entropic, keep, timed
 from torch import distributed, nn
+from zoo.packages import torchvision
 
 from art_entropic.backends import Batch, backend_for
 from art_entropic.benchmark import available_cores
@@ -30,18 +31,6 @@ SIDE, CLASSES, EPS = 224, 1000, 4 / 255
 MEAN, STD = ([[[0.485]], [[0.456]], [[0.406]]], [[[0.229]], [[0.224]], [[0.225]]])  # torchvision's, of ImageNet in [0, 1]
 PGD_STEPS = 7
 TURNS = 3
-
-
-def torchvision() -> Any:
-    """torchvision; its import looks up two operators, which nothing here runs and a CPU build of PyTorch may lack."""
-    try:
-        import torchvision
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision
-    return torchvision
 
 
 def classifier(weights: str | None) -> Any:

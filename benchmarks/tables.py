@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import networks as of_networks
+
 from art_entropic.analysis import PROFILE_MEASURES, plot_layers
 from art_entropic.backends import FRAMEWORKS
 from art_entropic.benchmark import read_plan
@@ -617,6 +619,12 @@ def draw_information() -> None:
     figure.savefig(INFORMATION, dpi=110, metadata={"Software": None})
 
 
+def networks() -> str:
+    """What works with which measure, one line a network of `benchmarks/zoo`."""
+    headings, *rows = of_networks.table(of_networks.records())
+    return markdown(headings, rows, left=len(headings))
+
+
 def measurements(name: str) -> list[MeasurementRecord]:
     """The records of a cost benchmark; where it was run again, the last."""
     found = {record.key: record for record in read_records(RESULTS / f"{name}.jsonl") if isinstance(record, MeasurementRecord)}
@@ -726,6 +734,7 @@ def main() -> None:
         "memory": growth_of_memory(),
     }
     fill(ROOT / "docs" / "growth.md", {**grown, "imagenet": imagenet()})
+    fill(ROOT / "docs" / "networks.md", {"networks": networks()})
     fill(ROOT / "docs" / "evaluation.md", {"evaluation": evaluations(), "frameworks": across_frameworks()})
     (ROOT / "BENCHMARKS.md").write_text(benchmarks(tables), encoding="utf-8")
     print(f"BENCHMARKS.md, README.md, docs/ and their figures written from {len(tables)} tables")

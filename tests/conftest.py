@@ -1,5 +1,6 @@
 """Set up before any framework is imported: a scratch home (ART, Keras and PyTorch's compiler write there) and quiet logs."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -12,11 +13,13 @@ os.environ["KERAS_HOME"] = os.path.join(_scratch.name, ".keras")
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["MPLCONFIGDIR"] = _scratch.name
+os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(_scratch.name, "inductor")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from zoo import packages  # noqa: E402
 
 from art_entropic.backends import FRAMEWORKS, framework_module  # noqa: E402
 from art_entropic.backends.architecture import Conv, Dense, Flatten  # noqa: E402
@@ -45,6 +48,13 @@ def run_pytest(tmp_path):
         return ran.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    return packages.torchvision()
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ def test_pages_are_made_from_the_records(tables):
     page = (ROOT / "docs" / "growth.md").read_text(encoding="utf-8")
     for block in (tables.growth_with_data(), tables.growth_with_network(), tables.growth_of_memory(), tables.imagenet()):
         assert block in page
+    assert tables.networks() in (ROOT / "docs" / "networks.md").read_text(encoding="utf-8")
     assert tables.claim(found[tables.CLAIM]) in (ROOT / "docs" / "claim.md").read_text(encoding="utf-8")
 
 
