@@ -487,7 +487,7 @@ def _radius(value: float | str) -> float:
             return value
         # A fraction is exact in any size, so that an exponent of nine digits would be written out.
         return float(Fraction(value)) if "/" in value else float(value)
-    except (ValueError, ZeroDivisionError) as error:
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(f"`eps` must be {_PLAN_KEYS['eps'][1]}, got {value!r}") from error
 
 

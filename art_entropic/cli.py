@@ -9,6 +9,7 @@ import argparse
 import importlib
 import os
 import sys
+import sysconfig
 import traceback
 import zipfile
 import zlib
@@ -440,14 +441,21 @@ def _report(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from art_entropic._validate import positive_int
-    from art_entropic.backends import backend_for
-    from art_entropic.trainer import EntropicTrainer
 
     module, factory = _factory_names(options.estimator)
     positive_int("n-examples", options.n_examples)
     if not 0 <= options.seed < 2**31:
         raise ValueError(f"`seed` must be a whole number in [0, 2**31), got {options.seed}")
-    out = options.out = options.out or Path("runs") / factory
+    out = options.out or Path("runs") / factory
+    # Before the first look: a checkpoint of a run that goes on is no interrupted one.
+    with _folder(out):
+        _train_in(out, module, factory, options)
+
+
+def _train_in(out: Path, module: str, factory: str, options: argparse.Namespace) -> None:
+    from art_entropic.backends import backend_for
+    from art_entropic.trainer import EntropicTrainer
+
     _check_folder(out, resume=options.resume, force=options.force)
     arrays = load_arrays(options.data, options.seed)
     estimator = _made(module, factory, options.device)
@@ -461,16 +469,15 @@ def _train(options: argparse.Namespace) -> None:
     if options.resume:
         trainer.resume(checkpoint)
     before = backend.state()
-    with _folder(out):
-        history = trainer.fit(
-            arrays.x_train[kept],
-            arrays.y_train[kept],
-            batch_size=options.batch_size,
-            nb_epochs=options.epochs,
-            validation_data=(arrays.x_train[held], arrays.y_train[held]) if len(held) else None,
-            seed=options.seed,
-            checkpoint=checkpoint,
-        )
+    history = trainer.fit(
+        arrays.x_train[kept],
+        arrays.y_train[kept],
+        batch_size=options.batch_size,
+        nb_epochs=options.epochs,
+        validation_data=(arrays.x_train[held], arrays.y_train[held]) if len(held) else None,
+        seed=options.seed,
+        checkpoint=checkpoint,
+    )
     weights = _save(out, backend, history, options.estimator)
     checkpoint.unlink(missing_ok=True)
     after = backend.state()
@@ -487,11 +494,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     from art_entropic.evaluation import evaluate
 
     module, factory = _factory_names(options.estimator)
-    others = {text: _factory_names(text) for text in options.transfer_from}
+    others = {text: _factory_names(text, "transfer-from") for text in options.transfer_from}
     n = positive_int("n-examples", options.n_examples)
     out = options.out or Path("runs") / f"{factory}-evaluation"
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"`out` must be a folder, got the file {out}")
     x, y = load_test_arrays(options.data)
     estimator = _made(module, factory, options.device)
     with _folder(out):
@@ -506,13 +511,13 @@ def _evaluate(options: argparse.Namespace) -> None:
             checks=not options.no_checks,
             cascade=not options.no_cascade,
             measure=options.measure,
-            transfer_from={text: _made(*names, options.device) for text, names in others.items()},
+            transfer_from={text: _made(*names, options.device, "transfer-from") for text, names in others.items()},
             curve_eps=options.curve,
             folder=out / "attacks",
             verbose=not options.quiet,
         )
-    result.to_frame().to_csv(out / POINTS, index=False)
-    (out / EVALUATION).write_bytes(msgspec.json.format(msgspec.json.encode(result.summary()), indent=2) + b"\n")
+        result.to_frame().to_csv(out / POINTS, index=False)
+        (out / EVALUATION).write_bytes(msgspec.json.format(msgspec.json.encode(result.summary()), indent=2) + b"\n")
     _print_evaluation(result)
     if not options.quiet:
         print(f"result: {out / EVALUATION}, one row for each point and attack: {out / POINTS}", file=sys.stderr)
@@ -529,8 +534,6 @@ def _analyse(options: argparse.Namespace) -> None:
         raise ValueError(f"`estimator` must have another name each time, got {', '.join(options.estimator)}")
     n = positive_int("n-examples", options.n_examples)
     out = options.out or Path("runs") / "analysis"
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"`out` must be a folder, got the file {out}")
     x, y = load_test_arrays(options.data)
     estimators = {name: _made(*names, options.device) for name, names in named.items()}
     with _folder(out):
@@ -746,10 +749,15 @@ def _plain_arrays(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"`data` must be an .npz file with named arrays, got {path}, which is none")
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:  # NumPy's asks to trust pickles: refused
+            found = {name: file[name] for name in file.files}
+    # NumPy's ValueError asks to trust pickles: refused. Zip files know more compressions than Python does.
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, NotImplementedError) as error:
         reason = str(error).partition(".")[0]
         raise ValueError(f"`data` must hold plain arrays of numbers, got {path}: {reason}") from error
+    for name, array in found.items():  # NumPy hands what is no array on as bytes
+        if not isinstance(array, np.ndarray) or not array.ndim:
+            raise ValueError(f"`data` must hold arrays with one row for each example, got {name} in {path}, which is none")
+    return found
 
 
 def _labelled(path: Path, found: dict[str, np.ndarray], names: tuple[str, str], wish: str) -> tuple[np.ndarray, np.ndarray]:
@@ -786,18 +794,22 @@ def _validation_split(n: int, share: float, seed: int) -> tuple[np.ndarray, np.n
     return (np.arange(n), np.arange(0)) if share == 0 else hold_out(n, share, seed)
 
 
-def _factory_names(text: str) -> tuple[str, str]:
+def _factory_names(text: str, option: str = "estimator") -> tuple[str, str]:
     module, separator, factory = text.partition(":")
-    if module.endswith(".py"):
+    if module.endswith(".py") or "/" in module:
         name = module.removesuffix(".py").strip("./").replace("/", ".")
-        raise ValueError(f"`estimator` must name a module and not its file: write {name}:{factory or 'FACTORY'}, got {text!r}")
-    if not (module and separator and factory):
-        raise ValueError(f"`estimator` must be module:factory, such as mypkg.models:make_classifier, got {text!r}")
+        raise ValueError(f"`{option}` must name a module and not its file: write {name}:{factory or 'FACTORY'}, got {text!r}")
+    if not (module and separator and factory) or module.startswith("."):
+        raise ValueError(f"`{option}` must be module:factory, such as mypkg.models:make_classifier, got {text!r}")
     return module, factory
 
 
-def _made(module: str, factory: str, device: str | None = None) -> Any:
-    """The user's estimator on that device, None where it is. The current folder is searched first, as by ``python -m``."""
+def _made(module: str, factory: str, device: str | None = None, option: str = "estimator") -> Any:
+    """The user's estimator on that device, None where it is. The current folder is searched first, as by ``python -m``.
+
+    Raises:
+        ValueError: module or function is not there, or either fails or leaves; the message says how, and where.
+    """
     from art_entropic.backends import move_to
 
     here = os.getcwd()
@@ -805,29 +817,35 @@ def _made(module: str, factory: str, device: str | None = None) -> Any:
         sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module), factory, None)
-    except Exception as error:
-        raise ValueError(f"`estimator` {module}:{factory} could not be imported: {_told(error)}") from error
+    except (Exception, SystemExit) as error:  # a script that ends by `sys.exit` would end this command as if all were well
+        raise ValueError(f"`{option}` {module}:{factory} could not be imported: {_told(error)}") from error
     if not callable(function):
-        raise ValueError(f"`estimator` must name a function of {module}, got {factory!r}, which it has not")
+        raise ValueError(f"`{option}` must name a function of {module}, got {factory!r}, which it has not")
     try:
         estimator = function()
-    except Exception as error:
-        raise ValueError(f"`estimator` {module}:{factory}() failed with {_told(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"`{option}` {module}:{factory}() failed with {_told(error)}") from error
     return estimator if device is None else move_to(estimator, device)
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """Type, message and place of an error of the user's own code, in one line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    message = " ".join(str(error).split())
+    return type(error).__name__ + (f": {message}" if message else "") + _place(error)
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of the user's own, since the ones below it are the inside of a package."""
     if isinstance(error, SyntaxError):  # its text names the place, and the frames are Python's own
-        place = ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
+        return ""
+    importing = ("<frozen ", importlib.__file__)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if not frame.filename.startswith(importing)]
+    packages = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib"))
+    own = [frame for frame in frames if not frame.filename.startswith(packages)]
+    return next((f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in reversed(own or frames)), "")
 
 
 def _check_folder(out: Path, *, resume: bool, force: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"`out` must be a folder, got the file {out}")
     checkpoint = out / CHECKPOINT
     if resume:
         if not checkpoint.exists():
@@ -846,6 +864,8 @@ def _folder(out: Path) -> Iterator[None]:
     """Make a folder and hold it, and take it away again where an error leaves it empty."""
     from art_entropic.files import LOCK, alone_in
 
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"`out` must be a folder, got the file {out}")
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         with alone_in(out):

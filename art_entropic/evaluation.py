@@ -622,10 +622,11 @@ class _Finished:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # Opened here, since NumPy leaves a file open that is no whole archive.
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 run = AttackRun(**{name: file[name] for name in AttackRun.__dataclass_fields__ if name != "errors"})
                 return run, (float(file["seconds"]), int(file["asked"]))
-        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, TypeError, NotImplementedError) as error:
             print(f"{path} is damaged ({error}): its attack is run again", file=sys.stderr)
             return None
 

@@ -228,6 +228,10 @@ def _download(url: str, sha256: str, name: str, also: str = "") -> Path:
         ) from error
 
 
+# What NumPy, Pillow and Python's archives raise over bytes or arrays of another kind than they expect.
+_UNREADABLE = (EOFError, LookupError, OSError, ValueError, TypeError, AttributeError, NotImplementedError)
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Whatever is wrong with a data file is told with its name.
@@ -237,7 +241,7 @@ def _reading(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, tarfile.TarError, EOFError, KeyError, OSError, ValueError, IndexError) as error:
+    except (zipfile.BadZipFile, zlib.error, tarfile.TarError, *_UNREADABLE) as error:
         if str(path) in str(error):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -288,7 +292,9 @@ def _unit_range(pixels: np.ndarray) -> np.ndarray:
 
 
 def _labels(path: Path, y: np.ndarray, n: int, name: str) -> np.ndarray:
-    labels = np.asarray(y).reshape(-1).astype(np.int64)
+    if y.dtype.kind not in "iuf" or not np.isfinite(y).all() or not np.array_equal(y, np.floor(y)):
+        raise ValueError(f"{path}: {name} must hold whole numbers, got others, of {y.dtype}")
+    labels = y.reshape(-1).astype(np.int64)
     if len(labels) != n or n == 0 or labels.min() < 0 or labels.max() > 9:
         raise ValueError(f"{path}: {name} must hold {n} classes 0 to 9, got {len(labels)} labels")
     return labels

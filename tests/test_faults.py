@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,11 @@ MODELS = {
     "raises": ("def make():\n    raise OSError('none')\n", r"raises:make\(\) failed with OSError: none \(raises.py, line 2\)"),
     "misses": ("def make():\n    return {}['model']\n", r"misses:make\(\) failed with KeyError: 'model' \(misses.py, line 2\)"),
     "garbled": ("def make(:\n", r"garbled:make could not be imported: SyntaxError: .*garbled.py, line 1"),
+    "loads": ("import json\n\ndef make():\n    json.loads('x')\n", r"JSONDecodeError: .* \(loads.py, line 4\)"),
+    "silent": ("def make():\n    raise RuntimeError\n", r"silent:make\(\) failed with RuntimeError \(silent.py, line 2\)"),
+    "leaves": ("def make():\n    raise SystemExit(0)\n", r"leaves:make\(\) failed with SystemExit: 0 \(leaves.py, line 2\)"),
+    "script": ("import sys\nsys.exit()\n", r"script:make could not be imported: SystemExit \(script.py, line 2\)"),
+    "absent": ("import no_such_module\n", r"No module named 'no_such_module' \(absent.py, line 1\)"),
     "breaks": ("1 / 0\n", r"breaks:make could not be imported: ZeroDivisionError: division by zero \(breaks.py, line 1\)"),
 }
 # fmt: on
@@ -190,6 +196,20 @@ def test_code_of_the_users_that_fails_is_one_line_with_its_place(name, command, 
     assert re.search(message, said) and said.count("\n") == 1, said
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("folder/models:make", "`transfer-from` must name a module and not its file: write folder.models:make"),
+        (".models:make", "`transfer-from` must be module:factory"),
+    ],
+)
+def test_another_source_of_examples_is_named_by_its_own_option(text, message, capsys):
+    from art_entropic import cli
+
+    assert cli.main(["evaluate", "--estimator", "a:b", "--data", "d.npz", "--eps", "0.1", "--transfer-from", text]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_second_run_in_the_folder_of_a_training_is_refused(tmp_path, monkeypatch, capsys):
     from art_entropic import cli
     from art_entropic.files import alone_in
@@ -204,8 +224,9 @@ def test_a_second_run_in_the_folder_of_a_training_is_refused(tmp_path, monkeypat
     monkeypatch.syspath_prepend(tmp_path)
     words = ["--estimator", "linear:make", "--data", "data.npz", "--eps", "0.1", "--out", "run", "--quiet"]
     with alone_in(tmp_path / "run"):
-        for command in ("train", "evaluate"):
-            assert cli.main([command, *words]) == 2
+        (tmp_path / "run" / "checkpoint.npz").write_bytes(b"of the run that goes on, which is no interrupted one")
+        for command in ("train", "train --resume", "train --force", "evaluate", "analyse"):
+            assert cli.main([*command.split(), *words]) == 2
             assert "`out` run is in use by another run" in capsys.readouterr().err
 
 
@@ -233,6 +254,59 @@ def test_a_damaged_data_file_is_named(name, content, tmp_path, monkeypatch):
     monkeypatch.setenv("ART_ENTROPIC_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / name))):
         load_data("mnist" if name == "mnist.npz" else "cifar10")
+
+
+GARBAGE = np.zeros(9, np.uint8)
+PIXELS, LABELS = np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.int64)
+JPEGS = {"jpeg": GARBAGE, "offset": np.array([0, 9]), "y": LABELS[:1]}
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays"),
+    [
+        ("mnist.npz", {"x": PIXELS, "y": np.array([0.5, 1.0])}),
+        ("mnist.npz", {"x": PIXELS, "y": np.array([np.nan, 1.0])}),
+        ("mnist.npz", {"x": PIXELS, "y": np.array(["a", "b"])}),
+        ("mnist.npz", {"x": np.array([{}]), "y": LABELS}),
+        ("cifar10_jpeg.npz", JPEGS),
+        ("cifar10_jpeg.npz", {**JPEGS, "offset": np.array([0.0, 9.0])}),
+        ("cifar10_jpeg.npz", {**JPEGS, "offset": np.array(9)}),
+        ("cifar10_jpeg.npz", {**JPEGS, "offset": np.array([0])}),
+    ],
+)
+def test_a_data_file_of_other_arrays_is_named(name, arrays, tmp_path, monkeypatch):
+    from art_entropic.problems import load_data
+
+    np.savez(tmp_path / name, **{f"{key}_{part}": array for key, array in arrays.items() for part in ("train", "test")})
+    monkeypatch.setenv("ART_ENTROPIC_DATA", str(tmp_path))
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / name))):
+        load_data("mnist" if name == "mnist.npz" else "cifar10")
+
+
+def of_compression_99(path):
+    """The same archive, as if it were packed by a method that Python has not."""
+    content = bytearray(path.read_bytes())
+    for mark, place in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+        for found in re.finditer(mark, bytes(content)):
+            content[found.start() + place] = 99
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "scalar", "compression"])
+def test_damaged_data_of_the_users_are_named(kind, tmp_path):
+    from art_entropic import cli
+
+    file = tmp_path / "data.npz"
+    np.savez(file, **dict.fromkeys("xy", np.float32(1) if kind == "scalar" else np.ones((4, 2), np.float32)))
+    if kind == "compression":
+        of_compression_99(file)
+    if kind == "bytes":
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("x", b"no array")
+            archive.writestr("y", b"no array")
+    for load in (lambda: cli.load_arrays(file, 0), lambda: cli.load_test_arrays(file)):
+        with pytest.raises(ValueError, match=f"`data` must hold .*{re.escape(str(file))}"):
+            load()
 
 
 def changed(path, about=None, **arrays):
@@ -279,12 +353,12 @@ def test_plans_of_other_editors_are_read_and_numbers_without_end_are_not(tmp_pat
     plan = tmp_path / "plan.toml"
     plan.write_bytes(b'\xef\xbb\xbfproblem = "digits"\neps = "8/255"\n')
     assert read_plan(plan).eps == 8 / 255
-    plan.write_text('problem = "digits"\neps = "1e999999999"\n')
-    with pytest.raises(ValueError, match="`eps` must"):
-        settings = read_plan(plan)
-        from art_entropic.benchmark import settings_of
+    from art_entropic.benchmark import settings_of
 
-        settings_of(settings)
+    for eps in ("1e999999999", "1e-999999999", f"1{'0' * 400}/1"):
+        plan.write_text(f'problem = "digits"\neps = "{eps}"\n')
+        with pytest.raises(ValueError, match="`eps` must"):
+            settings_of(read_plan(plan))
 
 
 def test_a_title_with_html_is_text_in_both_reports(tmp_path):
@@ -312,3 +386,29 @@ def test_a_share_is_suspicious_where_chance_does_not_explain_it_at_this_n(count,
     finding = _more_often(count, n, TOLERATED)
     assert finding.suspicious is flagged is bool(binom.sf(count - 1, n, TOLERATED) < SIGNIFICANCE)
     assert finding.value == count / n and finding.n == n
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "missing", "rows", "compression"])
+def test_a_damaged_finished_attack_is_run_again_and_told(damage, make_classifier, points, tmp_path, capsys):
+    from art_entropic import evaluate
+
+    classifier, (x, _) = make_classifier("pytorch"), points("pytorch", n=12)
+    y = backend_for(classifier).logits(x).argmax(axis=1)  # or there is nothing to attack
+
+    def found():
+        return evaluate(classifier, x, y, 0.1, battery="quick", checks=False, folder=tmp_path, verbose=False).robust
+
+    whole = found()
+    file = sorted(tmp_path.glob("*.npz"))[0]
+    content = file.read_bytes()
+    file.write_bytes({"empty": b"", "cut": content[: len(content) // 2]}.get(damage, content))
+    if damage == "missing":
+        np.savez(file, seconds=np.ones(3), asked=1)
+    if damage == "rows":
+        with np.load(file) as arrays:
+            np.savez(file, **{**dict(arrays), "seconds": np.ones(3)})
+    if damage == "compression":
+        of_compression_99(file)
+    capsys.readouterr()
+    assert found() == whole
+    assert f"{file} is damaged (" in capsys.readouterr().err
