@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -100,71 +101,163 @@ def _uncounted(model: Any) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------------------ softmax
 
+_SOFTMAX = (keras.activations.softmax, keras.ops.softmax, tf.nn.softmax)
+_LOG_SOFTMAX = (keras.activations.log_softmax, keras.ops.log_softmax, tf.nn.log_softmax)
+_WISH = "`classifier` must hold a model whose last layer is a softmax or log-softmax, or has one as its activation"
 
-def remove_softmax(estimator: Any, model: Any, *, compiled: bool, shape: tuple[int, ...]) -> str:
+
+def remove_softmax(estimator: Any, model: Any, *, compiled: bool, shape: tuple[int, ...]) -> tuple[str, Any]:
     """See `Backend`. Whoever calls it forgets what was compiled of the model.
+
+    A `train_step` of the estimator's own is dropped, since its loss takes probabilities.
 
     Args:
         compiled: the model itself holds optimizer and loss.
         shape: of one example.
+    Returns:
+        Name of the layer, and the model: a new one of the same layers where Keras cannot cut the graph in place.
     """
-    x = np.random.default_rng(0).random((2, *shape), np.float32)
+    loss = _taking_logits(model.loss if compiled else estimator.loss_object)
+    x = np.random.default_rng(0).random((8, *shape), np.float32)
     before = model(x, training=False)
-    layer, put_back = _without_softmax(model)
-    if layer is None or put_back is None:
-        raise ValueError(
-            "`classifier` must end in a layer with activation='softmax', or be Sequential and end in keras.layers.Softmax, to "
-            f"have it taken away, got the model {model.name!r}, which does not"
-        )
-    if not np.allclose(tf.nn.softmax(model(x, training=False)), before, rtol=1e-4, atol=1e-6):
-        put_back()
-        raise ValueError(f"`classifier` must predict by the softmax of what is before it, got {model.name!r}, which does not")
-    loss = _as_loss(model.loss if compiled else estimator.loss_object)
-    if type(loss) in _CROSS_ENTROPIES and not loss.from_logits:
-        loss = type(loss).from_config({**loss.get_config(), "from_logits": True})
-        if compiled:
-            _recompile(model, loss)
-        else:
-            estimator._loss_object = loss
-    if hasattr(estimator, "_use_logits"):  # of KerasClassifier, whose gradients it decides
-        estimator._use_logits = True
-    return layer
+    stripped = _without_softmax(model)
+    try:
+        _check_restored(stripped, before, stripped.model(x, training=False))
+    except Exception:
+        stripped.undo()
+        raise
+    if model.compiled:
+        _recompile(model, stripped.model, loss if compiled else model.loss)
+    estimator._model = stripped.model
+    if compiled:
+        estimator._use_logits = True  # it decides the gradients of a KerasClassifier
+        estimator._input = stripped.model.inputs[estimator.input_layer]
+        estimator._output = stripped.model.outputs[estimator.output_layer]
+        estimator._layer_names = estimator._get_layers()
+    else:
+        estimator._loss_object, estimator._train_step = loss, None
+    return stripped.layer, stripped.model
 
 
-def _recompile(model: Any, loss: Any) -> None:
-    metrics = getattr(model, "_compile_metrics", None)
-    model.compile(
-        optimizer=model.optimizer,
-        loss=loss,
-        metrics=None if metrics is None else metrics._user_metrics,
-        weighted_metrics=None if metrics is None else metrics._user_weighted_metrics,
-        run_eagerly=model.run_eagerly,
-        jit_compile=model.jit_compile,
-    )
+def _taking_logits(loss: Any) -> Any:
+    """The same loss, of logits.
 
-
-def _without_softmax(model: Any) -> tuple[str | None, Callable[[], None] | None]:
-    """Take the softmax at the end of a model away; its layer's name and how to put it back, None where there is none."""
-    last = _last_layer(model)
-    if isinstance(last, keras.layers.Softmax) and isinstance(model, keras.Sequential):
-        model.pop()
-        return last.name, lambda: model.add(last)
-    if last is None or getattr(last, "activation", None) is not keras.activations.softmax:
-        return None, None
-    last.activation = keras.activations.linear
-
-    def put_back() -> None:
-        last.activation = keras.activations.softmax
-
-    return last.name, put_back
-
-
-def _last_layer(model: Any) -> Any:
-    """The layer that makes the output of a model with a graph, inside its sub-models; None where nobody knows."""
-    if not has_graph(model) or len(model.outputs) != 1:
+    Raises:
+        ValueError: it cannot be told what it takes.
+    """
+    if loss is None:
         return None
-    last = model.outputs[0]._keras_history.operation
-    return _last_layer(last) if has_graph(last) else last
+    there = _as_loss(loss)
+    config = there.get_config() if isinstance(there, keras.losses.Loss) else {}
+    if "from_logits" not in config:
+        name = there if isinstance(there, str) else getattr(there, "__name__", type(there).__name__)
+        raise ValueError(
+            "`classifier` must have the loss CategoricalCrossentropy or SparseCategoricalCrossentropy, which can be told to "
+            f"take logits, got {name}"
+        )
+    then = type(there).from_config({**config, "from_logits": True})
+    then.__name__ = type(then).__name__  # by which KerasClassifier.fit knows a loss that takes the index of a class
+    return then
+
+
+def _recompile(there: Any, model: Any, loss: Any) -> None:
+    """Compile the model as it was, with its optimizer, the state of which stays, and another loss."""
+    settings = {**there._compile_config.config, "optimizer": there.optimizer, "loss": loss}
+    model.compile(**settings, auto_scale_loss=False)
+
+
+@dataclass(frozen=True)
+class _Stripped:
+    """A model without its final softmax."""
+
+    model: Any  # the same object where that could be
+    layer: str
+    is_log: bool
+    undo: Callable[[], None]
+
+
+def _check_restored(stripped: _Stripped, before: tf.Tensor, logits: tf.Tensor) -> None:
+    """Refuse a model that without its softmax does not return what went into it."""
+    restore = tf.nn.log_softmax if stripped.is_log else tf.nn.softmax
+    there, here = np.asarray(tf.cast(before, tf.float32)), np.asarray(restore(tf.cast(logits, tf.float32)))
+    tolerance = 1e-2 if before.dtype.size < 4 else 1e-4
+    if there.shape != here.shape or not np.allclose(here, there, rtol=tolerance, atol=tolerance):
+        raise ValueError(f"{_WISH}, over the classes and in no other place, got {stripped.layer!r}, which is not only that")
+
+
+def _last(model: Any) -> Any:
+    """The operation that a graph ends in."""
+    return model.layers[-1] if isinstance(model, keras.Sequential) else model.outputs[0]._keras_history.operation
+
+
+def _is_log(operation: Any) -> bool | None:
+    """Whether an operation is a log-softmax, False where it is a softmax, None where it is neither."""
+    own = type(operation).__module__.startswith("keras.")
+    return {"Softmax": False, "LogSoftmax": True}.get(type(operation).__name__) if own else None
+
+
+def _activation_is_log(layer: Any) -> bool | None:
+    """The same of the activation of a layer."""
+    activation = getattr(layer, "activation", None)
+    if any(activation is one for one in _LOG_SOFTMAX):
+        return True
+    return False if any(activation is one for one in _SOFTMAX) else _is_log(activation)
+
+
+def _without_softmax(model: Any) -> _Stripped:
+    """Take the final softmax or log-softmax of a graph away, in place where Keras can, else in a new model of the same layers.
+
+    Raises:
+        ValueError: there is none; nothing has been changed then.
+    """
+    if not has_graph(model):
+        raise ValueError(f"{_WISH}, got {model.name!r} of class {type(model).__name__}, in whose code it cannot be found")
+    if len(model.outputs) != 1:
+        raise ValueError(f"{_WISH}, got {model.name!r} with {len(model.outputs)} outputs")
+    last = _last(model)
+    if has_graph(last):
+        inner = _without_softmax(last)
+        return replace(inner, model=model) if inner.model is last else _with_another_end(model, last, inner)
+    is_log = _activation_is_log(last)
+    if is_log is not None:
+        there = last.activation
+        last.activation = keras.activations.linear
+        return _Stripped(model, last.name, is_log, lambda: setattr(last, "activation", there))
+    is_log = _is_log(last)
+    if is_log is None:
+        raise ValueError(f"{_WISH}, got {model.name!r}, which ends in {type(last).__name__} {last.name!r}")
+    return _with_another_end(model, last, _Stripped(None, last.name, is_log, lambda: None))
+
+
+def _with_another_end(model: Any, last: Any, inner: _Stripped) -> _Stripped:
+    """A model that ends in the model of `inner`, or where that is None in what goes into its last operation now."""
+    if not type(model).__module__.startswith("keras.") or (isinstance(model, keras.Sequential) and len(model.layers) == 1):
+        inner.undo()
+        raise ValueError(
+            f"{_WISH}, got {model.name!r} of class {type(model).__name__}, whose end {last.name!r} cannot be cut off"
+        )
+    if isinstance(model, keras.Sequential):
+        return _with_another_layer(model, last, inner)
+    history = model.outputs[0]._keras_history
+    node = history.operation._inbound_nodes[history.node_index]
+    arguments = node.arguments
+    end = node.input_tensors[0] if inner.model is None else inner.model(*arguments.args, **arguments.kwargs)
+    with model.distribute_strategy.scope():
+        return replace(inner, model=keras.Model(model.input, end, name=model.name))
+
+
+def _with_another_layer(model: Any, last: Any, inner: _Stripped) -> _Stripped:
+    model.pop()
+    if inner.model is not None:
+        model.add(inner.model)
+
+    def undo() -> None:
+        if inner.model is not None:
+            model.pop()
+        inner.undo()
+        model.add(last)
+
+    return replace(inner, model=model, undo=undo)
 
 
 __all__ = ["differentiated", "one_output", "own_loss", "penalty_of", "remove_softmax"]

@@ -470,7 +470,9 @@ class TensorFlowBackend:
             self._estimator._forward_pass = tf.function(self._estimator._forward_pass.python_function, reduce_retracing=True)
 
     def remove_softmax(self) -> str:
-        name = remove_softmax(self._estimator, self.model, compiled=self._compiled_by_keras, shape=self._usual_shape)
+        old = self.model
+        name, self.model = remove_softmax(self._estimator, old, compiled=self._compiled_by_keras, shape=self._usual_shape)
+        _inference.pop(old, None)
         self._forget_compiled()
         return name
 
