@@ -116,8 +116,17 @@ def own_buffers(model: nn.Module) -> Iterator[None]:
 def unchanged(model: nn.Module, device: torch.device, seed: int) -> Iterator[None]:
     """Inside everything random starts from a seed. On leaving the network is as it came, whatever its passes have done.
 
-    Weights, buffers, gradients, modes, and the generators of PyTorch, NumPy and Python.
+    Weights, buffers, gradients, modes, and the generators of PyTorch, NumPy and Python. For one thread at a time.
     """
+    with lock_of(model), _put_back(model, device):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def _put_back(model: nn.Module, device: torch.device) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     # A forward method may put another tensor in the place of a buffer; those of TorchScript cannot.
     registered = [(module, dict(module._buffers)) for module in model.modules() if isinstance(module._buffers, dict)]
@@ -128,9 +137,6 @@ def unchanged(model: nn.Module, device: torch.device, seed: int) -> Iterator[Non
     of_numpy, of_python = np.random.get_state(), random.getstate()
     with kept_generators(device):
         try:
-            torch.manual_seed(seed)
-            np.random.seed(seed)
-            random.seed(seed)
             yield
         finally:
             np.random.set_state(of_numpy)

@@ -421,19 +421,23 @@ class TorchBackend:
 
     @contextlib.contextmanager
     def training(self, seed: int | None) -> Iterator[None]:
-        modes = [(module, module.training) for module in self.model.modules()]
-        gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
+        # Modes are read and set while no other thread has put them off for a pass of its own.
+        with lock_of(self.model):
+            modes = [(module, module.training) for module in self.model.modules()]
+            gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
         with kept_generators(self.device, enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
-            self.model.train()
             try:
+                with lock_of(self.model):
+                    if seed is not None:
+                        torch.manual_seed(seed)
+                    self.model.train()
                 yield
             finally:
-                for parameter, gradient in gradients:
-                    parameter.grad = gradient
-                for module, mode in modes:
-                    module.training = mode
+                with lock_of(self.model):
+                    for parameter, gradient in gradients:
+                        parameter.grad = gradient
+                    for module, mode in modes:
+                        module.training = mode
 
     def hold(self, x: Array) -> Any:
         return self._tensor(x) if 4 * x.nbytes < free_memory(self.device) else x
