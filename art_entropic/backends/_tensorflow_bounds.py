@@ -807,6 +807,7 @@ class Walk:
     def __init__(self, *, training: bool, relu: Callable[[tf.Tensor], tf.Tensor] = tf.nn.relu) -> None:
         self.training = training
         self.relu = relu
+        self.losses: list[tf.Tensor] = []  # what activity regularizers and `add_loss` of the layers made of the values
         self._entered: list[Joint] = []
 
     def enter(self, x: Joint) -> None:
@@ -835,15 +836,22 @@ class Walk:
         # One of None for each input where a model has several.
         masked = any(mask is not None for mask in keras.tree.flatten(kwargs.get("mask")))
         if has_graph(operation) and not masked:
-            return self._model(_Call(self, operation, args, kwargs))
+            result = self._model(_Call(self, operation, args, kwargs))
+            self.losses += _activity_losses(operation, result)
+            return result
         call = _Call(self, operation, *_cast(operation, args, kwargs))
         try:
-            return _rule(call)(call)
+            result = _rule(call)(call)
         except NoIntervalRuleError:
             if call.bounded:
                 raise
+        else:
+            self.losses += _activity_losses(operation, result)
+            return result
         # Without boxes the operation itself always serves; a rule only tells which tensors enter a nonlinearity.
-        return call.plain()
+        result = call.plain()
+        self.losses += own_losses(operation) if isinstance(operation, keras.Layer) else []
+        return result
 
     def _model(self, call: _Call) -> Any:
         model = call.operation
@@ -881,6 +889,23 @@ class Walk:
             for symbol, output in zip(node.outputs, outputs, strict=True):
                 known[id(symbol)] = _with_batch_axis(output, symbol.shape)
         return [known[id(tensor)] for tensor in model.outputs]
+
+
+def own_losses(layer: Any) -> list[tf.Tensor]:
+    """What activity regularizers and `add_loss` made of the last call of a layer or model, without those of its weights."""
+    regularized = sum(weight.regularizer is not None for weight in layer.trainable_weights)
+    losses: list[tf.Tensor] = layer.losses
+    return losses[: len(losses) - regularized]
+
+
+def _activity_losses(operation: Any, result: Any) -> list[tf.Tensor]:
+    """What Keras adds for the `activity_regularizer` of a layer that it calls itself: its mean over the examples."""
+    regularizer = getattr(operation, "activity_regularizer", None)
+    if regularizer is None:
+        return []
+    values = [x.value for x in keras.tree.flatten(result)]
+    losses = [regularizer(value) for value in values]
+    return [loss / tf.cast(tf.shape(v)[0], loss.dtype) for loss, v in zip(losses, values, strict=True)]
 
 
 def _with_batch_axis(x: Joint, shape: tuple[int | None, ...]) -> Joint:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from art_entropic.backends import OutputError, OwnLoss
 from art_entropic.backends._tensorflow_bounds import has_graph
+from art_entropic.backends._tensorflow_replicas import mirrored_strategy
 
 # ------------------------------------------------------------------------------------------------------------ outputs
 
@@ -47,10 +48,24 @@ def differentiated(tape: tf.GradientTape, score: tf.Tensor, x: tf.Tensor) -> tf.
 # --------------------------------------------------------------------------------------------------------------- loss
 
 
-def penalty_of(model: Any) -> tf.Tensor | None:
-    """The sum of the regularisers of a model's weights, None where they have none."""
-    losses = [variable.regularizer(variable) for variable in model.trainable_variables if variable.regularizer is not None]
-    return tf.add_n([tf.cast(loss, tf.float32) for loss in losses]) if losses else None
+def total(losses: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Their sum in float32; a loss need not be a scalar."""
+    return tf.add_n([tf.reduce_sum(tf.cast(loss, tf.float32)) for loss in losses])
+
+
+def penalty_of(model: Any, passes: Sequence[tuple[tf.Tensor, tf.Tensor]]) -> tf.Tensor | None:
+    """The regularisers of a model's weights, and what its layers made of what passed through; None where there is nothing.
+
+    Args:
+        passes: of each pass its rows, and the sum of what the layers added. Each counts by its share of all rows, since Keras
+            has the mean over a batch.
+    """
+    regularized = [variable for variable in model.trainable_variables if variable.regularizer is not None]
+    losses = [total([variable.regularizer(variable)]) for variable in regularized]
+    if passes:
+        rows = tf.add_n([n for n, _ in passes])
+        losses += [n / rows * added for n, added in passes]
+    return tf.add_n(losses) if losses else None
 
 
 _CROSS_ENTROPIES = (keras.losses.CategoricalCrossentropy, keras.losses.SparseCategoricalCrossentropy)
@@ -87,15 +102,19 @@ def _as_loss(loss: Any) -> Any:
 
 
 def _uncounted(model: Any) -> list[str]:
-    """Losses of the model that depend on what passes through its layers, which a step by layers cannot count."""
-    layers = list(model._flatten_layers(include_self=True))
-    regularised = [layer.name for layer in layers if getattr(layer, "activity_regularizer", None) is not None]
-    adding = [layer.name for layer in layers if layer._losses and layer.name not in regularised]
+    """What code of the model's own, and the way it was compiled, ask of a step that retraining takes by itself."""
     told = []
-    if regularised:
-        told.append(f"the activity regularizer of {', '.join(regularised)} is not counted")
-    if adding:
-        told.append(f"what {', '.join(adding)} adds by add_loss is not counted")
+    own = [name for name in ("train_step", "compute_loss") if not getattr(type(model), name).__module__.startswith("keras.")]
+    if own:
+        told.append(f"{' and '.join(own)} of its model are code of its own, which the retraining does not run")
+    weights = model._compile_config.config.get("loss_weights") if model.compiled else None
+    if weights is not None:
+        told.append(f"loss_weights={weights!r} of its model are not counted")
+    strategy = mirrored_strategy(model)
+    if strategy is not None and strategy.num_replicas_in_sync > 1:
+        layers = model._flatten_layers(include_self=True)
+        adding = [layer.name for layer in layers if layer.activity_regularizer is not None or layer._losses]
+        told += [f"what {', '.join(adding)} add to the loss is not counted under a tf.distribute strategy"] if adding else []
     return told
 
 
@@ -260,4 +279,4 @@ def _with_another_layer(model: Any, last: Any, inner: _Stripped) -> _Stripped:
     return replace(inner, model=model, undo=undo)
 
 
-__all__ = ["differentiated", "one_output", "own_loss", "penalty_of", "remove_softmax"]
+__all__ = ["differentiated", "one_output", "own_loss", "penalty_of", "remove_softmax", "total"]

@@ -31,8 +31,8 @@ from art_entropic.backends import (
 )
 from art_entropic.backends._preprocessing import standardisation
 from art_entropic.backends._tensorflow_art import before_each_step, for_art_trainers
-from art_entropic.backends._tensorflow_bounds import Joint, Walk, box_of, has_graph, require_graph, straight_relu
-from art_entropic.backends._tensorflow_network import differentiated, one_output, own_loss, penalty_of, remove_softmax
+from art_entropic.backends._tensorflow_bounds import Joint, Walk, box_of, has_graph, own_losses, require_graph, straight_relu
+from art_entropic.backends._tensorflow_network import differentiated, one_output, own_loss, penalty_of, remove_softmax, total
 from art_entropic.backends._tensorflow_ops import ops
 from art_entropic.backends._tensorflow_replicas import Gradients, Passes, Replicas, check_optimizer, mirrored_strategy
 from art_entropic.backends.architecture import (
@@ -71,12 +71,21 @@ class TensorFlowView:
         self._standardise = standardise
         self._clip_values = clip_values
         self._training = training
+        self._added: list[tuple[tf.Tensor, tf.Tensor]] = []  # of each pass in training: rows, and what layers add to the loss
 
     def logits(self, x: tf.Tensor) -> tf.Tensor:
-        return one_output(self._model(self._standardise(x), training=self._training))
+        logits = one_output(self._model(self._standardise(x), training=self._training))
+        self._keep(x, lambda: own_losses(self._model))
+        return logits
 
     def penalty(self) -> tf.Tensor | None:
-        return penalty_of(self._model) if self._training else None
+        return penalty_of(self._model, self._added) if self._training else None
+
+    def _keep(self, x: tf.Tensor, losses: Callable[[], list[tf.Tensor]]) -> None:
+        # Replicas take turns within a pass, and a Keras layer has one list for all of them.
+        alone = tf.distribute.get_replica_context().num_replicas_in_sync == 1
+        if self._training and alone and (added := losses()):
+            self._added.append((tf.cast(tf.shape(x)[0], tf.float32), total(added)))
 
     def ball(self, x: tf.Tensor, eps: tf.Tensor) -> Interval:
         return intervals.ball(ops, x, eps, self._clip_values)
@@ -85,6 +94,7 @@ class TensorFlowView:
         box = Interval(*map(self._standardise, self.ball(x, eps)))
         walk = Walk(training=self._training)
         logits = walk.logits(self._model, Joint(self._standardise(x), box, "input"))
+        self._keep(x, lambda: walk.losses)
         layers = tuple(LayerInterval(name, _single(box_of(layer))) for name, layer in walk.layers())
         return Propagation(tf.cast(logits.value, tf.float32), layers[-1].box, layers)
 
@@ -92,6 +102,7 @@ class TensorFlowView:
         require_graph(self._model)
         walk = Walk(training=self._training)
         logits = walk.logits(self._model, Joint(self._standardise(x), None, "input"))
+        self._keep(x, lambda: walk.losses)
         layers = tuple(LayerActivation(name, tf.cast(layer.value, tf.float32)) for name, layer in walk.layers())
         return Activations(tf.cast(logits.value, tf.float32), layers)
 
@@ -538,13 +549,14 @@ class TensorFlowBackend:
         return self._step(compute, xla=compile)
 
     def _gradients_of(self, objective: Objective) -> Passes:
-        view, variables = self._view(training=True), self.model.trainable_variables
+        variables = self.model.trainable_variables
 
         def passes(batch: Batch, controls: Controls, weight: tf.Tensor | None) -> tuple[dict[str, tf.Tensor], Gradients]:
             weights = [variable.value for variable in variables]
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(weights)
-                terms = dict(objective(view, batch, controls))
+                # A view of its own for each pass of each device: it remembers what the layers add to the loss.
+                terms = dict(objective(self._view(training=True), batch, controls))
                 loss = terms["loss"] if weight is None else weight * terms["loss"]
             gradients = tape.gradient(loss, weights)
             if all(gradient is None for gradient in gradients):
