@@ -44,9 +44,10 @@ class NetworkRecord(Record, frozen=True, kw_only=True, tag="network", tag_field=
 
 
 def records() -> dict[str, NetworkRecord]:
-    """The last record of each network."""
+    """The last record of each network, those of a framework together and in the order of their titles."""
     lines = (RESULTS / "networks.jsonl").read_bytes().splitlines()
-    return {record.name: record for record in (msgspec.json.decode(line, type=NetworkRecord) for line in lines)}
+    found = [msgspec.json.decode(line, type=NetworkRecord) for line in lines]
+    return {record.name: record for record in sorted(found, key=lambda record: (record.framework, record.title.lower()))}
 
 
 def table(found: dict[str, NetworkRecord]) -> list[list[str]]:

@@ -45,20 +45,20 @@ def of_keras(name: str) -> keras.Model:
 def attention() -> keras.Model:
     x = inputs = keras.Input(SEQUENCE)
     x = keras.layers.Dense(16)(x)
-    x = keras.layers.LayerNormalization()(x + keras.layers.MultiHeadAttention(num_heads=2, key_dim=8)(x, x))
+    x = keras.layers.LayerNormalization()(x + keras.layers.MultiHeadAttention(num_heads=2, key_dim=8, name="attention")(x, x))
     x = keras.layers.Dense(16, activation="gelu")(x)
     return keras.Model(inputs, keras.layers.Dense(CLASSES)(keras.layers.GlobalAveragePooling1D()(x)))
 
 
 def recurrent() -> keras.Model:
-    return keras.Sequential([keras.Input(SEQUENCE), keras.layers.LSTM(16), keras.layers.Dense(CLASSES)])
+    return keras.Sequential([keras.Input(SEQUENCE), keras.layers.LSTM(16, name="lstm"), keras.layers.Dense(CLASSES)])
 
 
 class Subclassed(keras.Model):
     """Decides in Python what it does, as the guides to subclassing have it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(name="subclassed")
         self.conv = keras.layers.Conv2D(8, 3, strides=2, padding="same")
         self.norm = keras.layers.BatchNormalization()
         self.pool = keras.layers.GlobalAveragePooling2D()
@@ -90,7 +90,9 @@ def row(
 NETWORKS = {
     "keras_mobilenet_v2": row("Keras MobileNetV2", partial(of_keras, "MobileNetV2")),
     "keras_resnet50_v2": row("Keras ResNet50V2", partial(of_keras, "ResNet50V2")),
-    "keras_efficientnet_b0": row("Keras EfficientNetB0, pixels to 255", partial(of_keras, "EfficientNetB0"), top=255.0),
+    "keras_efficientnet_b0": row(
+        "Keras EfficientNetB0, pixels to 255", partial(of_keras, "EfficientNetB0"), top=255.0, overflows=True
+    ),
     "keras_attention": row("Keras MultiHeadAttention", attention, SEQUENCE, without_rule="MultiHeadAttention", in_sample=True),
     "keras_lstm": row("Keras LSTM", recurrent, SEQUENCE, kind="KerasClassifier", without_rule="LSTM", in_sample=True),
     "keras_subclassed": row("subclassed Keras model", subclassed, without_rule="Subclassed", in_sample=True),
