@@ -445,9 +445,10 @@ class Target:
         input_shape: tuple[int, ...] | None = None,
     ) -> Target:
         """`input_shape` is that of the points where the classifier leaves lengths open; None where it leaves none."""
+        backend = backend_for(classifier)
         shape = tuple(classifier.input_shape) if input_shape is None else input_shape
         others = {name: cls.of(source, input_shape=shape) for name, source in (sources or {}).items()}
-        return cls(classifier, backend_for(classifier), framework_of(classifier), shape, measure=measure, sources=others)
+        return cls(classifier, backend, framework_of(classifier), shape, measure=measure, sources=others)
 
     @property
     def nb_classes(self) -> int:

@@ -903,7 +903,7 @@ def test_scheduler_must_be_callable() -> None:
 def test_compiled_passes_are_shared_by_backends_and_forgotten_with_the_model() -> None:
     classifier = digits_classifier()
     backend = backend_for(classifier)
-    assert backend._passes is backend_for(classifier)._passes
+    assert backend._passes(SHAPE) is backend_for(classifier)._passes(SHAPE)
     backend.logits(batch_of(2).x)
     alive = weakref.ref(classifier.model)
     del classifier, backend

@@ -41,7 +41,7 @@ def test_two_processes_train_as_one(make_classifier, points, tmp_path, measure):
     x, y = points("pytorch", n=51)  # the last batch has 3 points, too few to share
     np.savez(tmp_path / "data.npz", x=x, y=y)
     (tmp_path / "script.py").write_text(SCRIPT)
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone"]
     command += [str(tmp_path / "script.py"), str(tmp_path / "data.npz"), str(tmp_path / "out"), measure]
     run = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300)

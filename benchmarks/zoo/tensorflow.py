@@ -89,7 +89,7 @@ def row(
 
 NETWORKS = {
     "keras_mobilenet_v2": row("Keras MobileNetV2", partial(of_keras, "MobileNetV2")),
-    "keras_resnet50_v2": row("Keras ResNet50V2", partial(of_keras, "ResNet50V2")),
+    "keras_resnet50_v2": row("Keras ResNet50V2", partial(of_keras, "ResNet50V2"), overflows=True),
     "keras_efficientnet_b0": row(
         "Keras EfficientNetB0, pixels to 255", partial(of_keras, "EfficientNetB0"), top=255.0, overflows=True
     ),
