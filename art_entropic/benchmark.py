@@ -41,7 +41,7 @@ from art_entropic.backends import (
 from art_entropic.checks import CHECKS
 from art_entropic.defences import DEFENCES, option_defaults
 from art_entropic.evaluation import CURVE_BATTERY, EVALUATION_REVISION, check_evaluation, evaluate, join_findings, verdict_on
-from art_entropic.files import alone_in, replacing
+from art_entropic.files import alone_in, replacing, write_whole
 from art_entropic.information import MEASURES
 from art_entropic.objective import DECAY
 from art_entropic.palette import NATURAL
@@ -249,6 +249,7 @@ def settings_of(plan: BenchmarkPlan) -> Settings:
             source=plan.source,
             overrides=plan.overrides,
         )
+        _check_points(settings, problem.n_train, problem.n_test)
         _check_defences(settings)
         _check_variants(settings)
     return settings
@@ -844,18 +845,21 @@ def _missing(store: Store, job: Job, training: list[float], attack: list[float])
 def shared_data(settings: Settings) -> Data:
     """The data of the problem, cut to the training points that every defence may see."""
     data = load_data(settings.problem.name)
-    left = len(data.x_test) - settings.first_example
+    _check_points(settings, len(data.x_train), len(data.x_test))  # a local copy may hold fewer than were published
+    n = settings.n_train
+    return dataclasses.replace(data, x_train=data.x_train[:n], y_train=data.y_train[:n])
+
+
+def _check_points(settings: Settings, n_train: int, n_test: int) -> None:
+    """Refuse to ask for more points than there are."""
+    left = n_test - settings.first_example
     if left < 1:
-        raise ValueError(f"`first_example` must be below the {len(data.x_test)} test points, got {settings.first_example}")
+        raise ValueError(f"`first_example` must be below the {n_test} test points, got {settings.first_example}")
     if settings.n_examples > left:
         behind = f" from number {settings.first_example} on" if settings.first_example else ""
         raise ValueError(f"`n_examples` must be at most the {left} test points{behind}, got {settings.n_examples}")
-    n = settings.n_train
-    if n is None:
-        return data
-    if n > len(data.x_train):
-        raise ValueError(f"`n_train` must be at most the {len(data.x_train)} training points, got {n}")
-    return dataclasses.replace(data, x_train=data.x_train[:n], y_train=data.y_train[:n])
+    if settings.n_train is not None and settings.n_train > n_train:
+        raise ValueError(f"`n_train` must be at most the {n_train} training points, got {settings.n_train}")
 
 
 def _replaceable(path: Path, settings: Settings, home: Path) -> list[AnyRecord]:
@@ -887,8 +891,7 @@ def write_results(path: Path, records: Iterable[AnyRecord]) -> None:
     import msgspec
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, path.suffix) as temporary:
-        temporary.write_bytes(b"".join(msgspec.json.encode(_published(record)) + b"\n" for record in records))
+    write_whole(path, b"".join(msgspec.json.encode(_published(record)) + b"\n" for record in records))
 
 
 def _published(record: AnyRecord) -> AnyRecord:

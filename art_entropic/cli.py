@@ -488,10 +488,9 @@ def _train_in(out: Path, module: str, factory: str, options: argparse.Namespace)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    import msgspec
-
     from art_entropic._validate import positive_int
     from art_entropic.evaluation import evaluate
+    from art_entropic.files import write_whole
 
     module, factory = _factory_names(options.estimator)
     others = {text: _factory_names(text, "transfer-from") for text in options.transfer_from}
@@ -516,18 +515,17 @@ def _evaluate(options: argparse.Namespace) -> None:
             folder=out / "attacks",
             verbose=not options.quiet,
         )
-        result.to_frame().to_csv(out / POINTS, index=False)
-        (out / EVALUATION).write_bytes(msgspec.json.format(msgspec.json.encode(result.summary()), indent=2) + b"\n")
+        write_whole(out / POINTS, result.to_frame().to_csv(index=False).encode())
+        write_whole(out / EVALUATION, _indented_json(result.summary()))
     _print_evaluation(result)
     if not options.quiet:
         print(f"result: {out / EVALUATION}, one row for each point and attack: {out / POINTS}", file=sys.stderr)
 
 
 def _analyse(options: argparse.Namespace) -> None:
-    import msgspec
-
     from art_entropic._validate import positive_int
     from art_entropic.analysis import information_profile
+    from art_entropic.files import write_whole
 
     named = dict(_named_factory(text) for text in options.estimator)
     if len(named) < len(options.estimator):
@@ -549,11 +547,17 @@ def _analyse(options: argparse.Namespace) -> None:
             seed=options.seed,
             verbose=not options.quiet,
         )
-        (out / PROFILE).write_bytes(msgspec.json.format(msgspec.json.encode(profile.summary()), indent=2) + b"\n")
+        write_whole(out / PROFILE, _indented_json(profile.summary()))
         written = [out / PROFILE, *_profile_files(profile, out)]
     _print_profile(profile)
     if not options.quiet:
         print(f"result: {', '.join(map(str, written))}", file=sys.stderr)
+
+
+def _indented_json(summary: object) -> bytes:
+    import msgspec
+
+    return msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n"
 
 
 def _profile_files(profile: InformationProfile, out: Path) -> list[Path]:
@@ -561,14 +565,16 @@ def _profile_files(profile: InformationProfile, out: Path) -> list[Path]:
     import importlib.util
 
     from art_entropic.analysis import PROFILE_MEASURES
+    from art_entropic.files import replacing, write_whole
 
     written = []
     if importlib.util.find_spec("pandas") is not None:
-        profile.to_frame().to_csv(out / LAYERS, index=False)
+        write_whole(out / LAYERS, profile.to_frame().to_csv(index=False).encode())
         written.append(out / LAYERS)
     drawn = [name for name in profile.drawable if PROFILE_MEASURES[name].transmitted]
     if drawn and importlib.util.find_spec("matplotlib") is not None:
-        profile.plot(drawn).savefig(out / FIGURE)
+        with replacing(out / FIGURE, Path(FIGURE).suffix) as temporary:
+            profile.plot(drawn).savefig(temporary)
         written.append(out / FIGURE)
     if len(written) < 1 + bool(drawn):
         print(f"{PROGRAM}: table and figure need pandas and matplotlib: pip install 'art-entropic[plot]'", file=sys.stderr)
@@ -881,15 +887,15 @@ def _folder(out: Path) -> Iterator[None]:
 def _save(out: Path, backend: Any, history: History, estimator: str) -> Path:
     import msgspec
 
-    from art_entropic.files import replacing
+    from art_entropic.files import replacing, write_whole
 
     out.mkdir(parents=True, exist_ok=True)
     weights = out / f"{WEIGHTS}{backend.weights_suffix}"
     with replacing(weights, backend.weights_suffix) as temporary:
         backend.save_weights(temporary)
     lines = b"".join(msgspec.json.encode(epoch) + b"\n" for epoch in history.epochs)
-    (out / HISTORY).write_bytes(lines)
-    (out / README).write_text(_how_to_load(estimator, weights) + "\n", encoding="utf-8")
+    write_whole(out / HISTORY, lines)
+    write_whole(out / README, f"{_how_to_load(estimator, weights)}\n".encode())
     return weights
 
 

@@ -23,6 +23,12 @@ def replacing(path: Path, suffix: str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all."""
+    with replacing(path, path.suffix) as temporary:
+        temporary.write_bytes(content)
+
+
 @contextmanager
 def alone_in(home: Path) -> Iterator[None]:
     """Hold a folder: two runs in one would do the same work twice, and one could cut off what the other is writing.

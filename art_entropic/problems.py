@@ -68,6 +68,7 @@ class Problem:
         networks: by name; the first one is the default.
         nb_epochs_natural: epochs of natural training, from which every defence starts.
         nb_epochs: epochs of each defence.
+        n_train, n_test: points of the data set as published.
         n_examples: test points that are attacked when nothing else is asked for.
         load: reads the data.
     """
@@ -83,6 +84,8 @@ class Problem:
     nb_epochs: int
     batch_size: int
     learning_rate: float
+    n_train: int
+    n_test: int
     n_examples: int
     load: Callable[[], Data]
 
@@ -381,6 +384,8 @@ PROBLEMS: dict[str, Problem] = {
         nb_epochs=30,
         batch_size=64,
         learning_rate=2e-3,
+        n_train=1297,
+        n_test=DIGITS_TEST,
         n_examples=300,
         load=_load_digits,
     ),
@@ -401,6 +406,8 @@ PROBLEMS: dict[str, Problem] = {
         nb_epochs=10,
         batch_size=128,
         learning_rate=2e-3,
+        n_train=60_000,
+        n_test=10_000,
         n_examples=500,
         load=_load_mnist,
     ),
@@ -421,6 +428,8 @@ PROBLEMS: dict[str, Problem] = {
         nb_epochs=12,
         batch_size=128,
         learning_rate=2e-3,
+        n_train=50_000,
+        n_test=10_000,
         n_examples=500,
         load=_load_cifar10,
     ),

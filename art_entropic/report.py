@@ -24,7 +24,7 @@ from art_entropic.attacks import ATTACKS
 from art_entropic.backends import FRAMEWORKS
 from art_entropic.defences import DEFENCES
 from art_entropic.evaluation import CURVE_BATTERY
-from art_entropic.files import replacing
+from art_entropic.files import write_whole
 from art_entropic.palette import NATURAL, PALETTE
 from art_entropic.problems import PROBLEMS
 from art_entropic.records import (
@@ -1000,21 +1000,22 @@ def write_report(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("art_entropic"),
             autoescape=path.suffix == ".html",
-            finalize=_without_tags if path.suffix == ".md" else None,
+            finalize=_as_text if path.suffix == ".md" else None,
             trim_blocks=True,
             lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
         )
         environment.filters |= {"percent": percent, "cell": _markdown_cell, "seconds": duration}
         text = environment.get_template(f"{path.name}.j2").render(context)
-        with replacing(path, path.suffix) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_whole(path, text.encode())
     return paths
 
 
-def _without_tags(value: object) -> object:
-    """Texts of the user's in Markdown, which hands HTML on as it is."""
-    return value.replace("<", "&lt;") if isinstance(value, str) else value
+def _as_text(value: object) -> object:
+    """Texts of the user's in Markdown, which hands HTML on as it is, and makes links and pictures of brackets."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):  # a command, which stands in a block of code
+        return value
+    return value.replace("<", "&lt;").replace("](", "]\\(").replace("]:", "]\\:").replace("\n", " ")
 
 
 def load(folder: Path) -> list[RunRecord]:

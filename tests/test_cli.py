@@ -185,6 +185,7 @@ def assert_one_line(outcome: tuple[int, str, str], *wanted: str) -> None:
         (["benchmark", "--defence", "natural,magic"], "'magic'"),
         (["benchmark", "--seeds", "a,b"], "whole numbers such as 0,1,2"),
         (["benchmark", "--n-examples", "0"], "`n_examples`"),
+        (["benchmark", "--dry-run", "--n-examples", "10000000"], "`n_examples` must be at most the 500 test points"),
         (["benchmark", "--epochs", "0"], "`nb_epochs`"),
         (["benchmark", "--n-ex", "5"], "--n-ex"),
         (["benchmark", "--network", "huge"], "`network` must be one of 'small', got 'huge'"),

@@ -98,6 +98,7 @@ def test_an_unknown_network_is_refused():
 def test_digits_are_split_once_and_for_all():
     data = load_data("digits")
     assert data.x_train.shape == (1297, 8, 8, 1) and data.x_test.shape == (500, 8, 8, 1)
+    assert (PROBLEMS["digits"].n_train, PROBLEMS["digits"].n_test) == (1297, 500)
     assert data.x_train.dtype == np.float32 and data.y_train.dtype == np.int64
     assert data.x_train.min() == 0 and data.x_train.max() == 1
     counts = np.bincount(data.y_test)

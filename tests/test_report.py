@@ -454,6 +454,17 @@ def test_the_title_of_a_plan_is_the_title_of_its_table() -> None:
     assert section.title == "Digits (scikit-learn, 8x8), network small"
 
 
+def test_a_title_is_text_in_both_reports(tmp_path: Path) -> None:
+    title = "<script>a()</script> ![b](http://c) [d](e)\n\n# f\n[g]: h"
+    settings = {"title": title}
+    command = "art-entropic report 'a\n# <b>'"
+    at = msgspec.structs.replace(PROVENANCE, command=command)
+    markdown, html = written(tmp_path, [training("natural", settings=settings, provenance=at)])
+    assert markdown.startswith("# Robustness report: &lt;script>a()&lt;/script> ![b]\\(http://c) [d]\\(e)  # f [g]\\: h\n")
+    assert "    art-entropic report 'a\n    # <b>'\n" in markdown
+    assert "&lt;script&gt;a()&lt;/script&gt; ![b](http://c)" in html
+
+
 def test_passes_of_a_training_are_told(tmp_path: Path) -> None:
     records = [training("natural", forward_passes=1200, backward_passes=600), training("entropic", "tensorflow")]
     for text, cell in zip(written(tmp_path, records), ("| 1200 / 600 |", ">1200 / 600</td>"), strict=True):
