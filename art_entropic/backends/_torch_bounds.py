@@ -222,7 +222,9 @@ class BoundTensor(torch.Tensor):
 
 
 def _name(func: Any) -> str:
-    return getattr(func, "__name__", str(func)).strip("_")
+    # A property comes as the method of a descriptor, which knows the property's name.
+    of = getattr(func, "__self__", None) if getattr(func, "__name__", "") in ("__get__", "__set__") else None
+    return getattr(func if of is None else of, "__name__", str(func)).strip("_")
 
 
 def _bounds(tree: Any) -> Iterator[BoundTensor]:
