@@ -13,8 +13,8 @@ def test_entropic_retraining_raises_robust_accuracy_far_above_natural_on_digits(
         problem="digits",
         defences=("natural", "entropic", "entropic_channel"),
         battery="quick",
-        n_examples=150,
-        nb_epochs=25,
+        n_examples=100,
+        nb_epochs=20,
         checks=False,
     )
     records = run_benchmark(plan, tmp_path, verbose=False)
@@ -29,7 +29,7 @@ def test_entropic_retraining_raises_robust_accuracy_far_above_natural_on_digits(
     profiles = [record for record in records if isinstance(record, ProfileRecord)]
     assert [record.framework for record in profiles] == ["pytorch", "tensorflow"]
     for record in profiles:
-        assert set(record.training_keys) == {"natural", "entropic"} and record.n == 150
+        assert set(record.training_keys) == {"natural", "entropic"} and record.n == 100
         reach = {row.model: float(row.value) for row in record.rows if row.measure == "gradient"}
         assert reach["entropic"] < 0.7 * reach["natural"]
     assert all(path.stat().st_size > 1000 for path in write_report(tmp_path))
