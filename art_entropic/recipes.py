@@ -201,7 +201,7 @@ def smooth_activations(classifier: Any) -> tuple[str, ...]:
     return changed
 
 
-def to_logits(classifier: Any) -> str:
+def to_logits(classifier: Any) -> Any:
     """Let a classifier that ends in a softmax return logits, in place: what is trained, attacked and bounded here are logits.
 
     The classes that it predicts stay. A loss that takes probabilities becomes the same one from logits.
@@ -210,12 +210,13 @@ def to_logits(classifier: Any) -> str:
         classifier: ART PyTorchClassifier whose network ends in a module nn.Softmax or nn.LogSoftmax, TensorFlowV2Classifier or
             KerasClassifier whose model ends in the activation softmax.
     Returns:
-        Name of the layer that was changed.
+        The classifier, the same object.
     Raises:
         TypeError: not an estimator of a supported kind.
         ValueError: the network does not end in a softmax that could be taken away; nothing has been changed then.
     """
-    return backend_for(classifier).remove_softmax()
+    backend_for(classifier).remove_softmax()
+    return classifier
 
 
 def _range(backend: Backend, x: Array) -> float:

@@ -1,9 +1,11 @@
 """The smooth twin of a network. What EntropicTrainer chooses by itself is tested with the trainer."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 
-from art_entropic import EntropicTrainer, smooth_activations
+from art_entropic import EntropicTrainer, certify, smooth_activations, to_logits
 from art_entropic.backends import backend_for
 from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool
 
@@ -112,3 +114,69 @@ def test_a_relu_that_keras_cannot_exchange_is_named_and_nothing_is_changed():
     with pytest.raises(ValueError, match=r"`classifier` must apply relu by .* got a layer of its own: own"):
         smooth_activations(TensorFlowV2Classifier(model, nb_classes=3, input_shape=(4,)))
     assert inner.layers[0].activation is keras.activations.relu
+
+
+def softmax_networks():
+    """Networks of four inputs and three classes that end in a softmax, and whether it is one that can be taken away."""
+    import torch
+    from torch import nn
+
+    class Ends(nn.Module):
+        def __init__(self, end, gate=None):
+            super().__init__()
+            self.body, self.end, self.gate = nn.Linear(4, 3), end, gate or nn.Identity()
+
+        def forward(self, x):
+            z = self.body(x)
+            return self.end(z * self.gate(z))
+
+    class Calls(nn.Linear):
+        def forward(self, x):
+            return torch.softmax(super().forward(x), 1)
+
+    shared = nn.Softmax(dim=1)
+    return {
+        "module": (nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=1)), True),
+        "last axis": (nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.Softmax(dim=-1))), True),
+        "logarithm": (nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(dim=1)), True),
+        "attribute": (Ends(nn.Softmax(dim=1)), True),
+        "another one as a gate": (Ends(nn.Softmax(dim=1), nn.Softmax(dim=1)), True),
+        "compiled": (torch.compile(Ends(nn.Softmax(dim=1)), backend="eager"), True),
+        "the same one as a gate": (Ends(shared, shared), True),
+        "over the batch": (nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=0)), False),
+        "function": (Calls(4, 3), False),
+        "in the middle": (nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=1), nn.Linear(3, 3)), False),
+        "none": (nn.Sequential(nn.Linear(4, 3)), False),
+    }
+
+
+@pytest.mark.parametrize("case", softmax_networks() if importlib.util.find_spec("torch") else [])
+def test_a_final_softmax_of_pytorch_is_taken_away_or_nothing_is_changed(case):
+    import torch
+    from art.estimators.classification import PyTorchClassifier
+
+    torch.manual_seed(0)
+    model, works = softmax_networks()[case]
+    log = case == "logarithm"
+    loss = torch.nn.NLLLoss(weight=torch.tensor([1.0, 2.0, 3.0])) if log else torch.nn.CrossEntropyLoss()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    classifier = PyTorchClassifier(model, loss, (4,), 3, optimizer=optimizer, clip_values=(0.0, 1.0))
+    x, y = np.random.default_rng(0).random((12, 4), np.float32), np.arange(12) % 3
+    model.train()
+    before, state = classifier.predict(x), torch.get_rng_state()
+    model.train()
+    if not works:
+        with pytest.raises(ValueError, match=r"`classifier` must end in a module nn\.Softmax or nn\.LogSoftmax"):
+            to_logits(classifier)
+        np.testing.assert_array_equal(classifier.predict(x), before)
+        return
+    assert to_logits(classifier) is classifier
+    assert model.training and torch.equal(torch.get_rng_state(), state)
+    logits = classifier.predict(x).astype(np.float64)
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(shares, np.exp(before) if log else before, rtol=1e-5)
+    if log:
+        assert type(classifier.loss) is torch.nn.CrossEntropyLoss and classifier.loss.weight.tolist() == [1, 2, 3]
+    if "gate" not in case:
+        np.testing.assert_array_equal(certify(classifier, x, y, 1e-6), logits.argmax(axis=1) == y)
+    EntropicTrainer(classifier, eps=0.05, verbose=False).fit(x, y, nb_epochs=1, batch_size=6, seed=0)

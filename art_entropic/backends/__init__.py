@@ -426,6 +426,9 @@ class OutputError(TypeError):
 # last digits, compiled and fused kernels to about 1e-6.
 SAME_LOGITS = 1e-4
 
+# Behind the name of a softmax, which has no rule wherever it stands.
+FINAL_SOFTMAX = "bounds need logits: art_entropic.to_logits(classifier) takes a final softmax away"
+
 
 def check_joint_pass(plain: Array, joint: Array, layer: Callable[[], str]) -> None:
     """Refuse bounds whose pass gives other logits than the network itself.

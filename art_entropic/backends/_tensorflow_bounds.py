@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from art_entropic import intervals
-from art_entropic.backends import Interval, NoIntervalRuleError
+from art_entropic.backends import FINAL_SOFTMAX, Interval, NoIntervalRuleError
 from art_entropic.backends._tensorflow_ops import ops
 
 # -------------------------------------------------------------------------------------------- one call of the network
@@ -315,11 +315,10 @@ _ARGMIN: dict[int, float | None] = {
 } | {id(keras.ops.gelu): intervals.GELU_TANH_ARGMIN}  # the only one of the three whose default is the approximation
 _PLAIN_RELUS = tuple(id(module.relu) for module in (keras.activations, keras.ops, tf.nn))
 
-_PROBABILITIES = "the network ends in probabilities; the bound needs logits, so remove this activation"
 NO_GRAPH = "a subclassed model has no graph of operations to follow"
 _HINTS: dict[str, str] = {
-    **dict.fromkeys(["Softmax", "LogSoftmax", "Sparsemax"], _PROBABILITIES),
-    **dict.fromkeys(["softmax", "softmax_v2", "log_softmax", "log_softmax_v2", "sparsemax"], _PROBABILITIES),
+    **dict.fromkeys(["Softmax", "LogSoftmax", "Sparsemax"], FINAL_SOFTMAX),
+    **dict.fromkeys(["softmax", "softmax_v2", "log_softmax", "log_softmax_v2", "sparsemax"], FINAL_SOFTMAX),
 }
 
 

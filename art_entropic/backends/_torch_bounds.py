@@ -21,7 +21,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from art_entropic import intervals
-from art_entropic.backends import Interval, NoIntervalRuleError
+from art_entropic.backends import FINAL_SOFTMAX, Interval, NoIntervalRuleError
 from art_entropic.backends._torch_ops import ops
 
 _PRECISIONS = (torch.float32, torch.float64)
@@ -1052,8 +1052,7 @@ _IN_PLACE: dict[Any, Any] = {
 }
 # fmt: on
 
-_PROBABILITIES = "the network ends in probabilities; the bound needs logits, so remove this last layer"
-_HINTS = {name: _PROBABILITIES for name in ("softmax", "log_softmax")}
+_HINTS = dict.fromkeys(["softmax", "log_softmax"], FINAL_SOFTMAX)
 
 
 class _StraightReLU(torch.autograd.Function):

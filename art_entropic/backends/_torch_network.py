@@ -192,7 +192,7 @@ def remove_softmax(estimator: Any) -> str:
         for name, child in parent._modules.items()
         if type(child) in _SOFTMAX
     ]
-    x = torch.rand((2, *estimator.input_shape), device=estimator.device)
+    x = torch.rand((2, *estimator.input_shape), generator=torch.Generator().manual_seed(0)).to(estimator.device)
     for parent, name, path, child in reversed(found):
         of_output = F.log_softmax if isinstance(child, nn.LogSoftmax) else F.softmax
         with unchanged(model, estimator.device, seed=0), torch.no_grad():
