@@ -128,12 +128,12 @@ def check_bounds(backend: Backend, x: Array, eps: float) -> None:
     copies = int(np.clip(len(x) // 2, 16, BOUNDED_POINTS)) // number
     examples = some_of(x, number)
     _check_alone(backend, examples)
-    boxes = backend.intervals(examples, eps)
+    box = backend.logit_bounds(examples, eps)
     points = _of_the_ball(backend, examples, eps, copies)
-    layer, box = list(boxes.items())[-1]
     far = _outside(backend.logits(points), box, copies)
     if far is not None:
-        raise BoundsMismatchError(_first_outside(backend, points, boxes, copies) or layer, far)
+        boxes = backend.intervals(examples, eps)
+        raise BoundsMismatchError(_first_outside(backend, points, boxes, copies) or list(boxes)[-1], far)
 
 
 def _check_alone(backend: Backend, x: Array) -> None:

@@ -279,6 +279,9 @@ class Sloped:
         reach = 2 * eps * self._factor
         return {"hidden": Interval(2 * x - 2 * eps, 2 * x + 2 * eps), "logits": Interval(2 * x - reach, 2 * x + reach)}
 
+    def logit_bounds(self, x, eps):
+        return self.intervals(x, eps)["logits"]
+
 
 def test_points_of_the_ball_find_bounds_that_are_too_narrow():
     x = np.linspace(0, 1, 20, dtype=np.float32).reshape(10, 2)

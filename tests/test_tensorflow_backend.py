@@ -557,6 +557,7 @@ def test_preprocessing_is_part_of_bounds_and_gradients() -> None:
     x = batch_of(6).x
     bounds = backend.intervals(x, 0.1, batch_size=4)
     assert tuple(bounds) == backend.layer_names() == ("norm", "logits")
+    np.testing.assert_allclose(backend.logit_bounds(x, 0.1, batch_size=4), bounds["logits"], rtol=1e-6)
     for point in ball_points(x, 0.1, 5, seed=1):
         assert_inside(classifier.predict(np.clip(point, 0, 1).astype(np.float32)), bounds["logits"])
     v = np.eye(CLASSES, dtype=np.float32)[np.zeros(6, int)]

@@ -264,6 +264,7 @@ def test_resnet18_goes_through(torchvision):
     backend = backend_of(model, (3, 32, 32), 5, clip_values=(0.0, 1.0))
     x = np.random.default_rng(0).random((3, 3, 32, 32), np.float32)
     bounds = backend.intervals(x, 1e-3)
+    np.testing.assert_array_equal(backend.logit_bounds(x, 1e-3), bounds["fc"])
     assert len(bounds) == 18 and tuple(bounds) == backend.layer_names() and list(bounds)[-1] == "fc"
     noise = np.random.default_rng(1).uniform(-1e-3, 1e-3, x.shape).astype(np.float32)
     for name, value in backend.activations(np.clip(x + noise, 0, 1)).items():

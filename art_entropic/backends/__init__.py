@@ -256,6 +256,10 @@ class Backend(Protocol):
             BoundsMismatchError: the pass that carries bounds gives other logits than the network itself.
         """
 
+    def logit_bounds(self, x: Array, eps: float, batch_size: int = 256) -> Interval:
+        """The last of `intervals`, without holding those of the other layers for all points."""
+        ...
+
     def input_gradient(self, x: Array, v: Array, batch_size: int = 256) -> Array:
         """Gradient of sum(v * logits(x)) with respect to raw x, in inference mode."""
 
@@ -428,6 +432,11 @@ SAME_LOGITS = 1e-4
 
 # Behind the name of a softmax, which has no rule wherever it stands.
 FINAL_SOFTMAX = "bounds need logits: art_entropic.to_logits(classifier) takes a final softmax away"
+
+
+def concatenated(parts: Sequence[Interval]) -> Interval:
+    """The boxes of batches as those of all points."""
+    return Interval(np.concatenate([part.lower for part in parts]), np.concatenate([part.upper for part in parts]))
 
 
 def check_joint_pass(plain: Array, joint: Array, layer: Callable[[], str]) -> None:

@@ -28,6 +28,7 @@ from art_entropic.backends import (
     OwnLoss,
     Propagation,
     check_joint_pass,
+    concatenated,
 )
 from art_entropic.backends._preprocessing import standardisation
 from art_entropic.backends._tensorflow_art import before_each_step, for_art_trainers
@@ -214,12 +215,19 @@ class _Inference:
         def values(x: tf.Tensor) -> list[tf.Tensor]:
             return [layer.value for layer in self._walk(_alive(reference), Joint(x, None, "input"))]
 
-        @_compiled(images, images, images)
-        def boxes(x: tf.Tensor, lower: tf.Tensor, upper: tf.Tensor) -> tuple[list[Interval], tf.Tensor]:
-            layers = self._walk(_alive(reference), Joint(x, Interval(lower, upper), "input"))
-            return [box_of(layer) for layer in layers], layers[-1].value
+        # Bounds, and the logits of the pass that carries them and of the network's own. In one graph, TensorFlow computes once
+        # what both have in common, and the comparison costs what they have not.
+        def bounds_of(chosen: slice) -> Any:
+            @_compiled(images, images, images)
+            def bounds(x: tf.Tensor, lower: tf.Tensor, upper: tf.Tensor) -> tuple[list[Interval], tf.Tensor, tf.Tensor]:
+                model = _alive(reference)
+                layers = self._walk(model, Joint(x, Interval(lower, upper), "input"))
+                return [box_of(layer) for layer in layers[chosen]], layers[-1].value, one_output(model(x, training=False))
 
-        self.logits, self.gradient, self.values, self.boxes = logits, gradient, values, boxes
+            return bounds
+
+        self.logits, self.gradient, self.values = logits, gradient, values
+        self.bounds, self.logit_bounds = bounds_of(slice(None)), bounds_of(slice(-1, None))
 
     def _walk(self, model: Any, x: Joint) -> list[Joint]:
         require_graph(model)
@@ -410,18 +418,20 @@ class TensorFlowBackend:
 
     def intervals(self, x: Array, eps: float, batch_size: int = 256) -> dict[str, Interval]:
         passes = self._passes(x.shape[1:])
-        parts = []
+        layers = zip(*self._bounds(passes, passes.bounds, x, eps, batch_size), strict=True)
+        return dict(zip(passes.names, map(concatenated, layers), strict=True))
+
+    def logit_bounds(self, x: Array, eps: float, batch_size: int = 256) -> Interval:
+        passes = self._passes(x.shape[1:])
+        return concatenated([box for (box,) in self._bounds(passes, passes.logit_bounds, x, eps, batch_size)])
+
+    def _bounds(self, passes: _Inference, ask: Any, x: Array, eps: float, batch_size: int) -> Iterator[list[Interval]]:
+        """Of each batch the bounds of the layers that `ask` returns."""
         for chunk in self._chunks(x, batch_size):
             box = intervals.ball(ops, chunk, tf.constant(eps, tf.float32), self._clip_values)
-            bounds, joint = passes.boxes(*map(self._standardise, (chunk, *box)))
-            plain = passes.logits(self._standardise(chunk))
+            layers, joint, plain = ask(*map(self._standardise, (chunk, *box)))
             check_joint_pass(plain.numpy(), joint.numpy(), lambda: passes.names[-1])
-            parts.append(bounds)
-        boxes = (
-            Interval(*(np.concatenate([end.numpy() for end in ends]) for ends in zip(*layer, strict=True)))
-            for layer in zip(*parts, strict=True)
-        )
-        return dict(zip(passes.names, boxes, strict=True))
+            yield [Interval(lower.numpy(), upper.numpy()) for lower, upper in layers]
 
     def input_gradient(self, x: Array, v: Array, batch_size: int = 256) -> Array:
         passes = self._passes(x.shape[1:])

@@ -33,6 +33,7 @@ from art_entropic.backends import (
     Propagation,
     Step,
     check_joint_pass,
+    concatenated,
 )
 from art_entropic.backends._preprocessing import standardisation
 from art_entropic.backends._torch_art import before_each_step, for_art_trainers, reference_attack, untouched
@@ -343,18 +344,22 @@ class TorchBackend:
         return {name: np.concatenate(values) for name, values in parts.items()}
 
     def intervals(self, x: Array, eps: float, batch_size: int = 256) -> dict[str, Interval]:
-        parts: dict[str, list[Interval]] = {}
+        parts = list(self._bounds(x, eps, batch_size, slice(None)))
+        return {name: concatenated([part[name] for part in parts]) for name in parts[0]}
+
+    def logit_bounds(self, x: Array, eps: float, batch_size: int = 256) -> Interval:
+        return concatenated([box for part in self._bounds(x, eps, batch_size, slice(-1, None)) for box in part.values()])
+
+    def _bounds(self, x: Array, eps: float, batch_size: int, chosen: slice) -> Iterator[dict[str, Interval]]:
+        """Of each batch the bounds of the chosen layers."""
         with self.inference(), torch.no_grad():
             for chunk in self._chunks(x, batch_size):
                 joint, plain = self.propagate(chunk, eps), self.forward(chunk)
                 check_joint_pass(_array(plain), _array(joint.logits), lambda: self._first_other(chunk, joint))  # noqa: B023
-                for layer in joint.layers:
-                    part = Interval(layer.box.lower.cpu().numpy(), layer.box.upper.cpu().numpy())
-                    parts.setdefault(layer.name, []).append(part)
-        return {
-            name: Interval(np.concatenate([b.lower for b in boxes]), np.concatenate([b.upper for b in boxes]))
-            for name, boxes in parts.items()
-        }
+                yield {
+                    layer.name: Interval(layer.box.lower.cpu().numpy(), layer.box.upper.cpu().numpy())
+                    for layer in joint.layers[chosen]
+                }
 
     def _first_other(self, x: torch.Tensor, joint: Propagation) -> str:
         """The first layer whose box misses the network's own value at x."""
