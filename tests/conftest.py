@@ -11,7 +11,7 @@ _scratch = tempfile.TemporaryDirectory(prefix="art-entropic-tests-")
 os.environ["HOME"] = _scratch.name
 os.environ["KERAS_HOME"] = os.path.join(_scratch.name, ".keras")
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # name a GPU there to test on it
 os.environ["MPLCONFIGDIR"] = _scratch.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(_scratch.name, "inductor")

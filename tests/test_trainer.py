@@ -8,7 +8,7 @@ from art.defences.trainer import Trainer
 from art.estimators.classification import SklearnClassifier
 from sklearn.linear_model import LogisticRegression
 
-from art_entropic.backends import FRAMEWORKS, NoIntervalRuleError, backend_for
+from art_entropic.backends import FRAMEWORKS, NoIntervalRuleError, backend_for, framework_module
 from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool
 from art_entropic.certificates import certify
 from art_entropic.information import MEASURES
@@ -528,6 +528,24 @@ def test_a_retraining_with_named_layers_is_resumed(framework, make_classifier, d
     assert_same(*ends)
 
 
+@pytest.fixture(params=["operations", "gradients"])
+def known_by(request, monkeypatch, framework):
+    """Two ways to know a piecewise linear network: the second one where an operation has no rule."""
+    if request.param == "gradients":
+
+        def refuse(*_):
+            raise NoIntervalRuleError("layer", "operation")
+
+        monkeypatch.setattr(backend_class(framework), "curved_operation", refuse)
+    else:
+        monkeypatch.setattr(backend_class(framework), "input_gradient", None)  # which differs from call to call on a GPU
+
+
+def backend_class(framework):
+    return getattr(framework_module(framework), {"pytorch": "TorchBackend", "tensorflow": "TensorFlowBackend"}[framework])
+
+
+@pytest.mark.usefixtures("known_by")
 def test_ties_in_a_constant_background_do_not_hide_that_a_network_is_piecewise_linear(framework, make_classifier, points):
     pooled = (Conv(8, 3, padding=1), MaxPool(), Conv(8, 3, padding=1), Flatten(), Dense(8), Dense(3, None))
     x, _ = points(framework)
@@ -536,6 +554,7 @@ def test_ties_in_a_constant_background_do_not_hide_that_a_network_is_piecewise_l
     assert not piecewise_linear(backend_for(make_classifier(framework, architecture=SILU)), x)
 
 
+@pytest.mark.usefixtures("known_by")
 def test_smooth_networks_are_known_far_from_zero_too(framework, make_classifier, points):
     """Where a step of 1e-5 would be lost to the rounding of x."""
     x, _ = points(framework)

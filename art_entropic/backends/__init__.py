@@ -245,6 +245,13 @@ class Backend(Protocol):
     def layer_names(self) -> tuple[str, ...]:
         """Names of the measured layers (pre-activations, logits last), as `intervals` and `activations` use them."""
 
+    def curved_operation(self, x: Array) -> str | None:
+        """The first operation that is neither linear nor made of straight pieces, on the way from x to the logits, by name.
+
+        Raises:
+            NoIntervalRuleError: an operation has no rule, so that nobody can tell.
+        """
+
     def activations(self, x: Array, batch_size: int = 256) -> dict[str, Array]:
         """Values of the measured layers at x in inference mode."""
 

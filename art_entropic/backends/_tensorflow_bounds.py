@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from art_entropic import intervals
 from art_entropic.backends import FINAL_SOFTMAX, Interval, NoIntervalRuleError
+from art_entropic.backends._curvature import bends
 from art_entropic.backends._tensorflow_ops import ops
 
 # -------------------------------------------------------------------------------------------- one call of the network
@@ -331,6 +332,7 @@ def _apply_activation(call: _Call, f: Any, x: Joint) -> Any:
     if id(f) not in _ARGMIN:
         name = getattr(f, "__name__", type(f).__name__)
         raise NoIntervalRuleError(call.name, f"activation {name!r}", _HINTS.get(name, ""))
+    call.walk.run(f.__name__, 1)
     return _activate(call, call.walk.relu if id(f) in _PLAIN_RELUS else f, _ARGMIN[id(f)], x)
 
 
@@ -807,7 +809,13 @@ class Walk:
         self.training = training
         self.relu = relu
         self.losses: list[tf.Tensor] = []  # what activity regularizers and `add_loss` of the layers made of the values
+        self.curved: str | None = None  # the first operation that bends
         self._entered: list[Joint] = []
+
+    def run(self, operation: str, operands: int) -> None:
+        """Note that an operation runs, and how many of its arguments depend on the input."""
+        if self.curved is None and bends(operation, operands):
+            self.curved = operation
 
     def enter(self, x: Joint) -> None:
         """Remember a tensor that enters a nonlinearity."""
@@ -845,6 +853,7 @@ class Walk:
             if call.bounded:
                 raise
         else:
+            self.run(type(operation).__name__, len(call.joints))
             self.losses += _activity_losses(operation, result)
             return result
         # Without boxes the operation itself always serves; a rule only tells which tensors enter a nonlinearity.

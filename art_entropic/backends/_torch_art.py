@@ -12,18 +12,19 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_entropic.backends._torch_devices import kept_generators, on_device
+from art_entropic.backends._torch_precision import full_float32
 
 
 @contextlib.contextmanager
 def untouched(estimator: Any, seed: int) -> Iterator[None]:
     """The module leaves as it came: modes, gradients, and the generators of PyTorch, which are seeded inside.
 
-    Inside, parameters need no gradient: attacks differentiate with respect to the input only.
+    Inside, parameters need no gradient: attacks differentiate with respect to the input only; and float32 is computed in full.
     """
     network = estimator.model
     modes = [(module, module.training) for module in network.modules()]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in network.parameters()]
-    with kept_generators(estimator.device):
+    with full_float32, kept_generators(estimator.device):
         torch.manual_seed(seed)
         try:
             for parameter, _, _ in parameters:

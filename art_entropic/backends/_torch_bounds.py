@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from art_entropic import intervals
 from art_entropic.backends import FINAL_SOFTMAX, Interval, NoIntervalRuleError
+from art_entropic.backends._curvature import bends
 from art_entropic.backends._torch_ops import ops
 
 _PRECISIONS = (torch.float32, torch.float64)
@@ -54,6 +55,7 @@ class Trace:
     def __init__(self, model: nn.Module) -> None:
         self._stack: list[tuple[str, nn.Module]] = [("", model)]
         self.layers: list[tuple[str, Any]] = []
+        self.curved: str | None = None  # the first operation that bends
         self.differentiates = torch.is_grad_enabled()
         self._last = self._stack[0]
         self._living: list[weakref.ref[BoundTensor]] = []
@@ -143,6 +145,11 @@ class Trace:
                 return True
         return False
 
+    def run(self, function: str, operands: int) -> None:
+        """Note that a function runs, and how many of its arguments depend on the input."""
+        if self.curved is None and bends(function, operands):
+            self.curved = function
+
     def record(self, source: str, value: Any) -> None:
         if all(value is not seen for _, seen in self.layers):
             self.layers.append((source, value))
@@ -203,12 +210,13 @@ class BoundTensor(torch.Tensor):
         if rule is None:
             raise NoIntervalRuleError(*trace.running(_name(func)), hint=_HINTS.get(_name(func), ""))
         with torch._C.DisableTorchFunctionSubclass():
-            call = _Call(functional, args, kwargs, trace)
+            in_place = functional is not func or bool(kwargs.get("inplace", False))
+            call = _Call(functional, args, kwargs, trace, in_place)
             if kwargs.get("out") is not None:
                 call.refuse("it writes into the tensor that `out` names")
             if trace.differentiates and not torch.is_grad_enabled():
                 call.refuse("it is computed without gradients (in a custom autograd.Function, or under torch.no_grad)")
-            in_place = functional is not func or bool(kwargs.get("inplace", False))
+            trace.run(_name(functional), sum(1 for _ in _bounds((args, kwargs))))
             return _changed(call, rule) if in_place else rule(call)
 
     @classmethod
@@ -272,8 +280,8 @@ _OTHER_NAMES = {
 class _Call:
     """One torch function called with at least one `BoundTensor` among its arguments."""
 
-    def __init__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], trace: Trace) -> None:
-        self.func, self.args, self.trace = func, args, trace
+    def __init__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], trace: Trace, in_place: bool) -> None:
+        self.func, self.args, self.trace, self.in_place = func, args, trace, in_place
         # Rules never change a tensor; `_changed` does, for all who share it.
         self.kwargs = {**kwargs, "inplace": False} if "inplace" in kwargs else kwargs
 
@@ -325,9 +333,9 @@ class _Call:
         """The function itself on one part of every bound."""
         return self.func(*_replace(self.args, part), **_replace(self.kwargs, part))
 
-    def on(self, x: torch.Tensor) -> torch.Tensor:
+    def on(self, x: torch.Tensor, **changed: Any) -> torch.Tensor:
         """The function itself on another first argument."""
-        result: torch.Tensor = self.func(x, *self.args[1:], **self.kwargs)
+        result: torch.Tensor = self.func(x, *self.args[1:], **{**self.kwargs, **changed})
         return result
 
     def bind(self, value: torch.Tensor, box: Interval | Bounds) -> BoundTensor:
@@ -775,8 +783,13 @@ def _dropout(call: _Call) -> BoundTensor:
         return _same(call)
     if not call.trace.training:
         call.refuse(_RANDOM)
-    mask = call.on(torch.ones_like(bound.value))
+    mask = call.on(torch.ones_like(bound.value), **_in_place(call))
     return call.bind(bound.value * mask, Interval(bound.box.lower * mask, bound.box.upper * mask))
+
+
+def _in_place(call: _Call) -> dict[str, bool]:
+    """On a GPU the two forms of one dropout draw other masks from the same generator."""
+    return {"inplace": call.in_place} if call.func is F.dropout else {}
 
 
 def _alpha_dropout(call: _Call) -> BoundTensor:

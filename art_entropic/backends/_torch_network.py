@@ -20,6 +20,7 @@ from torch.utils import checkpoint
 
 from art_entropic.backends import OwnLoss
 from art_entropic.backends._torch_devices import kept_generators
+from art_entropic.backends._torch_precision import without_cudnn
 
 # ------------------------------------------------------------------------------------------------------------- passes
 
@@ -91,7 +92,7 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         stack.enter_context(as_written())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if torch.backends.cudnn.is_available() and any(isinstance(module, nn.RNNBase) for module in model.modules()):
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            stack.enter_context(without_cudnn)
         yield
 
 

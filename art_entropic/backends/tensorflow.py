@@ -35,6 +35,7 @@ from art_entropic.backends._tensorflow_art import before_each_step, for_art_trai
 from art_entropic.backends._tensorflow_bounds import Joint, Walk, box_of, has_graph, own_losses, require_graph, straight_relu
 from art_entropic.backends._tensorflow_network import differentiated, one_output, own_loss, penalty_of, remove_softmax, total
 from art_entropic.backends._tensorflow_ops import ops
+from art_entropic.backends._tensorflow_precision import full_float32
 from art_entropic.backends._tensorflow_replicas import Gradients, Passes, Replicas, check_optimizer, mirrored_strategy
 from art_entropic.backends.architecture import (
     NORM_EPSILON,
@@ -383,15 +384,18 @@ class TensorFlowBackend:
         for start in range(0, len(x), batch_size):
             yield tf.convert_to_tensor(np.asarray(x[start : start + batch_size], np.float32))
 
+    @full_float32
     def logits(self, x: Array, batch_size: int = 256) -> Array:
         passes = self._passes(x.shape[1:])
         return np.concatenate([passes.logits(self._standardise(c)).numpy() for c in self._chunks(x, batch_size)])
 
+    @full_float32
     def predict(self, x: Array) -> Array:
         with _kept_generators(self.model):
             predictions: Array = self._estimator.predict(x, batch_size=len(x))
         return predictions
 
+    @full_float32
     def both_logits(self, x: Array, eps: float, *, training: bool) -> tuple[Array, Array]:
         view = self._view(training=training)
         points = tf.constant(x, tf.float32)
@@ -404,23 +408,32 @@ class TensorFlowBackend:
         joint = logits(lambda: view.propagate(points, tf.constant(eps, tf.float32)).logits)
         return logits(lambda: view.logits(points)), joint
 
+    @full_float32
     def layer_names(self) -> tuple[str, ...]:
         passes = self._passes(self._usual_shape)
         if not passes.names:
             passes.values(tf.zeros((1, *self._usual_shape)))
         return passes.names
 
+    def curved_operation(self, x: Array) -> str | None:
+        points, walk = self._standardise(tf.constant(x, tf.float32)), Walk(training=False)
+        walk.logits(self.model, Joint(points, Interval(points, points), "input"))
+        return walk.curved
+
+    @full_float32
     def activations(self, x: Array, batch_size: int = 256) -> dict[str, Array]:
         passes = self._passes(x.shape[1:])
         parts = [passes.values(self._standardise(chunk)) for chunk in self._chunks(x, batch_size)]
         values = (np.concatenate([part.numpy() for part in layer]) for layer in zip(*parts, strict=True))
         return dict(zip(passes.names, values, strict=True))
 
+    @full_float32
     def intervals(self, x: Array, eps: float, batch_size: int = 256) -> dict[str, Interval]:
         passes = self._passes(x.shape[1:])
         layers = zip(*self._bounds(passes, passes.bounds, x, eps, batch_size), strict=True)
         return dict(zip(passes.names, map(concatenated, layers), strict=True))
 
+    @full_float32
     def logit_bounds(self, x: Array, eps: float, batch_size: int = 256) -> Interval:
         passes = self._passes(x.shape[1:])
         return concatenated([box for (box,) in self._bounds(passes, passes.logit_bounds, x, eps, batch_size)])
@@ -433,6 +446,7 @@ class TensorFlowBackend:
             check_joint_pass(plain.numpy(), joint.numpy(), lambda: passes.names[-1])
             yield [Interval(lower.numpy(), upper.numpy()) for lower, upper in layers]
 
+    @full_float32
     def input_gradient(self, x: Array, v: Array, batch_size: int = 256) -> Array:
         passes = self._passes(x.shape[1:])
         parts = []
@@ -458,6 +472,7 @@ class TensorFlowBackend:
             result: Callable[..., Any] = _compiled(images, labels, tf.TensorSpec((None, None), tf.float32))(passes)
             return result
 
+        @full_float32
         def ask(x: Array, y: Array, more: Array) -> Ascent:
             inputs = (np.asarray(part, np.float32) for part in (x, y, more))
             return Ascent(*(t.numpy() for t in compiled(x.shape[1:])(*inputs)))
@@ -755,13 +770,15 @@ def estimator_backend(estimator: Any) -> TensorFlowBackend:
     return TensorFlowBackend(estimator)
 
 
-def untouched(estimator: Any, seed: int) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def untouched(estimator: Any, seed: int) -> Iterator[None]:
     """The model leaves as it came, and so do the generators of TensorFlow and Keras, which are seeded inside.
 
     A call in inference mode changes no other state of a Keras model. A layer that draws by ``tf.random`` itself keeps its own
-    count inside compiled functions, which nobody can set.
+    count inside compiled functions, which nobody can set. Inside, float32 is computed in full.
     """
-    return _seeded(estimator.model, seed)
+    with full_float32, _seeded(estimator.model, seed):
+        yield
 
 
 # -------------------------------------------------------------------------------------------------------------- devices

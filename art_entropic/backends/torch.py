@@ -61,6 +61,7 @@ from art_entropic.backends._torch_network import (
     unchanged,
 )
 from art_entropic.backends._torch_ops import ops
+from art_entropic.backends._torch_precision import full_float32
 from art_entropic.backends._torch_shares import Shares
 from art_entropic.backends.architecture import (
     NORM_EPSILON,
@@ -273,7 +274,9 @@ class TorchBackend:
 
     def propagate(self, x: torch.Tensor, eps: torch.Tensor | float) -> Propagation:
         """The joint pass of `View.propagate`, in the modules' present mode."""
-        trace = Trace(self.model)
+        return self._propagate(x, eps, Trace(self.model))
+
+    def _propagate(self, x: torch.Tensor, eps: torch.Tensor | float, trace: Trace) -> Propagation:
         box = Interval(*map(self._standardised, self.ball(x, eps)))
         with as_written(), trace.refusing(self.model):
             outputs = self.model(self._processed(BoundTensor(self._own(x), box, "input", trace)))
@@ -308,16 +311,19 @@ class TorchBackend:
         for start in range(0, len(x), batch_size):
             yield self._tensor(x[start : start + batch_size])
 
+    @full_float32
     def logits(self, x: Array, batch_size: int = 256) -> Array:
         with self.inference(), torch.no_grad():
             return np.concatenate([_array(self.forward(chunk)) for chunk in self._chunks(x, batch_size)])
 
+    @full_float32
     def predict(self, x: Array) -> Array:
         # ART leaves the network in inference mode. One that works in place would write into what ART hands it.
         with self.inference(), kept_generators(self.device):
             predictions: Array = self._estimator.predict(x.copy(), batch_size=len(x))
         return predictions
 
+    @full_float32
     def both_logits(self, x: Array, eps: float, *, training: bool) -> tuple[Array, Array]:
         chunk = self._tensor(x)
 
@@ -332,10 +338,18 @@ class TorchBackend:
         with self.inference(), torch.no_grad():
             return self.traced(x).layers
 
+    @full_float32
     def layer_names(self) -> tuple[str, ...]:
         shape = tuple(self._estimator.input_shape)
         return tuple(name for name, _ in self._record(torch.zeros((1, *shape), device=self.device)))
 
+    def curved_operation(self, x: Array) -> str | None:
+        with self.inference(), torch.no_grad():
+            trace = Trace(self.model)
+            self._propagate(self._tensor(x), 0.0, trace)
+        return trace.curved
+
+    @full_float32
     def activations(self, x: Array, batch_size: int = 256) -> dict[str, Array]:
         parts: dict[str, list[Array]] = {}
         for chunk in self._chunks(x, batch_size):
@@ -343,10 +357,12 @@ class TorchBackend:
                 parts.setdefault(name, []).append(value.cpu().numpy())
         return {name: np.concatenate(values) for name, values in parts.items()}
 
+    @full_float32
     def intervals(self, x: Array, eps: float, batch_size: int = 256) -> dict[str, Interval]:
         parts = list(self._bounds(x, eps, batch_size, slice(None)))
         return {name: concatenated([part[name] for part in parts]) for name in parts[0]}
 
+    @full_float32
     def logit_bounds(self, x: Array, eps: float, batch_size: int = 256) -> Interval:
         return concatenated([box for part in self._bounds(x, eps, batch_size, slice(-1, None)) for box in part.values()])
 
@@ -373,6 +389,7 @@ class TorchBackend:
                 return name
         return joint.layers[-1].name
 
+    @full_float32
     def input_gradient(self, x: Array, v: Array, batch_size: int = 256) -> Array:
         view = TorchView(self, differentiable=False)
 
@@ -384,6 +401,7 @@ class TorchBackend:
             [gradient(*pair) for pair in zip(self._chunks(x, batch_size), self._chunks(v, batch_size), strict=True)]
         )
 
+    @full_float32
     def deployed_logits(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of raw x in inference mode, differentiable."""
         with self.inference():
@@ -392,6 +410,7 @@ class TorchBackend:
     def ascent(self, objective: AttackObjective, nb_classes: int) -> Callable[[Array, Array, Array], Ascent]:
         view = TorchView(self, differentiable=True)
 
+        @full_float32
         def ask(x: Array, y: Array, more: Array) -> Ascent:
             with self.inference(), torch.enable_grad():
                 point = self._tensor(x).requires_grad_(True)

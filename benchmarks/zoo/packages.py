@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import sys
 from functools import cache
 from typing import Any
 
 
 @cache
 def torchvision() -> Any:
-    """torchvision; its import looks up two operators, which nothing here runs and a CPU build of PyTorch may lack."""
-    import torch
-
-    for schema in (
-        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    ):
-        if not torch._C._dispatch_has_kernel(f"torchvision::{schema.partition('(')[0]}"):
-            with contextlib.suppress(RuntimeError):  # defined by a full build
-                _stubs().define(schema)
-    import torchvision
-
+    """torchvision; beside a build of PyTorch that its own is not for, it lacks two operators, which nothing here runs."""
+    try:
+        import torchvision
+    except RuntimeError:  # operator torchvision::nms does not exist
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        for name in ("nms", "qnms"):
+            _stubs().define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
     return torchvision
 
 

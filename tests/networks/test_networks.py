@@ -59,8 +59,8 @@ def as_it_is(classifier):
         return weights, [(layer.name, layer.trainable) for layer in model._flatten_layers()]
     import torch
 
-    tensors = {name: tensor.detach().numpy().copy() for name, tensor in model.state_dict().items()}
-    tensors |= {f"buffer {name}": tensor.detach().numpy().copy() for name, tensor in model.named_buffers()}
+    tensors = {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
+    tensors |= {f"buffer {name}": tensor.detach().cpu().numpy().copy() for name, tensor in model.named_buffers()}
     tensors["generator"] = torch.get_rng_state().numpy().copy()
     modes = [(name, module.training, len(module._forward_hooks)) for name, module in model.named_modules()]
     return tensors, (modes, [(name, p.requires_grad, p.grad) for name, p in model.named_parameters()])
@@ -170,7 +170,7 @@ def values_of(name, classifier, layers, x):
         return {logits: in_double(name, classifier)(x, training=False).numpy()}
     import torch
 
-    model = copy.deepcopy(classifier.model).double().eval()
+    model = copy.deepcopy(classifier.model).cpu().double().eval()
     modules, values = dict(model.named_modules()), {}
 
     def keep(layer):
