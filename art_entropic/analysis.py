@@ -327,6 +327,14 @@ PROFILE_MEASURES: dict[str, ProfileMeasure] = {
 # ------------------------------------------------------------------------------------------------------------- network
 
 
+def _whole(values: dict[str, Array], n: int) -> dict[str, Array]:
+    """Refuse layers that do not see every point, as the experts of a mixture do."""
+    for layer, value in values.items():
+        if len(value) != n:
+            raise NoIntervalRuleError(layer, "a choice between points", f"it sees {len(value)} of {n} points")
+    return values
+
+
 class _Network:
     """One classifier, its layers in order, the input first, and the scale in which each is read."""
 
@@ -350,7 +358,7 @@ class _Network:
         """The input and every measured layer; the logits alone where the network cannot be looked into."""
         if self.blind is None:
             try:
-                return _behind_input(x, self._backend.activations(x, self._batch_size))
+                return _behind_input(x, _whole(self._backend.activations(x, self._batch_size), len(x)))
             except NoIntervalRuleError as error:
                 self.blind = error.reason
         return {INPUT: x, LOGITS: self._backend.logits(x, self._batch_size)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any, NamedTuple, Protocol
 
@@ -60,7 +60,7 @@ class Generated:
     """Batches of an ART DataGenerator, checked one by one, each epoch as ART's own `fit_generator` takes them.
 
     What has a length (a DataLoader, a tf.data.Dataset, a keras.utils.PyDataset) begins anew with each epoch, which is all of
-    it. What has none goes on where it stood, `size / batch_size` batches an epoch.
+    it. What has none goes on where it stood, `size / batch_size` batches an epoch, and begins anew at its end where it can.
 
     Args:
         check: raises for what is no batch of this classifier.
@@ -115,7 +115,9 @@ class Generated:
         if self._endless is None:
             batches = _iterator_of(self._generator)
             own = callable(batches) or not hasattr(batches, "__iter__")
-            self._endless = iter(self._generator.get_batch, None) if batches is None else iter(batches() if own else batches)
+            self._endless = (
+                iter(self._generator.get_batch, None) if batches is None else _round_and_round(batches() if own else batches)
+            )
         return self._endless
 
     def _checked(self, batch: Any) -> LabelledBatch:
@@ -128,6 +130,17 @@ class Generated:
         x, y, *weight = map(_as_array, batch)
         x, labels = self._check(x, y)
         return LabelledBatch(x, labels, _check_weight(weight[0], len(x)) if weight else None)
+
+
+def _round_and_round(batches: Iterable[Any]) -> Iterator[Any]:
+    """As ART goes on at the end of what can begin anew, such as a DataLoader of unknown length."""
+    while True:
+        empty = True
+        for batch in batches:
+            empty = False
+            yield batch
+        if empty or isinstance(batches, Iterator):
+            return
 
 
 def _iterator_of(generator: Any) -> Any:

@@ -18,6 +18,8 @@ from art_entropic.backends.numpy import ops
 
 # Of each data set, spread over it.
 COMPARED_POINTS = 16
+# And so far beside them, in shares of the range of the data.
+_BESIDE = 0.02
 BOUNDED_EXAMPLES, BOUNDED_POINTS = 4, 64
 # Of float32, relative to the largest value of a layer: what a sum of some thousand products may be off.
 ROUNDING = 1e-5
@@ -46,7 +48,10 @@ def check_predictions(backend: Backend, x: Array) -> None:
         ValueError: network or `predict` fail, or say different things.
     """
     estimator, kind = backend.estimator, type(backend.estimator).__name__
-    x = some_of(x, COMPARED_POINTS)
+    # Between the points of the data too: a predict that rounds pixels differs there alone.
+    chosen = some_of(x, COMPARED_POINTS)
+    beside = _of_the_ball(backend, some_of(x, COMPARED_POINTS // 4), _BESIDE * data_range(backend, x), 4)
+    x = np.concatenate([chosen, beside])
     logits = _answer(backend, backend.logits, x, "its network")
     if set(_SMOOTHED) & {base.__name__ for base in type(estimator).__mro__}:
         raise ValueError(_another_network(kind, "smooths the network over random or ablated copies of each input"))
@@ -62,16 +67,27 @@ def check_predictions(backend: Backend, x: Array) -> None:
     if difference <= tolerance:
         return
     defences = [type(one).__name__ for one in estimator.postprocessing_defences or ()]
-    if _same_order(logits, predictions, tolerance, ties=bool(defences)):
-        if defences:
+    behind = f" behind {', '.join(defences)}" if defences else ""
+    if not defences and _is_rescaled(logits, predictions, tolerance):
+        return
+    if defences and _keeps_the_order(logits, predictions, tolerance):
+        after = np.asarray(estimator._apply_postprocessing(logits.astype(np.float32), fit=False), np.float64)
+        if np.max(np.abs(after - predictions), initial=0.0) <= tolerance:
             warnings.warn(
                 f"`classifier` has the postprocessing defence {', '.join(defences)}, which keeps the order of the classes: "
                 "what is trained, attacked and bounded here are the logits before it",
                 stacklevel=3,
             )
-        return
-    behind = f" behind {', '.join(defences)}" if defences else ""
+            return
     raise ValueError(_another_network(kind, f"differs from its network's logits by up to {difference:.3g}{behind}"))
+
+
+def data_range(backend: Backend, x: Array) -> float:
+    """Of the data: that of `clip_values`, else of x."""
+    clip_values = backend.estimator.clip_values
+    if clip_values is None:
+        return float(np.ptp(x)) or 1.0
+    return float(np.max(np.asarray(clip_values[1]) - np.asarray(clip_values[0])))
 
 
 def _answer(backend: Backend, ask: Callable[[Array], Array], x: Array, what: str) -> Array:
@@ -92,22 +108,46 @@ def _another_network(kind: str, what: str) -> str:
     )
 
 
-def _same_order(logits: Array, predictions: Array, tolerance: float, *, ties: bool) -> bool:
-    """Whether predictions are an increasing function of the logits, row by row; `ties` may merge classes."""
-    if not ties and np.all((predictions == 0) | (predictions == predictions.max(axis=1, keepdims=True))):
-        return False  # labels alone
+def _is_rescaled(logits: Array, predictions: Array, tolerance: float) -> bool:
+    """Whether predictions, or their logarithms or log odds, are one multiple of the logits, each row shifted by a number.
+
+    So they are behind a temperature, a softmax, its logarithm or a sigmoid, and behind nothing that looks at the input.
+    """
+    one = predictions.min(initial=0.0) >= 0.0 and predictions.max(initial=0.0) <= 1.0
+    found = [(predictions, np.ones(predictions.shape, bool))]
+    if one:
+        # Where float32 still tells how far from 0, or from 1.
+        p = np.clip(predictions, 1e-30, 1.0)
+        found.append((np.log(p), predictions > 1e-30))
+        odds = np.clip(predictions, 1e-30, 1.0 - 1e-3)
+        found.append((np.log(odds) - np.log1p(-odds), (predictions > 1e-30) & (predictions < 1.0 - 1e-3)))
+    return any(_is_one_multiple(logits, values, told, tolerance) for values, told in found)
+
+
+def _is_one_multiple(logits: Array, values: Array, told: Array, tolerance: float) -> bool:
+    """Whether values = slope * logits + a number of each row, with one slope > 0, where `told`; elsewhere the order holds."""
+    rows = told.sum(axis=1) > 1
+    if not rows.any():
+        return False
+    inside = told[rows]
+    of_logits, of_values = (
+        np.where(inside, part[rows] - np.mean(part[rows], axis=1, where=inside, keepdims=True), 0.0)
+        for part in (logits, values)
+    )
+    square = float(np.sum(of_logits**2))
+    slope = float(np.sum(of_logits * of_values)) / square if square > 0 else 0.0
+    if slope <= 0.0:
+        return False
+    scale = float(np.max(np.abs(of_values)))
+    off = float(np.max(np.abs(of_values - slope * of_logits)))
+    return off <= slope * tolerance + SAME_LOGITS * scale and _keeps_the_order(logits, values, tolerance)
+
+
+def _keeps_the_order(logits: Array, predictions: Array, tolerance: float) -> bool:
+    """Whether no row turns the order of two classes round; it may merge them."""
     order = np.argsort(-logits, axis=1)
     z, p = (np.take_along_axis(values, order, axis=1) for values in (logits, predictions))
-    apart, fall = z[:, :-1] - z[:, 1:] > tolerance, p[:, :-1] - p[:, 1:]
-    # A softmax underflows to ties at 0.
-    kept = (fall > 0) | ((fall == 0) & (ties | (p[:, 1:] == 0) | (p[:, :-1] == 1)))
-    if not kept[apart].all():
-        return False
-    if logits.shape[1] == 2 and not ties:
-        # Two classes have an order by chance: their margins must have the same one over the points.
-        margins, there = (values[:, 0] - values[:, 1] for values in (logits, predictions))
-        return bool(np.all(np.diff(there[np.argsort(margins)]) >= -SAME_LOGITS))
-    return True
+    return bool(np.all((p[:, :-1] >= p[:, 1:]) | (z[:, :-1] - z[:, 1:] <= tolerance)))
 
 
 # ------------------------------------------------------------------------------------- bounds belong to the network
@@ -138,22 +178,40 @@ def check_bounds(backend: Backend, x: Array, eps: float) -> None:
 
 def _check_alone(backend: Backend, x: Array) -> None:
     """Refuse a network that answers otherwise in other company, or the next time: its bounds hold for this batch alone."""
-    together = np.asarray(backend.logits(x), np.float64)
+    together = np.asarray(backend.logits(np.concatenate([x, _far_from(backend, x)])), np.float64)[: len(x)]
     scale = np.max(np.abs(together), initial=0.0)
 
     def differ(logits: Array) -> float | None:
         difference = np.max(np.abs(together - logits), initial=0.0)
         return None if difference <= SAME_LOGITS * scale else float(difference)
 
-    alone = differ(np.concatenate([backend.logits(x[index : index + 1]) for index in range(len(x))]))
+    try:
+        parts = [backend.logits(x[index : index + 1]) for index in range(len(x))]
+    except Exception as error:
+        if backend.is_out_of_memory(error):
+            raise
+        raise BoundsMismatchError(
+            "logits", f"one point alone fails with {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+    if any(part.shape != together[:1].shape for part in parts):
+        raise BoundsMismatchError("logits", f"one point alone gets logits of shape {parts[0].shape}")
+    alone = differ(np.concatenate(parts))
     if alone is None:
         return
-    again = differ(backend.logits(x))
+    again = differ(np.asarray(backend.logits(np.concatenate([x, _far_from(backend, x)])), np.float64)[: len(x)])
     if again is not None:
         raise BoundsMismatchError("logits", f"it gives other logits each time (the same points differ by {again:.3g})")
     raise BoundsMismatchError(
         "logits", f"its logits depend on the other points of the batch (a point alone differs by {alone:.3g})"
     )
+
+
+def _far_from(backend: Backend, x: Array) -> Array:
+    """Company for the points of x: each mirrored in the middle of the data's range."""
+    clip_values: Any = backend.estimator.clip_values
+    ends = (np.min(x), np.max(x)) if clip_values is None else clip_values
+    mirrored: Array = (np.asarray(ends[0]) + np.asarray(ends[1]) - x).astype(np.float32)
+    return mirrored
 
 
 def check_training_bounds(backend: Backend, x: Array, eps: float) -> None:

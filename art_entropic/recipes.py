@@ -9,6 +9,7 @@ import numpy as np
 
 from art_entropic._validate import check_eps, choice, finite, non_negative
 from art_entropic.backends import Array, Backend, NoIntervalRuleError, backend_for
+from art_entropic.guards import data_range
 from art_entropic.information import MEASURES, Layers
 from art_entropic.objective import EntropicObjective, Schedule
 
@@ -127,7 +128,7 @@ def measure_for(backend: Backend, x: Array, eps: float) -> Choice:
     Returns:
         A name of AUTOMATIC. Whether a step with it works, a dry step tells.
     """
-    if eps < LARGE_EPS * _range(backend, x):
+    if eps < LARGE_EPS * data_range(backend, x):
         return Choice("channel", f"eps is below {100 * LARGE_EPS:g} % of the range of the data")
     if not piecewise_linear(backend, x):
         return Choice("channel", "the network is not piecewise linear")
@@ -165,7 +166,14 @@ def piecewise_linear(backend: Backend, x: Array) -> bool:
     try:
         return backend.curved_operation(x[:1]) is None
     except NoIntervalRuleError:
+        pass
+    try:
         return _has_pieces(backend, x)
+    except Exception as error:
+        # A network that cannot be differentiated so is one for which the dry step says why.
+        if backend.is_out_of_memory(error):
+            raise
+        return False
 
 
 def _has_pieces(backend: Backend, x: Array) -> bool:
@@ -176,7 +184,7 @@ def _has_pieces(backend: Backend, x: Array) -> bool:
     rng = np.random.default_rng(0)
     # A step below the rounding of x would be none.
     rounding = float(np.spacing(np.max(np.abs(x), initial=1e-30).astype(np.float32)))
-    step = np.float32(max(_NEARBY * _range(backend, x), 8 * rounding))
+    step = np.float32(max(_NEARBY * data_range(backend, x), 8 * rounding))
     nearby = x + step * rng.choice(np.array([-1, 1], np.float32), x.shape)
     weights = rng.normal(size=backend.logits(x).shape).astype(np.float32)
     here, there = (backend.input_gradient(points, weights) for points in (x, nearby))
@@ -228,10 +236,3 @@ def to_logits(classifier: Any) -> Any:
     """
     backend_for(classifier).remove_softmax()
     return classifier
-
-
-def _range(backend: Backend, x: Array) -> float:
-    clip_values = backend.estimator.clip_values
-    if clip_values is None:
-        return float(np.ptp(x)) or 1.0
-    return float(np.max(np.asarray(clip_values[1]) - np.asarray(clip_values[0])))

@@ -18,7 +18,7 @@ from art.estimators.classification import PyTorchClassifier, TensorFlowV2Classif
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from art_entropic import EntropicTrainer
 from art_entropic.backends import backend_for
@@ -435,3 +435,83 @@ def test_fit_ends_with_a_line_on_what_became_of_the_accuracy_and_what_to_do(data
     assert first.startswith("entropic retraining with measure '")
     assert "2 epochs" in last and "% -> " in last
     assert "take " in last and "epochs or more" in last and "give `validation_data`" in last
+
+
+# --------------------------------------------------------------------------------- optimizers, schedulers and their state
+
+
+class Preconditioned(torch.optim.SGD):
+    """Remembers tensors and counts in dictionaries and lists, as Shampoo and SOAP do."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter].setdefault("past", {"squares": [torch.zeros_like(parameter)], "steps": (0, "of")})
+                state["squares"][0] += parameter.grad**2
+                state["steps"] = (state["steps"][0] + 1, "of")
+                parameter.data -= group["lr"] * parameter.grad / (state["squares"][0].sqrt() + 1e-3) / state["steps"][0]
+
+
+CYCLES = {
+    "one cycle": lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=4),
+    "cyclic": lambda optimizer: torch.optim.lr_scheduler.CyclicLR(optimizer, 0.01, 0.05, step_size_up=2),
+    "none": lambda optimizer: None,
+}
+
+
+@pytest.mark.parametrize(
+    "optimizer, cycle",
+    [
+        (lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), "one cycle"),
+        (lambda p: torch.optim.Adam(p, lr=0.01), "one cycle"),
+        (lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), "cyclic"),
+        (lambda p: Preconditioned(p, lr=0.05), "none"),
+        (lambda p: torch.optim.Adam(p, lr=torch.tensor(0.01)), "none"),
+    ],
+)
+def test_all_that_an_optimizer_is_set_to_goes_on_after_a_resume(optimizer, cycle, tmp_path):
+    x, y = np.random.default_rng(0).random((24, 6), np.float32), np.arange(24) % 3
+    ends = []
+    for stop in (None, 1, "resumed"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+        own = optimizer(model.parameters())
+        one = PyTorchClassifier(model, nn.CrossEntropyLoss(), (6,), 3, own, clip_values=(0.0, 1.0), device_type="cpu")
+        trainer = EntropicTrainer(one, 0.05, measure="channel", verbose=False)
+        if stop == "resumed":
+            trainer.resume(tmp_path / "half.npz")
+        callbacks = [lambda epoch, stop=stop: epoch.epoch == stop]
+        checkpoint = tmp_path / "half.npz" if stop == 1 else None
+        trainer.fit(
+            x, y, nb_epochs=4, batch_size=8, seed=0, scheduler=CYCLES[cycle](own), checkpoint=checkpoint, callbacks=callbacks
+        )
+        ends.append([parameter.detach().clone() for parameter in model.parameters()])
+    assert type(own.param_groups[0]["lr"]) is type(optimizer(model.parameters()).param_groups[0]["lr"])
+    for there, here in zip(ends[0], ends[2], strict=True):
+        assert torch.equal(there, here)
+    assert not torch.equal(ends[0][0], ends[1][0])
+
+
+def test_an_optimizer_for_sparse_gradients_is_refused_by_name():
+    model = nn.Linear(6, 3)
+    own = torch.optim.SparseAdam(model.parameters())
+    one = PyTorchClassifier(model, nn.CrossEntropyLoss(), (6,), 3, own, clip_values=(0.0, 1.0), device_type="cpu")
+    with pytest.raises(ValueError, match="must take dense gradients, got SparseAdam"):
+        EntropicTrainer(one, 0.05, verbose=False).fit(np.zeros((6, 6), np.float32), np.arange(6) % 3)
+
+
+class Stream(IterableDataset):
+    """Begins anew, and has no length."""
+
+    def __iter__(self):
+        rng = np.random.default_rng(0)
+        return iter([(rng.random(6, np.float32), np.eye(3, dtype=np.float32)[n % 3]) for n in range(20)])
+
+
+def test_a_stream_without_a_length_begins_anew_where_it_ends():
+    model = nn.Linear(6, 3)
+    own = torch.optim.Adam(model.parameters())
+    one = PyTorchClassifier(model, nn.CrossEntropyLoss(), (6,), 3, own, clip_values=(0.0, 1.0), device_type="cpu")
+    generator = PyTorchDataGenerator(DataLoader(Stream(), batch_size=8), 20, 8)
+    history = EntropicTrainer(one, 0.05, verbose=False).fit_generator(generator, nb_epochs=3)
+    assert len(history.epochs) == 3

@@ -1,6 +1,8 @@
 """Is this the network that predicts, and are these its bounds? On PyTorch networks as people write them."""
 
 import copy
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -435,3 +437,200 @@ def test_autocast_gets_no_certificate(data):
 def test_a_network_in_double_precision_is_refused_by_name(data):
     with pytest.raises(ValueError, match="`classifier` must answer on `x`, but its network fails with RuntimeError"):
         certify(classifier(Net().double()), *data, EPS)
+
+
+# ------------------------------------------------------------------------------------- relatives of the cases above
+
+
+class Rounding(PyTorchClassifier):
+    """Its data lie on the grid that it rounds to."""
+
+    def predict(self, x, **arguments):
+        return super().predict(np.round(x * 8) / 8, **arguments)
+
+
+class Sharpened(PyTorchClassifier):
+    """One temperature for each input, so that the order of the classes is kept."""
+
+    def predict(self, x, **arguments):
+        return super().predict(x, **arguments) * (1 + x[:, :1])
+
+
+class Reversed(PyTorchClassifier):
+    def predict(self, x, **arguments):
+        return super().predict(x[:, ::-1].copy(), **arguments)
+
+
+@pytest.mark.parametrize("n", [1, 40])
+@pytest.mark.parametrize("kind", [Rounding, Sharpened, Reversed])
+def test_a_predict_that_looks_at_the_input_by_itself_is_found_whatever_the_order_of_classes(kind, n, data):
+    x, y = np.round(data[0] * 8) / 8, data[1]
+    with pytest.raises(ValueError, match=rf"must predict by the logits of its network, but the predict of {kind.__name__}"):
+        certify(classifier(Net(), kind), x[:n].astype(np.float32), y[:n], EPS)
+
+
+def softmax(z):
+    return np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+
+
+BEHIND = {
+    "temperature": lambda z: softmax(z / 3),
+    "saturated": lambda z: softmax((200 * z - 200 * z.max(axis=1, keepdims=True)).astype(np.float32)),
+    "log_softmax": lambda z: np.log(softmax(z)),
+    "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+    "shifted": lambda z: 2 * z - z.max(axis=1, keepdims=True),
+}
+
+
+@pytest.mark.parametrize("n", [1, 40])
+@pytest.mark.parametrize("name", BEHIND)
+def test_a_predict_that_rescales_the_logits_alike_for_all_inputs_is_taken(name, n, data):
+    class Rescaled(PyTorchClassifier):
+        def predict(self, x, **arguments):
+            return BEHIND[name](super().predict(x, **arguments))
+
+    one, plain = classifier(Net(), Rescaled), classifier(Net())
+    x, y = data[0][:n], data[1][:n]
+    np.testing.assert_array_equal(certify(one, x, y, EPS), certify(plain, x, y, EPS))
+
+
+class Alone(nn.Module):
+    """Of other points of the batch, a point alone sees none."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.a, self.norm, self.answer = nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False), answer
+
+    def forward(self, x):
+        return self.answer(self, self.a(x))
+
+
+ALONE = {
+    "depend on the other points": lambda net, z: z - z.mean(0) + torch.tensor([2.0, 0, 0]),
+    "one point alone fails with ValueError: Expected more than 1 value": lambda net, z: net.norm(z),
+    r"one point alone gets logits of shape \(3,\)": lambda net, z: z.squeeze(),
+}
+
+
+@pytest.mark.parametrize("reason", ALONE)
+def test_what_one_point_alone_gets_otherwise_gets_no_certificate_even_alone(reason, data):
+    if "depend" in reason:
+        with pytest.raises(BoundsMismatchError, match=reason):
+            certify(classifier(Alone(ALONE[reason])), data[0][:1], data[1][:1], EPS)
+    with pytest.raises(BoundsMismatchError, match=reason):
+        certify(classifier(Alone(ALONE[reason])), *data, EPS)
+
+
+class Merging(nn.Linear):
+    """An adapter that is merged into its weight for inference, as loralib's are."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.down, self.up, self.merged = nn.Parameter(torch.randn(2, sizes[0])), nn.Parameter(torch.randn(sizes[1], 2)), False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.merged == mode:
+            self.weight.data += (self.up @ self.down) * (-1 if mode else 1)
+            self.merged = not mode
+        return self
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias) + (0 if self.merged else x @ self.down.T @ self.up.T)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_network_that_changes_its_weights_with_its_mode_says_the_same_after_every_door(mode, data):
+    torch.manual_seed(0)
+    model = nn.Sequential(Merging(4, 8), nn.ReLU(), Merging(8, 3)).train(mode)
+    one, x = classifier(model), torch.tensor(data[0])
+    one.optimizer.param_groups[0]["lr"] = 0.0
+    before = model(x).detach()
+    for door, enter in doors(one, *data):
+        enter()
+        torch.testing.assert_close(model(x).detach(), before, rtol=1e-5, atol=1e-5, msg=door)
+    assert model.training == mode
+
+
+def test_switches_of_the_process_are_back_after_threads_that_overlap(data):
+    import torch._dynamo
+
+    class Slow(Net):
+        def forward(self, x):
+            time.sleep(0.01 * self.b.out_features / 16)
+            return super().forward(x)
+
+    def retrain():
+        EntropicTrainer(classifier(Slow()), EPS, measure="channel", verbose=False).fit(*data, nb_epochs=2, batch_size=20)
+        certify(classifier(Slow()), *data, EPS)
+
+    threads = [threading.Thread(target=retrain) for _ in range(3)]
+    for number, thread in enumerate(threads):
+        thread.start()
+        time.sleep(0.013 * number)
+    for thread in threads:
+        thread.join()
+    assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
+    assert torch._dynamo.eval_frame._stance.stance == "default"
+
+
+class Ensemble(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Parameter(torch.randn(5, 4, 8)), nn.Parameter(torch.randn(5, 8, 3))
+
+    def forward(self, x):
+        return torch.vmap(lambda a, b: torch.relu(x @ a) @ b)(self.a, self.b).mean(0)
+
+
+def test_an_ensemble_by_vmap_trains_with_channel_as_the_same_one_in_a_loop_does(data):
+    class Loop(Ensemble):
+        def forward(self, x):
+            return torch.stack([torch.relu(x @ a) @ b for a, b in zip(self.a, self.b, strict=True)]).mean(0)
+
+    ends = []
+    for kind in (Ensemble, Loop):
+        one = classifier(kind())
+        history = EntropicTrainer(one, EPS, measure="channel", verbose=False).fit(*data, nb_epochs=2, batch_size=8, seed=0)
+        ends.append([*one.model.parameters(), torch.tensor(history.epochs[-1].terms["loss"])])
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-5)
+    assert EntropicTrainer(classifier(Ensemble()), EPS, verbose=False).fit(*data, nb_epochs=1).settings["measure"] == "channel"
+
+
+def test_attacks_have_their_gradients_in_the_callers_inference_mode(data):
+    one = classifier(Net())
+    asked = dict(eps=EPS, battery="quick", checks=False, verbose=False)
+    plain = evaluate(one, *data, **asked)
+    with torch.inference_mode():
+        here = evaluate(one, *data, **asked)
+    np.testing.assert_array_equal(here.survived, plain.survived)
+
+
+def test_a_module_that_keeps_what_it_saw_keeps_a_plain_tensor(data):
+    class Keeping(Net):
+        def forward(self, x):
+            self.seen = self.a(x)
+            return self.c(torch.sort(self.seen).values)
+
+    model = Keeping()
+    with pytest.raises(NoIntervalRuleError):
+        certify(classifier(model), *data, EPS)
+    assert type(model.seen) is torch.Tensor
+    copy.deepcopy(model.state_dict())
+
+
+def test_a_mixture_whose_experts_see_some_points_is_profiled_by_its_logits(data):
+    class Mixture(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList([Net(), Net()])
+
+        def forward(self, x):
+            out, chosen = x.new_zeros(len(x), 3), (x[:, 0] > 0.5).long()
+            for number, expert in enumerate(self.experts):
+                out[chosen == number] = expert(x[chosen == number])
+            return out
+
+    profile = information_profile({"net": classifier(Mixture())}, *data, eps=EPS, verbose=False)
+    assert "cannot be looked into" in profile.notes[0] and "points" in profile.notes[0]

@@ -17,7 +17,7 @@ from art.estimators.classification import KerasClassifier, TensorFlowV2Classifie
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from art_entropic import intervals  # noqa: E402
+from art_entropic import EntropicTrainer, intervals  # noqa: E402
 from art_entropic.backends import Batch, Controls, Interval, NoIntervalRuleError, backend_for  # noqa: E402
 from art_entropic.backends._tensorflow_bounds import _FUNCTIONS, Joint, Walk  # noqa: E402
 from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool  # noqa: E402
@@ -987,3 +987,37 @@ def test_bounds_of_the_compiled_pass_are_those_of_the_plain_one(case, rng):
     box = Walk(training=False).logits(model, Joint(tf.constant(x), Interval(*ends), "input")).box
     for one, other in zip(compiled, box, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def _leaky(slope: float) -> keras.Model:
+    keras.utils.set_random_seed(1)
+    layers = [keras.Input((6,)), keras.layers.Dense(12), keras.layers.LeakyReLU(slope), keras.layers.Dense(4)]
+    model = keras.Sequential(layers)
+    model.compile("adam", keras.losses.CategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def test_a_setting_of_a_layer_that_changes_changes_what_is_judged() -> None:
+    x = np.random.default_rng(0).random((20, 6), np.float32)
+    changed = _leaky(0.0)
+    classifier = KerasClassifier(changed, clip_values=(0.0, 1.0), use_logits=True)
+    backend = backend_for(classifier)
+    backend.logits(x), backend.intervals(x, 0.02), backend.input_gradient(x, np.ones((20, 4), np.float32))
+    changed.layers[1].negative_slope = 0.6
+    asked = backend_for(KerasClassifier(_leaky(0.6), clip_values=(0.0, 1.0), use_logits=True))
+    asked.load_state(backend.state())
+    np.testing.assert_allclose(backend.logits(x), asked.logits(x), rtol=1e-6)
+    there, here = (list(one.intervals(x, 0.02).values())[-1] for one in (asked, backend))
+    np.testing.assert_allclose(here.lower, there.lower, rtol=1e-6)
+    np.testing.assert_allclose(backend.input_gradient(x, here.upper), asked.input_gradient(x, here.upper), rtol=1e-5)
+
+
+def test_a_sequential_model_that_its_first_batch_has_built_is_retrained() -> None:
+    model = keras.Sequential([keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)])
+    classifier = TensorFlowV2Classifier(
+        model, 3, (6,), keras.losses.CategoricalCrossentropy(from_logits=True), keras.optimizers.Adam(), clip_values=(0.0, 1.0)
+    )
+    x, y = np.random.default_rng(0).random((12, 6), np.float32), np.arange(12) % 3
+    classifier.fit(x, np.eye(3, dtype=np.float32)[y], nb_epochs=1, batch_size=5)
+    assert model.output_shape != (None, 3)
+    assert len(EntropicTrainer(classifier, 0.1, verbose=False).fit(x, y, nb_epochs=1, batch_size=4).epochs) == 1

@@ -82,6 +82,9 @@ class Trace:
         finally:
             for handle in handles:
                 handle.remove()
+            for module in model.modules():
+                # A module that keeps what it saw keeps the plain value, as it would have.
+                vars(module).update({name: kept.value for name, kept in vars(module).items() if type(kept) is BoundTensor})
 
     @contextlib.contextmanager
     def refusing(self, model: nn.Module) -> Iterator[Trace]:
@@ -216,7 +219,7 @@ class BoundTensor(torch.Tensor):
                 call.refuse("it writes into the tensor that `out` names")
             if trace.differentiates and not torch.is_grad_enabled():
                 call.refuse("it is computed without gradients (in a custom autograd.Function, or under torch.no_grad)")
-            trace.run(_name(functional), sum(1 for _ in _bounds((args, kwargs))))
+            trace.run(_name(functional), _factors(_name(functional), args, kwargs))
             return _changed(call, rule) if in_place else rule(call)
 
     @classmethod
@@ -243,6 +246,16 @@ def _bounds(tree: Any) -> Iterator[BoundTensor]:
             yield from _bounds(item)
     elif isinstance(tree, dict):
         yield from _bounds(tuple(tree.values()))
+
+
+def _factors(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """How many factors of a product depend on the input; of a quotient with such a divisor, two."""
+    if name in ("addmm", "baddbmm", "addcmul"):
+        args, kwargs = args[1:], {key: value for key, value in kwargs.items() if key != "input"}
+    divides = name in ("div", "divide", "true_divide", "truediv")
+    if divides and next(_bounds((args[1:], kwargs.get("other"))), None) is not None:
+        return 2
+    return sum(1 for _ in _bounds((args, kwargs)))
 
 
 def _tensors(tree: Any) -> Iterator[torch.Tensor]:
@@ -1069,15 +1082,20 @@ _HINTS = dict.fromkeys(["softmax", "log_softmax"], FINAL_SOFTMAX)
 
 
 class _StraightReLU(torch.autograd.Function):
-    """ReLU whose gradient does not depend on its input where it is differentiated again.
+    """ReLU whose gradient does not depend on its input where it is differentiated again; under `torch.vmap` too.
 
     PyTorch's own sends that second derivative, which is zero, back through the whole network.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x > 0)
+    def forward(x: torch.Tensor) -> torch.Tensor:
         return x.relu()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        ctx.save_for_backward(inputs[0] > 0)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint
 
 from art_entropic.backends import OwnLoss
+from art_entropic.backends._switches import HeldSwitch
 from art_entropic.backends._torch_devices import kept_generators
 from art_entropic.backends._torch_precision import without_cudnn
 
@@ -41,9 +42,24 @@ def as_written() -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         if "torch._dynamo" in sys.modules:  # else nothing has been compiled, and importing it takes seconds
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(_uncompiled)
         stack.enter_context(_without_checkpoints())
         yield
+
+
+def _turn(context: Callable[[], contextlib.AbstractContextManager[Any]]) -> HeldSwitch:
+    """A switch of PyTorch's, of the process though it comes as a context, so that threads share it."""
+
+    def turn() -> Callable[[], None]:
+        stack = contextlib.ExitStack()
+        stack.enter_context(context())
+        return stack.close
+
+    return HeldSwitch(turn)
+
+
+_uncompiled = _turn(lambda: torch.compiler.set_stance("force_eager"))
+_plain_attention = _turn(lambda: sdpa_kernel(SDPBackend.MATH))
 
 
 @contextlib.contextmanager
@@ -90,7 +106,7 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
     """Inside, a network computes in the form that can be differentiated twice: fused attention and cuDNN's LSTMs cannot be."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(as_written())
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(_plain_attention)
         if torch.backends.cudnn.is_available() and any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.enter_context(without_cudnn)
         yield
@@ -128,7 +144,8 @@ def unchanged(model: nn.Module, device: torch.device, seed: int) -> Iterator[Non
 
 @contextlib.contextmanager
 def _put_back(model: nn.Module, device: torch.device) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
+    # Modes, and what a module notes of them for itself: that its weights are merged, say.
+    notes = [(module, _plain_notes(module)) for module in model.modules()]
     # A forward method may put another tensor in the place of a buffer; those of TorchScript cannot.
     registered = [(module, dict(module._buffers)) for module in model.modules() if isinstance(module._buffers, dict)]
     tensors = [tensor for tensor in (*model.parameters(), *model.buffers())]
@@ -149,8 +166,12 @@ def _put_back(model: nn.Module, device: torch.device) -> Iterator[None]:
                 tensor.data.copy_(value)
             for parameter, gradient in gradients:
                 parameter.grad = gradient
-            for module, mode in modes:
-                module.training = mode
+            for module, note in notes:
+                vars(module).update(note)
+
+
+def _plain_notes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if value is None or isinstance(value, (bool, int, float, str))}
 
 
 def main_output(outputs: Any) -> Any:
@@ -244,6 +265,8 @@ def check_optimizer(optimizer: Any, model: nn.Module) -> None:
         raise ValueError(
             f"the optimizer of `classifier` must hold parameters that are not frozen, got {kind} over frozen ones alone"
         )
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise ValueError(f"the optimizer of `classifier` must take dense gradients, got {kind}")
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise ValueError(

@@ -244,12 +244,29 @@ _inference: weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], _Inference]] = 
 
 
 def _structure(model: Any) -> tuple[Any, ...]:
-    """What a user may change in a model that was compiled before: its layers and their activations."""
-    parts: list[Any] = []
-    for layer in model.layers:
-        parts += [id(layer), id(getattr(layer, "activation", None))]
-        parts += [_structure(layer)] if isinstance(layer, keras.Model) else []
-    return tuple(parts)
+    """What a user may change in a model that was compiled before: its layers, their activations, and all plain settings."""
+    return tuple((id(layer), id(getattr(layer, "activation", None)), *_settings(layer)) for layer in model._flatten_layers())
+
+
+# What Keras notes in a layer as it runs.
+_OF_KERAS = {"built", "_called", "_losses_override", "_is_compiled", "supports_jit", "_jit_compile", "jit_compile"}
+
+
+def _settings(layer: Any) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(layer).items():
+        if name in _OF_KERAS:
+            continue
+        if isinstance(value, np.ndarray):
+            yield name, value.tobytes()
+        elif _is_plain(value):
+            yield name, repr(value)
+
+
+def _is_plain(value: Any) -> bool:
+    """Numbers, words, and what is made of them."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str, np.number))
 
 
 # Names of an activation beside the one that Keras gives it.
@@ -351,7 +368,8 @@ class TensorFlowBackend:
         if not self.model.trainable_variables:
             raise ValueError(f"`classifier` must have trainable weights, got the model {self.model.name!r} without any")
         shape = self.model.output_shape if has_graph(self.model) else (None, self._nb_classes)
-        if shape != (None, self._nb_classes):
+        # A Sequential that was built by its first batch has that batch's size in its shape.
+        if not isinstance(shape, tuple) or shape[1:] != (self._nb_classes,):
             raise ValueError(
                 f"`classifier` must return one array of logits of shape (n, {self._nb_classes}), its model returns {shape}"
             )

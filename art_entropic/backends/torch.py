@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -74,6 +75,7 @@ from art_entropic.backends.architecture import (
     MaxPool,
     initial_weights,
 )
+from art_entropic.states import plain_state, restored_state
 
 # -------------------------------------------------------------------------------------------------------------- view
 
@@ -107,7 +109,7 @@ class TorchView:
     def input_gradient(
         self, x: torch.Tensor, direction: Callable[[torch.Tensor], torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        with self._backend.inference(), torch.enable_grad():
+        with torch.inference_mode(False), self._backend.inference(), torch.enable_grad():
             # An attack differentiates the gradient once more, with respect to x.
             point = x if x.requires_grad else x.detach().requires_grad_(True)
             model = self._backend.model
@@ -412,7 +414,8 @@ class TorchBackend:
 
         @full_float32
         def ask(x: Array, y: Array, more: Array) -> Ascent:
-            with self.inference(), torch.enable_grad():
+            # A caller's inference mode would leave nothing to differentiate.
+            with torch.inference_mode(False), self.inference(), torch.enable_grad():
                 point = self._tensor(x).requires_grad_(True)
                 logits, values = objective(view, point, self._tensor(y), self._tensor(more))
                 # Autograd refuses what does not depend on x at all; to an attack, that is a flat place like any other.
@@ -542,10 +545,16 @@ class TorchBackend:
             for slot, value in slots.items():
                 if isinstance(value, torch.Tensor):
                     arrays[f"tensor/{index}/{slot}"] = value.cpu().numpy().copy()
+                elif isinstance(value, (dict, list, tuple)):
+                    tensors: list[torch.Tensor] = []
+                    told = plain_state(_without_tensors(value, tensors), f"optimizer.state[{index}][{slot!r}]")
+                    arrays[f"nested/{index}/{slot}"] = np.array(json.dumps(told))
+                    arrays |= {f"nested-tensor/{index}/{slot}/{n}": one.cpu().numpy().copy() for n, one in enumerate(tensors)}
                 elif value is not None:
                     arrays[f"number/{index}/{slot}"] = np.array(value)
         for index, group in enumerate(state["param_groups"]):
             arrays[f"lr/{index}"] = np.array(float(group["lr"]))
+            arrays |= {f"group/{index}/{name}": np.array(value) for name, value in group.items() if _is_cycled(name, value)}
         return arrays
 
     def load_optimizer_state(self, state: Mapping[str, Array]) -> None:
@@ -559,8 +568,18 @@ class TorchBackend:
                 value = torch.as_tensor(np.array(array)) if kind == "tensor" else array.item()
                 _check_slot(f"{index}/{slot}", value, held[int(index)])
                 result["state"].setdefault(int(index), {})[slot] = value
+            elif kind == "nested":
+                index, _, slot = rest.partition("/")
+                value = _with_tensors(restored_state(json.loads(array.item())), f"nested-tensor/{rest}", state)
+                result["state"].setdefault(int(index), {})[slot] = value
             elif kind == "lr":
-                result["param_groups"][int(rest)]["lr"] = float(array)
+                group = result["param_groups"][int(rest)]
+                rate = float(array)
+                group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], torch.Tensor) else rate
+            elif kind == "group":
+                index, _, name = rest.partition("/")
+                if name in result["param_groups"][int(index)]:
+                    result["param_groups"][int(index)][name] = tuple(array.tolist()) if array.ndim else array.item()
         self._optimizer.load_state_dict(result)
         set_generators(state, self.device)
 
@@ -581,7 +600,10 @@ class TorchBackend:
     @learning_rates.setter
     def learning_rates(self, values: tuple[float, ...]) -> None:
         for group, value in zip(self._optimizer.param_groups, values, strict=True):
-            group["lr"] = value
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(value)
+            else:
+                group["lr"] = value
 
     def check_scheduler(self, scheduler: Any, *, validates: bool) -> None:
         if scheduler is None or callable(scheduler):
@@ -618,6 +640,33 @@ class TorchBackend:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         names = {uncompiled(name): name for name in self.model.state_dict()}
         self.model.load_state_dict({names.get(uncompiled(name), name): value for name, value in saved.items()})
+
+
+def _is_cycled(name: str, value: Any) -> bool:
+    """Whether a setting of an optimizer is a number, or some, that a scheduler may have changed: momenta go in cycles too."""
+    numbers = value if isinstance(value, (list, tuple)) and value else [value]
+    return name not in ("params", "lr") and all(type(number) in (int, float) for number in numbers)
+
+
+_TENSOR = "a tensor of this number"
+
+
+def _without_tensors(value: Any, found: list[torch.Tensor]) -> Any:
+    """A nested value with a number in the place of each tensor, which is appended to those found."""
+    if isinstance(value, torch.Tensor):
+        found.append(value)
+        return {_TENSOR: len(found) - 1}
+    if isinstance(value, dict):
+        return {key: _without_tensors(one, found) for key, one in value.items()}
+    return type(value)(_without_tensors(one, found) for one in value) if isinstance(value, (list, tuple)) else value
+
+
+def _with_tensors(value: Any, path: str, arrays: Mapping[str, Array]) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {_TENSOR}:
+            return torch.as_tensor(np.array(arrays[f"{path}/{value[_TENSOR]}"]))
+        return {key: _with_tensors(one, path, arrays) for key, one in value.items()}
+    return type(value)(_with_tensors(one, path, arrays) for one in value) if isinstance(value, (list, tuple)) else value
 
 
 def _check_slot(name: str, value: Any, parameter: nn.Parameter) -> None:
