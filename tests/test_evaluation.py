@@ -185,7 +185,8 @@ def test_bad_input_is_refused_by_name(framework, make_classifier, change, messag
 def test_probabilities_are_refused(framework, make_classifier, monkeypatch):
     classifier = make_classifier(framework)
     backend = type(evaluation.Target.of(classifier).backend)
-    monkeypatch.setattr(backend, "logits", lambda self, x, batch_size=256: np.full((len(x), 3), 1 / 3, np.float32))
+    for name in ("logits", "predict"):
+        monkeypatch.setattr(backend, name, lambda self, x, batch_size=256: np.full((len(x), 3), 1 / 3, np.float32))
     with pytest.raises(ValueError, match="must return logits, got probabilities"):
         evaluate(classifier, flat(framework, [0.1, 0.2]), [0, 1], eps=0.1, **QUIET)
 

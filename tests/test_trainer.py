@@ -294,7 +294,8 @@ def test_a_network_that_returns_probabilities_is_refused(framework, classifier, 
         z = np.exp(logits(self, x))
         return z / z.sum(1, keepdims=True)
 
-    monkeypatch.setattr(backend, "logits", probabilities)
+    for name in ("logits", "predict"):
+        monkeypatch.setattr(backend, name, probabilities)
     with pytest.raises(ValueError, match="must return logits, got probabilities"):
         trainer_of(classifier).fit(*data, nb_epochs=1)
 
