@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from art_entropic.benchmark import plan_jobs, read_plan, settings_of
+from art_entropic.benchmark import plan_jobs, profile_jobs, read_plan, settings_of
 from art_entropic.records import EvaluationRecord, ProfileRecord, TrainingRecord, read_records
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +72,9 @@ def test_published_records_are_those_of_their_plan(plan):
     if records:
         jobs = plan_jobs(settings, records[0].provenance.data_sha256)
         planned = {(job.framework, job.seed, job.defence, job.variant.name if job.variant else "") for job in jobs}
+        keys = {key for job in jobs for key in (job.training_key, job.evaluation_key, job.checks_key)}
+        keys |= {profile.key for profile in profile_jobs(settings, jobs)}
+        assert {record.key for record in records} <= keys, "the plan would not find these records: it would train them again"
         cells = [record for record in records if not isinstance(record, ProfileRecord)]
         assert {(record.framework, record.seed, record.defence, record.variant) for record in cells} <= planned
         trained_here = {record.key for record in records if isinstance(record, TrainingRecord)}
