@@ -9,68 +9,68 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from art_entropic.analysis import PROFILE_MEASURES, InformationProfile, information_profile
-    from art_entropic.attacks import ATTACKS, BATTERIES
-    from art_entropic.backends import (
-        BoundsMismatchError,
-        MissingFrameworkError,
-        NoIntervalRuleError,
-        load_weights,
-        move_to,
-        save_weights,
-    )
-    from art_entropic.benchmark import BenchmarkPlan, run_benchmark
+    from art_entropic.analysis.profile import InformationProfile, information_profile
+    from art_entropic.analysis.readings import PROFILE_MEASURES
+    from art_entropic.backends.errors import BoundsMismatchError, MissingFrameworkError, NoIntervalRuleError
+    from art_entropic.backends.registry import load_weights, move_to, save_weights
+    from art_entropic.benchmark.defences import DEFENCES
+    from art_entropic.benchmark.plan import BenchmarkPlan, Variant
+    from art_entropic.benchmark.problems import PROBLEMS
+    from art_entropic.benchmark.run import run_benchmark
     from art_entropic.callbacks import TensorBoard
     from art_entropic.certificates import certify
-    from art_entropic.checks import CHECKS
-    from art_entropic.comparison import Comparison, compare, leaderboard_entry
-    from art_entropic.defences import DEFENCES
-    from art_entropic.evaluation import Evaluation, evaluate
+    from art_entropic.choosing import smooth_activations, to_logits
+    from art_entropic.evaluation.attacks import ATTACKS, BATTERIES
+    from art_entropic.evaluation.checks import CHECKS
+    from art_entropic.evaluation.compare import Comparison, compare, leaderboard_entry
+    from art_entropic.evaluation.evaluate import evaluate
+    from art_entropic.evaluation.result import Evaluation
+    from art_entropic.history import History
     from art_entropic.information import MEASURES
-    from art_entropic.problems import PROBLEMS
-    from art_entropic.recipes import smooth_activations, to_logits
-    from art_entropic.report import write_report
-    from art_entropic.trainer import EntropicTrainer, History, TrainingDivergedError
+    from art_entropic.report.page import write_report
+    from art_entropic.trainer import EntropicTrainer, TrainingDivergedError
 
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
-    "ATTACKS": "attacks",
-    "BATTERIES": "attacks",
-    "BenchmarkPlan": "benchmark",
-    "BoundsMismatchError": "backends",
-    "CHECKS": "checks",
-    "Comparison": "comparison",
-    "MissingFrameworkError": "backends",
-    "NoIntervalRuleError": "backends",
+    "ATTACKS": "evaluation.attacks",
+    "BATTERIES": "evaluation.attacks",
+    "BenchmarkPlan": "benchmark.plan",
+    "BoundsMismatchError": "backends.errors",
+    "CHECKS": "evaluation.checks",
+    "Comparison": "evaluation.compare",
+    "MissingFrameworkError": "backends.errors",
+    "NoIntervalRuleError": "backends.errors",
     "certify": "certificates",
-    "compare": "comparison",
-    "DEFENCES": "defences",
+    "compare": "evaluation.compare",
+    "DEFENCES": "benchmark.defences",
     "EntropicTrainer": "trainer",
-    "Evaluation": "evaluation",
-    "History": "trainer",
-    "InformationProfile": "analysis",
+    "Evaluation": "evaluation.result",
+    "History": "history",
+    "InformationProfile": "analysis.profile",
     "MEASURES": "information",
-    "PROBLEMS": "problems",
-    "PROFILE_MEASURES": "analysis",
+    "PROBLEMS": "benchmark.problems",
+    "PROFILE_MEASURES": "analysis.readings",
     "TensorBoard": "callbacks",
+    "Variant": "benchmark.plan",
     "TrainingDivergedError": "trainer",
-    "evaluate": "evaluation",
-    "information_profile": "analysis",
-    "leaderboard_entry": "comparison",
-    "load_weights": "backends",
-    "move_to": "backends",
-    "run_benchmark": "benchmark",
-    "save_weights": "backends",
-    "smooth_activations": "recipes",
-    "to_logits": "recipes",
-    "write_report": "report",
+    "evaluate": "evaluation.evaluate",
+    "information_profile": "analysis.profile",
+    "leaderboard_entry": "evaluation.compare",
+    "load_weights": "backends.registry",
+    "move_to": "backends.registry",
+    "run_benchmark": "benchmark.run",
+    "save_weights": "backends.registry",
+    "smooth_activations": "choosing",
+    "to_logits": "choosing",
+    "write_report": "report.page",
 }
 
 __all__ = [
     "ATTACKS", "BATTERIES", "CHECKS", "DEFENCES", "MEASURES", "PROBLEMS", "PROFILE_MEASURES", "BenchmarkPlan",
     "BoundsMismatchError", "Comparison", "EntropicTrainer", "Evaluation", "History", "InformationProfile",
-    "MissingFrameworkError", "NoIntervalRuleError", "TensorBoard", "TrainingDivergedError", "__version__", "certify", "compare",
+    "MissingFrameworkError", "NoIntervalRuleError", "TensorBoard", "TrainingDivergedError", "Variant", "__version__",
+    "certify", "compare",
     "evaluate", "information_profile", "leaderboard_entry", "load_weights", "move_to", "run_benchmark", "save_weights",
     "smooth_activations", "to_logits", "write_report",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from art_entropic.cli import main
+from art_entropic.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

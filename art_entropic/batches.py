@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from art_entropic._validate import positive_int
-from art_entropic.backends import Array
+from art_entropic.ops import Array
 
 
 class LabelledBatch(NamedTuple):

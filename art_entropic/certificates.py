@@ -8,9 +8,10 @@ import numpy as np
 
 from art_entropic import intervals
 from art_entropic._validate import check_eps, check_inputs, check_labels, check_logits, positive_int
-from art_entropic.backends import Interval, backend_for
 from art_entropic.backends.numpy import ops
+from art_entropic.backends.registry import backend_for
 from art_entropic.guards import ROUNDING, check_bounds, check_predictions, some_of
+from art_entropic.ops import Interval
 
 
 def certify(classifier: Any, x: np.ndarray, y: np.ndarray, eps: float, *, batch_size: int = 256) -> np.ndarray:

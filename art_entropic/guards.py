@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from art_entropic import intervals
-from art_entropic.backends import SAME_LOGITS, Array, Backend, BoundsMismatchError, Interval, OutputError, check_joint_pass
+from art_entropic.backends.errors import SAME_LOGITS, BoundsMismatchError, OutputError, check_joint_pass
 from art_entropic.backends.numpy import ops
+from art_entropic.backends.protocol import Backend
+from art_entropic.ops import Array, Interval
 
 # Of each data set, spread over it.
 COMPARED_POINTS = 16

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, TypeVar
 
-from art_entropic.backends import Batch, Interval, LayerActivation, LayerInterval, Ops, Tensor, View
+from art_entropic.backends.protocol import Batch, LayerActivation, LayerInterval, View
 from art_entropic.intervals import worst_case_logits
+from art_entropic.ops import Interval, Ops, Tensor
 
 Layers: TypeAlias = str | tuple[str, ...]  # a word of LAYER_CHOICES, or names of layers
 LAYER_CHOICES = ("all", "dense", "logits")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from art_entropic.backends import Interval, Ops, Tensor
+from art_entropic.ops import Interval, Ops, Tensor
 
 # Where the smooth activations that are not monotone have their only minimum. They are flat there, so an error of 1e-9 in
 # the place is one of 1e-18 in the value.

@@ -1,25 +1,24 @@
 """Frozen records of what was trained and measured, and their JSON Lines form.
 
 One line of a ``records.jsonl`` file is one record. ``SCHEMA`` numbers the form: a reader refuses a number that it does not
-know instead of guessing.
-"""
+know instead of guessing."""
 
 from __future__ import annotations
 
 import base64
 import importlib.metadata
+import importlib.util
 import json
 import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
 SCHEMA = 1
-
 Status = Literal["done", "diverged", "unavailable"]
 Setting = str | float | int | bool | None
 
@@ -252,7 +251,6 @@ class ChecksRecord(Cell, frozen=True, kw_only=True, tag="checks", tag_field="kin
 
 
 Number = float | Literal["-inf", "inf"] | None
-"""JSON has no infinity: ``float(number)`` gives it back. None where nothing was measured."""
 
 
 def number(value: float) -> Number:
@@ -307,7 +305,6 @@ class MeasurementRecord(Record, frozen=True, kw_only=True, tag="measurement", ta
 
 
 AnyRecord = TrainingRecord | EvaluationRecord | ChecksRecord | ProfileRecord | MeasurementRecord
-
 _decoder = msgspec.json.Decoder(AnyRecord)
 
 
@@ -368,3 +365,32 @@ def read_records(path: Path) -> Iterator[AnyRecord]:
                 warnings.warn(f"{path}:{number}: torn last line skipped ({error})", RuntimeWarning, stacklevel=2)
                 continue
             raise ValueError(f"{path}:{number}: not a record: {error}") from error
+
+
+class Ground(NamedTuple):
+    """What all rows of a comparison share."""
+
+    problem: str
+    network: str
+    n_train_limit: int | None
+    eps: float
+    norm: str
+
+
+class Seat(NamedTuple):
+    """The place of a cell in its comparison."""
+
+    framework: str
+    defence: str
+    variant: str
+    seed: int
+
+
+def ground_of(record: Cell) -> Ground:
+    """The comparison that a record belongs to."""
+    return Ground(record.problem, record.network, record.n_train_limit, record.eps, record.norm)
+
+
+def seat_of(record: Cell) -> Seat:
+    """Its place there."""
+    return Seat(record.framework, record.defence, record.variant, record.seed)

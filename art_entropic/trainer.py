@@ -9,12 +9,10 @@ import secrets
 import sys
 import time
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -34,28 +32,19 @@ from art_entropic._validate import (
     non_negative,
     positive_int,
 )
-from art_entropic.backends import Array, Backend, Batch, Controls, NoIntervalRuleError, Step, backend_for
+from art_entropic.backends.errors import NoIntervalRuleError
+from art_entropic.backends.protocol import Backend, Batch, Controls, Step
+from art_entropic.backends.registry import backend_for
 from art_entropic.batches import Arrays, Generated, LabelledBatch, Source
+from art_entropic.checkpoint import BEFORE, CHECKPOINT_SCHEMA, Options, Progress, Snapshot, as_tuple, read_checkpoint
+from art_entropic.choosing import AUTOMATIC, Wishes, measure_for, overflowing_layer
 from art_entropic.files import replacing
 from art_entropic.guards import check_bounds, check_predictions, check_training_bounds
-from art_entropic.objective import DECAY, falling_rate
-from art_entropic.palette import GREY, colours
-from art_entropic.recipes import AUTOMATIC, Wishes, measure_for, overflowing_layer
+from art_entropic.history import LEAST_RAMP, SHOWN_POINTS, Callback, History
+from art_entropic.ops import Array
 from art_entropic.records import Epoch
+from art_entropic.schedule import DECAY, falling_rate
 from art_entropic.states import kept_numpy_generator, plain_state, restored_state
-
-CHECKPOINT_SCHEMA = 1
-# What held for checkpoints from before there was a choice, which do not mention it.
-_BEFORE = {"mixed_precision": False, "label_smoothing": 0.0}
-# Of the data, on which the line at the end shows the clean accuracy before and after.
-SHOWN_POINTS = 512
-# Steps of the ramp below which eps grows faster than a network follows.
-LEAST_RAMP = 100
-
-Callback = Callable[[Epoch], Any]
-
-LOSS_TERMS = ("loss", "cross_entropy", "worst_case_cross_entropy", "information")
-SHARES = ("accuracy", "certified_accuracy")
 
 
 class TrainingDivergedError(RuntimeError):
@@ -69,72 +58,6 @@ class TrainingDivergedError(RuntimeError):
         )
         self.epoch = epoch
         self.step = step
-
-
-@dataclass
-class History:
-    """What a retraining did, epoch by epoch.
-
-    Attributes:
-        epochs: one record per finished epoch.
-        best_epoch: number of the epoch whose weights the classifier holds now; None before the first.
-        seconds: wall-clock time of training, validation included.
-        seed: that reproduces the run.
-        stopped_early: whether early stopping or a callback ended it.
-        settings: eps, beta, k and all else that determined the loss.
-    """
-
-    epochs: list[Epoch] = field(default_factory=list)
-    best_epoch: int | None = None
-    seconds: float = 0.0
-    seed: int = 0
-    stopped_early: bool = False
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def terms(self, name: str) -> list[float]:
-        """One term of the loss over the epochs.
-
-        Raises:
-            KeyError: there is no such term; the message lists those that are.
-        """
-        known = sorted({term for epoch in self.epochs for term in epoch.terms})
-        if self.epochs and name not in known:
-            raise KeyError(f"no term {name!r} in this history, there are {', '.join(known)}")
-        return [epoch.terms[name] for epoch in self.epochs]
-
-    def plot(self) -> Any:
-        """Terms of the loss, and what is right and what is certified, over the epochs; validation dashed.
-
-        Returns:
-            A matplotlib figure.
-        Raises:
-            ValueError: no epoch has finished.
-        """
-        from matplotlib.figure import Figure
-
-        if not self.epochs:
-            raise ValueError("`history` must have at least one finished epoch to be drawn, got none")
-        figure = Figure(figsize=(9.2, 3.4), layout="constrained")
-        for axes, names, unit in zip(figure.subplots(1, 2), (LOSS_TERMS, SHARES), ("nats", "%"), strict=True):
-            shown = [name for name in names if name in self.epochs[0].terms]
-            for name, shade in colours(shown).items():
-                for line, validation in (("-", False), ("--", True)):
-                    at, values = self._series(name, validation=validation)
-                    told = {} if validation else {"label": name.replace("_", " ")}
-                    scaled = [100 * value for value in values] if unit == "%" else values
-                    axes.plot(at, scaled, line, marker=".", color=shade, **told)
-            if self.best_epoch is not None:
-                axes.axvline(self.best_epoch, color=GREY, alpha=0.5, linewidth=0.8, linestyle=":")
-            axes.set_xlabel("epoch (dotted: the best one; dashed: validation)")
-            axes.set_ylabel(unit)
-            axes.legend(frameon=False, fontsize=9)
-            axes.grid(alpha=0.2)
-        return figure
-
-    def _series(self, name: str, *, validation: bool) -> tuple[list[int], list[float]]:
-        """Epochs that have a term, and its values."""
-        sides = [(one.epoch, (one.validation or {}) if validation else one.terms) for one in self.epochs]
-        return [epoch for epoch, side in sides if name in side], [side[name] for _, side in sides if name in side]
 
 
 class _Means:
@@ -151,51 +74,6 @@ class _Means:
 
     def values(self) -> dict[str, float]:
         return {name: total / self._seen for name, total in self._sums.items()}
-
-
-class _Snapshot(NamedTuple):
-    """Everything needed to go on after an epoch."""
-
-    epoch: int  # epochs finished
-    weights: dict[str, Array]
-    optimizer: dict[str, Array]
-    scheduler: Any = None  # what a framework's own scheduler remembers, as JSON can say it
-
-    @property
-    def title(self) -> str:
-        return f"epoch {self.epoch}" if self.epoch else "the start"
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What `fit` and `fit_generator` were asked for, checked."""
-
-    nb_epochs: int
-    validation: tuple[Array, Array] | None
-    seed: int
-    scheduler: Any
-    decay: float
-    callbacks: tuple[Callback, ...]
-    early_stopping: int | None
-    checkpoint: Path | None
-    verbose: bool
-
-    @property
-    def framework_scheduler(self) -> Any:
-        """A scheduler object that is stepped, None where there is none or a callable."""
-        return None if callable(self.scheduler) else self.scheduler
-
-
-@dataclass
-class _Progress:
-    """The part of a retraining that survives an interruption."""
-
-    history: History
-    plan: dict[str, Any]  # what must not change between the two halves
-    last: _Snapshot
-    best_weights: dict[str, Array] | None = None
-    best_loss: float = math.inf
-    stale: int = 0  # epochs since the best one
 
 
 class EntropicTrainer(Trainer):  # type: ignore[misc]
@@ -284,7 +162,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             k,
             resolution,
             relative,
-            _as_tuple(layers),
+            as_tuple(layers),
             eps_factor,
             read_share,
             warmup,
@@ -298,7 +176,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         self._settle(AUTOMATIC[0] if measure is None else measure)
         self._decay = None if decay is None else _share("decay", decay)
         self._verbose = flag("verbose", verbose)
-        self._progress: _Progress | None = None
+        self._progress: Progress | None = None
         self._resuming = False
 
     def __repr__(self) -> str:
@@ -426,7 +304,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             FileNotFoundError: there is no such file.
             ValueError: not a checkpoint of this version, or of another network or other settings.
         """
-        about, parts = _read_checkpoint(file_path("path", path))
+        about, parts = read_checkpoint(file_path("path", path))
         measure = about.plan.get("measure")
         if self._automatic:
             if measure not in AUTOMATIC:
@@ -436,10 +314,10 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         for weights in (parts["weights"], parts["best"] or parts["weights"]):
             self._refuse_other_network(weights, str(path))
         self._refuse_other_optimizer(parts["optimizer"], str(path))
-        self._progress = _Progress(
+        self._progress = Progress(
             history=History(**msgspec.structs.asdict(about.history)),
             plan=about.plan,
-            last=_Snapshot(about.epoch, parts["weights"], parts["optimizer"], about.scheduler),
+            last=Snapshot(about.epoch, parts["weights"], parts["optimizer"], about.scheduler),
             best_weights=parts["best"] or None,
             best_loss=about.best_loss,
             stale=about.stale,
@@ -458,14 +336,14 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         early_stopping: int | None,
         checkpoint: str | Path | None,
         verbose: bool | None,
-    ) -> _Options:
+    ) -> Options:
         self._backend.check_trainable()
         self._backend.check_scheduler(scheduler, validates=validation_data is not None)
         if early_stopping is not None:
             positive_int("early_stopping", early_stopping)
             if validation_data is None:
                 raise ValueError("`early_stopping` needs `validation_data`, got None")
-        return _Options(
+        return Options(
             nb_epochs=positive_int("nb_epochs", nb_epochs),
             validation=None if validation_data is None else self._check_validation(validation_data),
             seed=self._seed(seed),
@@ -571,7 +449,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
 
     def _refuse_other(self, saved: Mapping[str, Any], now: Mapping[str, Any], path: str) -> None:
         for name, value in now.items():
-            there = saved.get(name, _BEFORE.get(name))
+            there = saved.get(name, BEFORE.get(name))
             if there != value:
                 raise ValueError(f"`{name}` must be as in the checkpoint {path}: {there!r}, got {value!r}")
 
@@ -611,7 +489,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         noise = rng.random(tuple(x.shape), np.float32) * 2.0 - 1.0
         return Batch(x, one_hot, noise, rng.random(len(x), np.float32), weight)
 
-    def _run(self, source: Source, x: Array, labels: Array, options: _Options, about_data: dict[str, Any]) -> History:
+    def _run(self, source: Source, x: Array, labels: Array, options: Options, about_data: dict[str, Any]) -> History:
         """Check the network on a few points, train, and load the chosen weights."""
         few = slice(32)
         check_predictions(self._backend, x[few])
@@ -654,9 +532,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         points, classes = x[:SHOWN_POINTS], labels[:SHOWN_POINTS]
         return float(np.mean(self._backend.logits(points).argmax(axis=1) == classes))
 
-    def _closing_line(
-        self, history: History, source: Source, options: _Options, before: float, after: float, where: str
-    ) -> str:
+    def _closing_line(self, history: History, source: Source, options: Options, before: float, after: float, where: str) -> str:
         """What became of the accuracy, and what to do about what stood in the way."""
         last = history.epochs[-1]
         parts = [
@@ -679,22 +555,22 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             parts.append("the last epoch's weights were kept: give `validation_data` to have the best one chosen")
         return "; ".join(parts)
 
-    def _begin(self, plan: dict[str, Any], options: _Options, reason: str) -> _Progress:
+    def _begin(self, plan: dict[str, Any], options: Options, reason: str) -> Progress:
         if self._resuming and self._progress is not None:
             self._refuse_other(self._progress.plan, plan, "that is being resumed")
             self._resuming = False
             self._backend.load_state(self._progress.last.weights)
             return self._progress
         start = self._snapshot(0, options)
-        self._progress = _Progress(History(seed=options.seed, settings={**plan, "reason": reason}), plan, start)
+        self._progress = Progress(History(seed=options.seed, settings={**plan, "reason": reason}), plan, start)
         return self._progress
 
-    def _snapshot(self, epoch: int, options: _Options) -> _Snapshot:
+    def _snapshot(self, epoch: int, options: Options) -> Snapshot:
         scheduler = options.framework_scheduler
         state = None if scheduler is None else plain_state(self._backend.scheduler_state(scheduler))
-        return _Snapshot(epoch, self._backend.state(), self._backend.optimizer_state(), state)
+        return Snapshot(epoch, self._backend.state(), self._backend.optimizer_state(), state)
 
-    def _loop(self, progress: _Progress, source: Source, options: _Options, set_rates: Callable[[float], None]) -> None:
+    def _loop(self, progress: Progress, source: Source, options: Options, set_rates: Callable[[float], None]) -> None:
         backend, history = self._backend, progress.history
         step = backend.training_step(self._objective, **self._manner)
         measure = backend.measuring_step(replace(self._objective, read_share=1.0))
@@ -735,11 +611,11 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
 
     def _epoch(
         self,
-        progress: _Progress,
+        progress: Progress,
         source: Source,
         step: Step,
         epoch: int,
-        options: _Options,
+        options: Options,
         bar: Any,
         set_rates: Callable[[float], None],
     ) -> dict[str, float]:
@@ -760,7 +636,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
                 bar.set_postfix(_postfix(epoch, options.nb_epochs, controls, means.values()), refresh=False)
         return means.values()
 
-    def _step(self, step: Step, batch: Batch, controls: Controls, progress: _Progress) -> dict[str, float]:
+    def _step(self, step: Step, batch: Batch, controls: Controls, progress: Progress) -> dict[str, float]:
         try:
             return step(batch, controls)
         except Exception as error:
@@ -776,7 +652,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             rate = non_negative("scheduler(epoch)", value)
             self._backend.learning_rate = rate
 
-    def _validate(self, measure: Step, options: _Options) -> dict[str, float] | None:
+    def _validate(self, measure: Step, options: Options) -> dict[str, float] | None:
         """Terms at full strength on validation data, always with the same noise, so that epochs compare."""
         if options.validation is None:
             return None
@@ -789,7 +665,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             means.add(measure(batch, self._schedule.full()), len(batch.x))
         return means.values()
 
-    def _choose(self, progress: _Progress, record: Epoch) -> None:
+    def _choose(self, progress: Progress, record: Epoch) -> None:
         """Keep the weights of the epoch with the lowest validation loss, once the schedule is at full strength."""
         history = progress.history
         if record.validation is None or not self._schedule.is_full(record.epoch / history.settings["nb_epochs"]):
@@ -801,70 +677,6 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             history.best_epoch = record.epoch
         else:
             progress.stale += 1
-
-
-class _AboutHistory(msgspec.Struct, forbid_unknown_fields=True):
-    """`History` as a checkpoint has it."""
-
-    epochs: list[Epoch]
-    best_epoch: int | None
-    seconds: float
-    seed: int
-    stopped_early: bool
-    settings: dict[str, Any]
-
-
-class _About(msgspec.Struct):
-    """What a checkpoint says of itself."""
-
-    schema: int
-    plan: dict[str, Any]
-    epoch: int
-    history: _AboutHistory
-    best_loss: float
-    stale: int
-    scheduler: Any = None
-
-    def __post_init__(self) -> None:
-        planned = self.plan.get("nb_epochs", 0)
-        if self.epoch != len(self.history.epochs) or not 0 < self.epoch <= planned or self.stale < 0:
-            raise ValueError(
-                f"`epoch` must be the number of finished epochs, {len(self.history.epochs)}, and from 1 to `nb_epochs` "
-                f"{planned}, got {self.epoch}"
-            )
-
-
-def _read_checkpoint(path: Path) -> tuple[_About, dict[str, dict[str, Array]]]:
-    """What a checkpoint says of itself, and its arrays by part; no code of the file runs.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not a checkpoint of this version, or a damaged one.
-    """
-    parts: dict[str, dict[str, Array]] = {"weights": {}, "optimizer": {}, "best": {}}
-    if path.exists() and not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is damaged, or no checkpoint of EntropicTrainer")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if "about" not in file:
-                raise ValueError(f"{path} is not a checkpoint of EntropicTrainer")
-            about = json.loads(str(file["about"]))
-            if about.get("schema") != CHECKPOINT_SCHEMA:
-                raise ValueError(
-                    f"{path} is a checkpoint of schema {about.get('schema')!r}, this version reads {CHECKPOINT_SCHEMA}"
-                )
-            for key in file.files:
-                part, _, name = key.partition("/")
-                if part in parts:
-                    parts[part][name] = file[key]
-        # Python's JSON knows infinity, which the best loss is before there was one.
-        return msgspec.convert(about, _About), parts
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, json.JSONDecodeError, msgspec.ValidationError) as error:
-        raise ValueError(f"{path} is damaged, or no checkpoint of EntropicTrainer: {error}") from error
-
-
-def _as_tuple(layers: Any) -> Any:
-    return tuple(layers) if isinstance(layers, list) else layers
 
 
 def _callables(name: str, values: Any) -> tuple[Callback, ...]:

@@ -16,9 +16,9 @@ import numpy as np
 from measuring import entropic, keep, timed
 from step_cost import BATCH, BLOCK, TURNS, WARM_UP, random_batch
 
-from art_entropic.backends import backend_for
-from art_entropic.benchmark import Stopwatch
-from art_entropic.problems import PROBLEMS, build_classifier
+from art_entropic.backends.registry import backend_for
+from art_entropic.benchmark.problems import PROBLEMS, build_classifier
+from art_entropic.benchmark.provenance import Stopwatch
 
 READ = ("interval", "channel")
 

@@ -18,9 +18,10 @@ from functools import partial
 import numpy as np
 from measuring import keep, timed
 
-from art_entropic.backends import framework_module, installed_frameworks, resolve_device
-from art_entropic.defences import DEFENCES
-from art_entropic.problems import PROBLEMS, build_classifier, for_framework, load_data
+from art_entropic.backends.registry import framework_module, installed_frameworks, resolve_device
+from art_entropic.benchmark.data import for_framework
+from art_entropic.benchmark.defences import DEFENCES
+from art_entropic.benchmark.problems import PROBLEMS, build_classifier, load_data
 
 KINDS = {"natural": "natural", "interval": "entropic_interval", "channel": "entropic_channel", "madry_pgd": "madry_pgd"}
 EPS, BATCH, TURNS, WARM_UP = 0.3, 128, 3, 5 * 128

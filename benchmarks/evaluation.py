@@ -17,12 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from art_entropic.attacks import BATTERIES, Ball, Target
-from art_entropic.backends import backend_for
-from art_entropic.benchmark import Store, digest, machine_provenance, plan_jobs, read_plan, settings_of
-from art_entropic.evaluation import Evaluation, evaluate
-from art_entropic.planted import find_planted
-from art_entropic.problems import Problem, build_classifier, for_framework, load_data, to_pytorch
+from art_entropic.backends.registry import backend_for
+from art_entropic.benchmark.cells import digest, plan_jobs
+from art_entropic.benchmark.data import for_framework
+from art_entropic.benchmark.plan import read_plan, settings_of
+from art_entropic.benchmark.problems import Problem, build_classifier, load_data, to_pytorch
+from art_entropic.benchmark.provenance import machine_provenance
+from art_entropic.benchmark.store import Store
+from art_entropic.evaluation.attacks import BATTERIES
+from art_entropic.evaluation.evaluate import evaluate
+from art_entropic.evaluation.planted import find_planted
+from art_entropic.evaluation.result import Evaluation
+from art_entropic.evaluation.target import Ball, Target
 from art_entropic.records import MeasurementRecord, append_record
 
 RESULTS = Path(__file__).parent.parent / "results"

@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 from measuring import NATURAL, entropic, keep, timed
 
-from art_entropic.backends import Batch, Controls, Step, backend_for, framework_module, installed_frameworks
 from art_entropic.backends.architecture import Architecture, Conv, Dense, Flatten
+from art_entropic.backends.protocol import Batch, Controls, Step
+from art_entropic.backends.registry import backend_for, framework_module, installed_frameworks
+from art_entropic.benchmark.data import for_framework
+from art_entropic.choosing import AUTOMATIC
 from art_entropic.objective import natural_objective
-from art_entropic.problems import for_framework
-from art_entropic.recipes import AUTOMATIC
 from art_entropic.trainer import EntropicTrainer
 
 SHAPE, CLASSES, BATCH = (28, 28, 1), 10, 128

@@ -23,8 +23,9 @@ from measuring import NATURAL, entropic, keep, timed
 from torch import distributed, nn
 from zoo.packages import torchvision
 
-from art_entropic.backends import Batch, backend_for
-from art_entropic.benchmark import available_cores
+from art_entropic.backends.protocol import Batch
+from art_entropic.backends.registry import backend_for
+from art_entropic.benchmark.provenance import available_cores
 from art_entropic.objective import natural_objective
 
 SIDE, CLASSES, EPS = 224, 1000, 4 / 255

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from art_entropic.backends import Controls
-from art_entropic.benchmark import digest, machine_provenance
+from art_entropic.backends.protocol import Controls
+from art_entropic.benchmark.cells import digest
+from art_entropic.benchmark.provenance import machine_provenance
 from art_entropic.information import MEASURES
 from art_entropic.objective import EntropicObjective
 from art_entropic.records import MeasurementRecord, append_record

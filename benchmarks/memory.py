@@ -14,9 +14,10 @@ import time
 
 from measuring import keep
 
-from art_entropic.backends import installed_frameworks
+from art_entropic.backends.registry import installed_frameworks
+from art_entropic.benchmark.data import for_framework
+from art_entropic.benchmark.problems import PROBLEMS, build_classifier, load_data
 from art_entropic.information import MEASURES
-from art_entropic.problems import PROBLEMS, build_classifier, for_framework, load_data
 
 
 def train(framework: str, measure: str) -> None:

@@ -15,8 +15,10 @@ from typing import Any
 import msgspec
 from measuring import RESULTS
 
-from art_entropic.backends import FRAMEWORKS, NoIntervalRuleError
-from art_entropic.benchmark import digest, machine_provenance
+from art_entropic.backends.errors import NoIntervalRuleError
+from art_entropic.backends.registry import FRAMEWORKS
+from art_entropic.benchmark.cells import digest
+from art_entropic.benchmark.provenance import machine_provenance
 from art_entropic.records import SCHEMA, Provenance, Record, append_record, installed_version
 
 SHARE, BATCH, SEED = 0.1, 4, 0

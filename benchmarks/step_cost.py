@@ -14,10 +14,12 @@ from functools import partial
 import numpy as np
 from measuring import NATURAL, entropic, keep, timed
 
-from art_entropic.backends import Batch, backend_for, installed_frameworks
+from art_entropic.backends.protocol import Batch
+from art_entropic.backends.registry import backend_for, installed_frameworks
+from art_entropic.benchmark.data import for_framework
+from art_entropic.benchmark.problems import PROBLEMS, build_classifier
 from art_entropic.information import MEASURES
 from art_entropic.objective import natural_objective
-from art_entropic.problems import PROBLEMS, build_classifier, for_framework
 
 BATCH, TURNS, BLOCK, WARM_UP = 128, 7, 30, 5
 

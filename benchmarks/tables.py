@@ -12,15 +12,17 @@ from pathlib import Path
 
 import networks as of_networks
 
-from art_entropic.analysis import PROFILE_MEASURES, plot_layers
-from art_entropic.backends import FRAMEWORKS
-from art_entropic.benchmark import read_plan
-from art_entropic.defences import DEFENCES
+from art_entropic.analysis.figures import plot_layers
+from art_entropic.analysis.readings import PROFILE_MEASURES
+from art_entropic.backends.registry import FRAMEWORKS
+from art_entropic.benchmark.defences import DEFENCES
+from art_entropic.benchmark.plan import read_plan
+from art_entropic.benchmark.problems import PROBLEMS
 from art_entropic.information import MEASURES
 from art_entropic.palette import NATURAL
-from art_entropic.problems import PROBLEMS
 from art_entropic.records import MeasurementRecord, ProfileRecord, ProfileRow, Provenance, TrainingRecord, read_records
-from art_entropic.report import INK, Row, Section, busy_note, colour, duration, paired, percent, sections, summary
+from art_entropic.report.sections import INK, Row, Section, busy_note, colour, duration, paired, percent, sections
+from art_entropic.report.sentences import summary
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PLANS, FIGURE = ROOT / "results", ROOT / "benchmarks" / "plans", ROOT / "docs" / "results.png"

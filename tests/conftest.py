@@ -21,8 +21,8 @@ import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from zoo import packages  # noqa: E402
 
-from art_entropic.backends import FRAMEWORKS, framework_module  # noqa: E402
 from art_entropic.backends.architecture import Conv, Dense, Flatten  # noqa: E402
+from art_entropic.backends.registry import FRAMEWORKS, framework_module  # noqa: E402
 
 # A busy machine must not fail a property.
 settings.register_profile("untimed", deadline=None)

@@ -144,7 +144,7 @@ def second_device(monkeypatch):
     """The GPU of ART and of the package, for one test."""
     from art.estimators.pytorch import PyTorchEstimator
 
-    from art_entropic.backends import torch as backend
+    from art_entropic.backends.torch import backend
 
     build = PyTorchEstimator.__init__
 

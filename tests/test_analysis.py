@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 
-from art_entropic.analysis import PROFILE_MEASURES, information_profile, matrix_renyi_entropy
-from art_entropic.backends import FRAMEWORKS, backend_for
+from art_entropic.analysis.profile import information_profile
+from art_entropic.analysis.readings import PROFILE_MEASURES, matrix_renyi_entropy
 from art_entropic.backends.architecture import Dense, Flatten
 from art_entropic.backends.numpy import ops
+from art_entropic.backends.registry import FRAMEWORKS, backend_for
 from art_entropic.information import coding_rate, gaussian_channels, transmitted_information
 from art_entropic.records import ProfileRow
 

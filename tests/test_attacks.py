@@ -4,24 +4,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from art_entropic.attacked import Path
-from art_entropic.attacks import (
-    ATTACKS,
-    BATTERIES,
-    ENTROPIC_WEIGHTS,
-    LOSSES,
-    Attack,
-    Ball,
-    CannotRunError,
-    Target,
-    attack_points,
-    check_norm,
-    of_logits,
-    within_ball,
-)
-from art_entropic.backends import FRAMEWORKS, backend_for, framework_module
 from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool
 from art_entropic.backends.numpy import ops as numpy_ops
+from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module
+from art_entropic.evaluation.attacked import Path
+from art_entropic.evaluation.attacks import ATTACKS, BATTERIES, ENTROPIC_WEIGHTS, Attack, CannotRunError
+from art_entropic.evaluation.attempt import attack_points
+from art_entropic.evaluation.objectives import LOSSES, of_logits
+from art_entropic.evaluation.target import Ball, Target, check_norm, within_ball
 
 LINEAR = (Flatten(), Dense(5, None))
 

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from art_entropic import EntropicTrainer
-from art_entropic.backends import backend_for
+from art_entropic.backends.registry import backend_for
 from art_entropic.batches import Generated
 from art_entropic.states import plain_state, restored_state
 

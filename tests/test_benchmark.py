@@ -20,13 +20,18 @@ import msgspec
 import numpy as np
 import pytest
 
-import art_entropic.analysis
-from art_entropic import benchmark, distribution, problems
-from art_entropic.backends import FRAMEWORKS, MissingFrameworkError
-from art_entropic.benchmark import BenchmarkPlan, Variant, read_plan, run_benchmark, settings_of
-from art_entropic.defences import Passes, Trained
+from art_entropic.backends.errors import MissingFrameworkError
+from art_entropic.backends.registry import FRAMEWORKS
+from art_entropic.benchmark.cells import PROFILED, hold_out, plan_jobs
+from art_entropic.benchmark.data import Data
+from art_entropic.benchmark.defences import DEFENCES, Passes, Trained
+from art_entropic.benchmark.plan import _PLAN_KEYS, BenchmarkPlan, Variant, default_folder, read_plan, settings_of
+from art_entropic.benchmark.problems import PROBLEMS
+from art_entropic.benchmark.provenance import Stopwatch
+from art_entropic.benchmark.run import outlook, run_benchmark
+from art_entropic.cli.main import main
 from art_entropic.files import replacing
-from art_entropic.problems import Data
+from art_entropic.information import MEASURES
 from art_entropic.records import (
     Accuracy,
     AttackedExample,
@@ -88,14 +93,14 @@ class World:
         self.n_pictures = 0
         self.failure: dict[str, BaseException] = {}
         self.stops_after: int | None = None  # evaluations
-        monkeypatch.setattr(benchmark, "load_data", lambda name: self.data)
-        monkeypatch.setattr(benchmark, "installed_frameworks", lambda: tuple(FRAMEWORKS))
-        monkeypatch.setattr(problems, "framework_module", self.module)
-        monkeypatch.setattr(benchmark, "backend_for", FakeBackend)
-        monkeypatch.setattr(benchmark, "evaluate", self.evaluate)
-        monkeypatch.setattr(benchmark, "check_evaluation", self.check)
-        for name, row in dict(benchmark.DEFENCES).items():
-            monkeypatch.setitem(benchmark.DEFENCES, name, self.defence(name, row))
+        monkeypatch.setattr("art_entropic.benchmark.runner.load_data", lambda name: self.data)
+        monkeypatch.setattr("art_entropic.benchmark.plan.installed_frameworks", lambda: tuple(FRAMEWORKS))
+        monkeypatch.setattr("art_entropic.benchmark.problems.framework_module", self.module)
+        monkeypatch.setattr("art_entropic.benchmark.runner.backend_for", FakeBackend)
+        monkeypatch.setattr("art_entropic.benchmark.runner.evaluate", self.evaluate)
+        monkeypatch.setattr("art_entropic.benchmark.runner.check_evaluation", self.check)
+        for name, row in dict(DEFENCES).items():
+            monkeypatch.setitem(DEFENCES, name, self.defence(name, row))
 
     def module(self, framework: str) -> Any:
         def build_classifier(architecture: Any, *, seed: int, **_: Any) -> FakeEstimator:
@@ -232,7 +237,7 @@ def test_epochs_and_options_reach_trainers_and_attacks(world: World, tmp_path: P
 
 
 def test_points_from_the_middle_are_attacked_told_and_another_evaluation(world: World, tmp_path: Path) -> None:
-    from art_entropic.report import sections
+    from art_entropic.report.sections import sections
 
     world.n_pictures = 1
     plan = dataclasses.replace(SMALL, frameworks=("tensorflow",), defences=("entropic",))
@@ -365,7 +370,7 @@ def test_interrupt_between_shards_keeps_those_that_are_finished(world: World, tm
     world.stops_after = 11
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, plan)
-    *done, last = benchmark.outlook(plan, tmp_path)
+    *done, last = outlook(plan, tmp_path)
     assert ([cell.state for cell in done], last.state) == (["done"] * 3, "attack")
     np.testing.assert_allclose(last.seconds or 0, 1.5 * 2 / 10)  # of 1.5 seconds for 10 points, for the last shard of 2
     world.stops_after, world.evaluated = None, []
@@ -385,7 +390,7 @@ def test_many_workers_give_the_records_of_one_process_with_and_without_shards(
             for record in records
         ]
 
-    monkeypatch.setattr(distribution, "_cached", {})
+    monkeypatch.setattr("art_entropic.benchmark.scheduler._cached", {})
     plan = dataclasses.replace(
         SMALL, points_per_shard=size, seeds=(0, 1), checks=True,
         variants=(Variant("from scratch", "entropic_interval", start="random"),),
@@ -412,8 +417,8 @@ def test_the_shards_of_one_network_are_attacked_at_the_same_time(
         meeting.wait()  # fails unless three of them come together
         return world.evaluate(*given, **options)
 
-    monkeypatch.setattr(distribution, "_cached", {})
-    monkeypatch.setattr(benchmark, "evaluate", evaluate)
+    monkeypatch.setattr("art_entropic.benchmark.scheduler._cached", {})
+    monkeypatch.setattr("art_entropic.benchmark.runner.evaluate", evaluate)
     with ThreadPoolExecutor(3) as pool:
         run_benchmark(SPLIT, tmp_path, executor=pool, verbose=False)
     assert len(world.evaluated) == 6
@@ -468,7 +473,8 @@ def test_other_settings_are_other_cells(world: World, tmp_path: Path) -> None:
 
 
 def test_earlier_settings_are_the_latest_again_when_asked_for_again(world: World, tmp_path: Path) -> None:
-    from art_entropic.report import load, sections
+    from art_entropic.report.page import load
+    from art_entropic.report.sections import sections
 
     for epochs in (3, 4, 3):
         run(tmp_path, dataclasses.replace(SMALL, nb_epochs=epochs))
@@ -555,20 +561,20 @@ def test_bad_plans_are_refused_before_anything_is_written(
 
 
 def test_no_framework_at_all_is_one_line_with_the_command(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "installed_frameworks", tuple)
+    monkeypatch.setattr("art_entropic.benchmark.plan.installed_frameworks", tuple)
     with pytest.raises(MissingFrameworkError, match=re.escape("pip install 'art-entropic[torch]'")) as caught:
         run_benchmark(SMALL, "nowhere", verbose=False)
     assert "\n" not in str(caught.value)
 
 
 def test_command_asks_for_the_same_cells(world: World, tmp_path: Path) -> None:
-    from art_entropic import cli
+    pass
 
     run(tmp_path, dataclasses.replace(SMALL, seeds=(0, 3), eps=8 / 255, points_per_shard=6))
     command = next(read_records(tmp_path / "records.jsonl")).provenance.command
     world.trained.clear()
     world.evaluated.clear()
-    assert cli.main([*command.split()[1:], "--out", str(tmp_path), "--quiet"]) == 0
+    assert main([*command.split()[1:], "--out", str(tmp_path), "--quiet"]) == 0
     assert (world.trained, world.evaluated) == ([], [])
 
 
@@ -580,12 +586,12 @@ def test_information_is_read_once_from_the_first_seed(world: World, tmp_path: Pa
         rows = (ProfileRow(model="natural", measure="label", value=1.0),)
         return SimpleNamespace(n=len(x), resolution=0.1, copies=16, notes=(), rows=rows, seconds=0.1)
 
-    monkeypatch.setattr(art_entropic.analysis, "information_profile", information_profile)
+    monkeypatch.setattr("art_entropic.analysis.profile.information_profile", information_profile)
     plan = dataclasses.replace(SMALL, profile=True, seeds=(3, 4), defences=("entropic", "madry_pgd", "fbf"))
     results = tmp_path / "results.jsonl"
     records = run_benchmark(plan, tmp_path / "here", results=results, verbose=False)
-    expected = {name: ["init-3", "natural", *([name] if name != "natural" else [])] for name in benchmark.PROFILED}
-    assert asked == [(expected, 10, benchmark.settings_of(plan).eps)] * 2
+    expected = {name: ["init-3", "natural", *([name] if name != "natural" else [])] for name in PROFILED}
+    assert asked == [(expected, 10, settings_of(plan).eps)] * 2
     profiles = [record for record in records if isinstance(record, ProfileRecord)]
     assert [(record.framework, record.seed, record.defence) for record in profiles] == [
         ("pytorch", 3, ""),
@@ -598,7 +604,7 @@ def test_information_is_read_once_from_the_first_seed(world: World, tmp_path: Pa
     assert len(asked) == 2
     without = dataclasses.replace(plan, profile=False)
     assert not any(isinstance(record, ProfileRecord) for record in run(tmp_path / "here", without))
-    assert "--no-profile" in benchmark.settings_of(without).command
+    assert "--no-profile" in settings_of(without).command
 
 
 def test_each_network_gets_a_verdict_once(world: World, tmp_path: Path) -> None:
@@ -622,21 +628,21 @@ def test_each_network_gets_a_verdict_once(world: World, tmp_path: Path) -> None:
     assert len(world.checked) == 2
     without = run(tmp_path, dataclasses.replace(plan, checks=False))
     assert [record.key for record in without] == [record.key for record in records if not isinstance(record, ChecksRecord)]
-    assert "--no-checks" in benchmark.settings_of(dataclasses.replace(plan, checks=False)).command
+    assert "--no-checks" in settings_of(dataclasses.replace(plan, checks=False)).command
 
 
 def test_stopwatch_tells_others_work_from_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = {"busy": 100.0, "own": 10.0, "wall": 0.0}
-    monkeypatch.setattr(benchmark, "_busy_seconds", lambda: clock["busy"])
-    monkeypatch.setattr(benchmark.time, "process_time", lambda: clock["own"])
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock["wall"])
-    monkeypatch.setattr(benchmark, "available_cores", lambda: 2)
-    watch = benchmark.Stopwatch()
+    monkeypatch.setattr("art_entropic.benchmark.provenance._busy_seconds", lambda: clock["busy"])
+    monkeypatch.setattr(time, "process_time", lambda: clock["own"])
+    monkeypatch.setattr(time, "perf_counter", lambda: clock["wall"])
+    monkeypatch.setattr("art_entropic.benchmark.provenance.available_cores", lambda: 2)
+    watch = Stopwatch()
     clock.update(busy=115.0, own=19.0, wall=10.0)
     # 15 s of work on two cores over 10 s, 9 s of it our own: others had 6 of 20 core seconds
     np.testing.assert_allclose(watch.stop(), (10.0, 0.3))
-    monkeypatch.setattr(benchmark, "_busy_seconds", lambda: None)
-    assert benchmark.Stopwatch().stop().other_load is None
+    monkeypatch.setattr("art_entropic.benchmark.provenance._busy_seconds", lambda: None)
+    assert Stopwatch().stop().other_load is None
 
 
 # ------------------------------------------------------------------------------------------------------------ variants
@@ -681,17 +687,17 @@ def test_all_that_makes_a_variant_is_part_of_its_key(world: World, tmp_path: Pat
     plans.append(dataclasses.replace(plans[0], n_train=40))
     plans.append(dataclasses.replace(plans[0], problem="mnist", network="large"))
     plans.append(dataclasses.replace(plans[0], problem="mnist", network="small_silu"))
-    keys = [job.training_key for plan in plans for job in benchmark.plan_jobs(settings_of(plan), "feed") if job.variant]
+    keys = [job.training_key for plan in plans for job in plan_jobs(settings_of(plan), "feed") if job.variant]
     assert len(set(keys)) == len(plans)
 
 
 def test_other_defaults_of_a_measure_are_another_training(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def keys() -> list[str]:
-        return [job.training_key for job in benchmark.plan_jobs(settings_of(ABLATION), "feed")]
+        return [job.training_key for job in plan_jobs(settings_of(ABLATION), "feed")]
 
     before = keys()
-    row = dataclasses.replace(benchmark.MEASURES["interval"], beta=0.123)
-    monkeypatch.setitem(benchmark.MEASURES, "interval", row)
+    row = dataclasses.replace(MEASURES["interval"], beta=0.123)
+    monkeypatch.setitem(MEASURES, "interval", row)
     # natural and channel stay; entropic, which may choose the measure, and its variant do not
     assert [one == other for one, other in zip(before, keys(), strict=True)] == [True, False, False, True]
 
@@ -699,7 +705,7 @@ def test_other_defaults_of_a_measure_are_another_training(world: World, monkeypa
 def test_a_plan_takes_the_network_and_the_training_points_it_names(world: World, tmp_path: Path) -> None:
     plan = dataclasses.replace(SMALL, problem="mnist", network="large", n_train=20, frameworks=("pytorch",))
     records = run(tmp_path, plan)
-    assert set(map(repr, world.networks)) == {repr(problems.PROBLEMS["mnist"].networks["large"])}
+    assert set(map(repr, world.networks)) == {repr(PROBLEMS["mnist"].networks["large"])}
     for _, _, _, told in world.trained:
         together = np.concatenate([told["x"], told["validation_data"][0]]).reshape(20, -1)
         np.testing.assert_array_equal(np.unique(together, axis=0), np.unique(world.data.x_train[:20].reshape(20, -1), axis=0))
@@ -707,14 +713,14 @@ def test_a_plan_takes_the_network_and_the_training_points_it_names(world: World,
 
 
 def test_weights_that_are_not_finite_are_a_divergence(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    good = benchmark.DEFENCES["entropic"].train
+    good = DEFENCES["entropic"].train
 
     def train(estimator: FakeEstimator, *data: Any, **options: Any) -> Trained:
         trained = good(estimator, *data, **options)
         estimator.weights.append("broken")
         return trained
 
-    monkeypatch.setattr(benchmark.DEFENCES["entropic"], "train", train)
+    monkeypatch.setattr(DEFENCES["entropic"], "train", train)
     records = run(tmp_path, dataclasses.replace(SMALL, frameworks=("pytorch",)))
     (broken,) = [record for record in records if isinstance(record, TrainingRecord) and record.defence == "entropic"]
     assert (broken.status, broken.reason) == ("diverged", "weights are NaN or infinite after training")
@@ -723,7 +729,8 @@ def test_weights_that_are_not_finite_are_a_divergence(world: World, tmp_path: Pa
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_diverged_retraining_is_a_row_with_its_reason_from_end_to_end(tmp_path: Path) -> None:
-    from art_entropic.report import print_table, write_report
+    from art_entropic.report.page import write_report
+    from art_entropic.report.tables import print_table
 
     variant = Variant("far too much", "entropic_interval", {"beta": 1e39, "ramp": 0.0})
     plan = BenchmarkPlan(
@@ -877,10 +884,10 @@ def test_a_plan_file_says_all_that_a_plan_can(tmp_path: Path, monkeypatch: pytes
         source="plans/table one.toml",
     )  # fmt: skip
     named = {field.name for field in dataclasses.fields(BenchmarkPlan)} - {"source", "overrides"}
-    assert set(benchmark._PLAN_KEYS) == named
+    assert set(_PLAN_KEYS) == named
     assert settings_of(plan).command == "art-entropic benchmark --plan 'plans/table one.toml'"
-    assert benchmark.default_folder(plan) == Path("runs/table one")
-    assert benchmark.default_folder(BenchmarkPlan()) == Path("runs/digits")
+    assert default_folder(plan) == Path("runs/table one")
+    assert default_folder(BenchmarkPlan()) == Path("runs/digits")
 
 
 def test_an_empty_plan_file_is_the_default_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -938,7 +945,8 @@ def test_values_of_a_plan_file_are_refused_with_its_name_before_anything_is_writ
 
 
 def test_a_new_title_reaches_the_records_without_new_work(world: World, tmp_path: Path) -> None:
-    from art_entropic.report import load, sections
+    from art_entropic.report.page import load
+    from art_entropic.report.sections import sections
 
     for title in ("First", None, "Second"):
         run(tmp_path, dataclasses.replace(SMALL, title=title))
@@ -968,7 +976,7 @@ def test_every_published_plan_can_start(path: Path) -> None:
     plan = read_plan(path)
     assert plan.title
     settings = settings_of(plan)
-    assert len({job.training_key for job in benchmark.plan_jobs(settings, "feed")}) > 1
+    assert len({job.training_key for job in plan_jobs(settings, "feed")}) > 1
 
 
 def test_there_are_published_plans() -> None:
@@ -976,12 +984,12 @@ def test_there_are_published_plans() -> None:
 
 
 def test_split_is_seeded_disjoint_and_complete() -> None:
-    kept, held = benchmark.hold_out(100, 0.1, seed=3)
+    kept, held = hold_out(100, 0.1, seed=3)
     assert (len(kept), len(held)) == (90, 10)
     np.testing.assert_array_equal(np.sort(np.concatenate([kept, held])), np.arange(100))
-    again = benchmark.hold_out(100, 0.1, seed=3)
+    again = hold_out(100, 0.1, seed=3)
     np.testing.assert_array_equal(held, again[1])
-    assert not np.array_equal(held, benchmark.hold_out(100, 0.1, seed=4)[1])
+    assert not np.array_equal(held, hold_out(100, 0.1, seed=4)[1])
 
 
 def test_values_of_a_plan_file_can_be_set_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1018,33 +1026,33 @@ def test_overrides_that_lead_nowhere_are_refused(
 def test_a_dry_run_tells_what_is_missing_and_writes_nothing(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from art_entropic import cli
+    pass
 
     plan = dataclasses.replace(SMALL, frameworks=("pytorch",), defences=("entropic", "fbf"))
-    fresh = benchmark.outlook(plan, tmp_path / "new")
+    fresh = outlook(plan, tmp_path / "new")
     assert [(cell.state, cell.seconds) for cell in fresh] == [("train", None)] * 3
     assert not (tmp_path / "new").exists()
     world.failure["evaluate"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run", plan)
     world.failure.clear()
-    half = benchmark.outlook(plan, tmp_path / "run")
+    half = outlook(plan, tmp_path / "run")
     assert [cell.state for cell in half] == ["attack", "train", "train"]
     records = run(tmp_path / "run", plan)
     before = (tmp_path / "run" / "records.jsonl").read_bytes()
-    done = benchmark.outlook(plan, tmp_path / "run")
+    done = outlook(plan, tmp_path / "run")
     assert [(cell.state, cell.seconds) for cell in done] == [("done", 0.0)] * 3
     # Twice the epochs, twice the points: twice the seconds of training and of attacks.
     longer = dataclasses.replace(plan, nb_epochs=6, n_examples=20, seeds=(1,))
     seconds = {record.defence: record.seconds for record in records if isinstance(record, TrainingRecord)}
-    cells = benchmark.outlook(longer, tmp_path / "run")
+    cells = outlook(longer, tmp_path / "run")
     n = len(world.data.x_train)
     kept = next(record.n_train for record in records if isinstance(record, TrainingRecord))
     assert cells[1].state == "train"
     np.testing.assert_allclose(cells[1].seconds, 2 * seconds["entropic"] * n / kept + 2 * 0.5)
     assert (tmp_path / "run" / "records.jsonl").read_bytes() == before
-    words = benchmark.settings_of(plan).command.split()[1:]
-    assert cli.main([*words, "--out", str(tmp_path / "run"), "--dry-run"]) == 0
+    words = settings_of(plan).command.split()[1:]
+    assert main([*words, "--out", str(tmp_path / "run"), "--dry-run"]) == 0
     assert "0 of 3 cells to do, about 0 s" in capsys.readouterr().out
 
 
@@ -1066,17 +1074,20 @@ def test_a_second_run_in_the_same_folder_is_refused(world: World, tmp_path: Path
 VICTIM = """
 import os, sys, time
 from pathlib import Path
-from art_entropic import benchmark
-from art_entropic.benchmark import BenchmarkPlan, Runner, run_benchmark
+from art_entropic.benchmark.plan import BenchmarkPlan
+from art_entropic.benchmark.provenance import Spent
+from art_entropic.benchmark.run import run_benchmark
+from art_entropic.benchmark.runner import Runner
+from art_entropic.files import replacing
 from art_entropic.records import Accuracy, EvaluationRecord
 
 def train(self, job):
     path = self.store.home / job.weights(".fake")
     path.parent.mkdir(exist_ok=True)
-    with benchmark.replacing(path, ".fake") as temporary:
+    with replacing(path, ".fake") as temporary:
         temporary.write_text(job.training_key)
     time.sleep(0.005)
-    return self._training_record(job, "done", benchmark.Spent(0.0, None), weights=job.weights(".fake"), n_train=1)
+    return self._training_record(job, "done", Spent(0.0, None), weights=job.weights(".fake"), n_train=1)
 
 def evaluate(self, job, training):
     assert (self.store.home / training.weights).read_text() == job.training_key
@@ -1128,15 +1139,17 @@ SPLIT_VICTIM = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from art_entropic import benchmark
-from art_entropic.benchmark import BenchmarkPlan, Runner, run_benchmark
+from art_entropic.benchmark.plan import BenchmarkPlan
+from art_entropic.benchmark.provenance import Spent
+from art_entropic.benchmark.run import run_benchmark
+from art_entropic.benchmark.runner import Runner
 from art_entropic.records import Accuracy, Findings, PointsRecord, pack
 
 def train(self, job):
     path = self.store.home / job.weights(".fake")
     path.parent.mkdir(exist_ok=True)
     path.write_text(job.training_key)
-    return self._training_record(job, "done", benchmark.Spent(0.0, None), weights=job.weights(".fake"), n_train=1)
+    return self._training_record(job, "done", Spent(0.0, None), weights=job.weights(".fake"), n_train=1)
 
 asked = []
 def findings(self, job, training, points, seed):

@@ -41,7 +41,7 @@ def test_history_is_drawn_with_its_validation(trained):
 
 
 def test_no_epoch_is_no_figure():
-    from art_entropic.trainer import History
+    from art_entropic.history import History
 
     with pytest.raises(ValueError, match="`history` must have at least one finished epoch"):
         History().plot()

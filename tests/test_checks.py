@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from art_entropic.attacks import BATTERIES, Ball, CannotRunError, Target
-from art_entropic.backends import backend_for
-from art_entropic.checks import CHECKS, verdict
-from art_entropic.defences import DEFENCES
-from art_entropic.evaluation import evaluate
-from art_entropic.planted import find_planted
+from art_entropic.backends.registry import backend_for
+from art_entropic.benchmark.defences import DEFENCES
+from art_entropic.evaluation.attacks import BATTERIES, CannotRunError
+from art_entropic.evaluation.checks import CHECKS, verdict
+from art_entropic.evaluation.evaluate import evaluate
+from art_entropic.evaluation.planted import find_planted
+from art_entropic.evaluation.target import Ball, Target
 from art_entropic.records import CheckOutcome
 from art_entropic.statistics import accuracy
 
@@ -129,7 +130,7 @@ def test_a_check_that_breaks_is_not_harmless(framework, make_classifier, points,
 
 def test_probabilities_fail_their_check(make_classifier, points):
     torch = pytest.importorskip("torch")
-    from art_entropic.evaluation import check_evaluation
+    from art_entropic.evaluation.evaluate import check_evaluation
 
     classifier = make_classifier("pytorch")
     classifier.model.append(torch.nn.Softmax(dim=1))

@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 
 import art_entropic
-import art_entropic.evaluation
-from art_entropic import cli
-from art_entropic.backends import backend_for, installed_frameworks
+import art_entropic.evaluation.cascade
+from art_entropic.backends.registry import backend_for, installed_frameworks
+from art_entropic.cli.arguments import DEFAULT_BATTERY, DEFAULT_PROBLEM
+from art_entropic.cli.benchmark import _plan
+from art_entropic.cli.main import _COMMANDS, _parser, main
+from art_entropic.cli.user_code import load_arrays, made_by
 
 HEAVY = (
     "art", "torch", "tensorflow", "keras", "sklearn", "scipy", "statsmodels", "matplotlib", "rich", "jinja2", "pooch",
@@ -62,7 +65,7 @@ def said(capsys: pytest.CaptureFixture[str], words: list[str]) -> tuple[int, str
     """Exit code, stdout and stderr of a command line."""
     capsys.readouterr()
     try:
-        code = cli.main(words)
+        code = main(words)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     out, err = capsys.readouterr()
@@ -117,7 +120,7 @@ def train_words(*more: str, framework: str = "pytorch", eps: str = "0.1") -> lis
 )
 def test_help_loads_neither_art_nor_a_framework(words: list[str]) -> None:
     code = (
-        "import sys\nfrom art_entropic.cli import main\n"
+        "import sys\nfrom art_entropic.cli.main import main\n"
         f"try:\n    main({words!r})\nexcept SystemExit as stop:\n    assert stop.code == 0, stop.code\n"
         f"loaded = sorted(set({HEAVY!r}) & set(sys.modules))\nassert not loaded, loaded\n"
     )
@@ -150,10 +153,10 @@ def test_help_lists_what_the_tables_hold(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_defaults_are_those_of_the_plan() -> None:
-    options = cli._parser(["benchmark"]).parse_args(["benchmark"])
+    options = _parser(["benchmark"]).parse_args(["benchmark"])
     plan = art_entropic.BenchmarkPlan()
-    assert cli._plan(options) == plan
-    assert (plan.problem, plan.battery) == (cli.DEFAULT_PROBLEM, cli.DEFAULT_BATTERY)
+    assert _plan(options) == plan
+    assert (plan.problem, plan.battery) == (DEFAULT_PROBLEM, DEFAULT_BATTERY)
 
 
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,7 +277,7 @@ def test_bad_training_input_gets_one_line_and_leaves_nothing(
 def test_without_a_framework_one_line_says_what_to_install(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("art_entropic.benchmark.installed_frameworks", tuple)
+    monkeypatch.setattr("art_entropic.benchmark.plan.installed_frameworks", tuple)
     assert_one_line(said(capsys, ["benchmark"]), "pip install 'art-entropic[torch]'")
 
 
@@ -282,9 +285,9 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(folder: Path) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("art_entropic.report.write_report", broken)
+    monkeypatch.setattr("art_entropic.report.page.write_report", broken)
     with pytest.raises(ZeroDivisionError):
-        cli.main(["report", "folder"])
+        main(["report", "folder"])
 
 
 # ------------------------------------------------------------------------------------------------------------ commands
@@ -304,9 +307,9 @@ def test_resources_reach_the_cluster_and_its_executor_the_run(
         asked.append(executor)
         return []
 
-    monkeypatch.setattr("art_entropic.distribution.dask_cluster", dask_cluster)
-    monkeypatch.setattr("art_entropic.benchmark.run_benchmark", run_benchmark)
-    monkeypatch.setattr("art_entropic.report.write_report", lambda folder: (folder / "a.md", folder / "a.html"))
+    monkeypatch.setattr("art_entropic.benchmark.executors.dask_cluster", dask_cluster)
+    monkeypatch.setattr("art_entropic.benchmark.run.run_benchmark", run_benchmark)
+    monkeypatch.setattr("art_entropic.report.page.write_report", lambda folder: (folder / "a.md", folder / "a.html"))
     words = "benchmark --quiet --scheduler tcp://a:1 --resources GPU=1,MEMORY=2e9 --resources TPU=0.5"
     assert said(capsys, words.split()) == (0, "", "")
     assert asked == [("tcp://a:1", {"resources": {"GPU": 1.0, "MEMORY": 2e9, "TPU": 0.5}}), "the cluster"]
@@ -322,8 +325,8 @@ def test_benchmark_passes_its_options_on(
         assert executor is None
         return []
 
-    monkeypatch.setattr("art_entropic.benchmark.run_benchmark", run_benchmark)
-    monkeypatch.setattr("art_entropic.report.write_report", lambda folder: (folder / "a.md", folder / "a.html"))
+    monkeypatch.setattr("art_entropic.benchmark.run.run_benchmark", run_benchmark)
+    monkeypatch.setattr("art_entropic.report.page.write_report", lambda folder: (folder / "a.md", folder / "a.html"))
     words = "benchmark --problem mnist --framework pytorch,tensorflow --defence entropic --defence fbf --battery quick"
     words += " --eps 0.2 --seeds 0,2 --n-examples 50 --epochs 3 --epochs-natural 1 --quiet --network large --n-train 99"
     words += " --first-example 7 --points-per-shard 20 --device cuda:1"
@@ -350,7 +353,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     def run_benchmark(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("art_entropic.benchmark.run_benchmark", run_benchmark)
+    monkeypatch.setattr("art_entropic.benchmark.run.run_benchmark", run_benchmark)
     code, out, err = said(capsys, ["benchmark"])
     assert (code, out) == (130, "")
     assert err.strip().count("\n") == 0
@@ -373,12 +376,12 @@ def test_report_prints_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_data_without_a_test_part_is_split_by_the_seed(tmp_path: Path) -> None:
     x, y = points(50)
     np.savez(tmp_path / "data.npz", x=x, y=y)
-    arrays = cli.load_arrays(tmp_path / "data.npz", seed=1)
+    arrays = load_arrays(tmp_path / "data.npz", seed=1)
     assert (len(arrays.x_train), len(arrays.x_test)) == (40, 10)
     together = np.concatenate([arrays.x_train, arrays.x_test])
     np.testing.assert_array_equal(np.sort(together, axis=0), np.sort(x, axis=0))
-    np.testing.assert_array_equal(cli.load_arrays(tmp_path / "data.npz", seed=1).x_test, arrays.x_test)
-    assert not np.array_equal(cli.load_arrays(tmp_path / "data.npz", seed=2).x_test, arrays.x_test)
+    np.testing.assert_array_equal(load_arrays(tmp_path / "data.npz", seed=1).x_test, arrays.x_test)
+    assert not np.array_equal(load_arrays(tmp_path / "data.npz", seed=2).x_test, arrays.x_test)
 
 
 @pytest.mark.parametrize("framework", installed_frameworks())
@@ -399,8 +402,10 @@ def test_evaluate_prints_a_verdict_and_goes_on_where_it_was(
     assert [path.name.partition("-")[0] for path in kept] == ["apgd_ce", "apgd_t", "pgd_restarts"]
 
     asked: list[str] = []
-    real = art_entropic.evaluation.attack_points
-    monkeypatch.setattr("art_entropic.evaluation.attack_points", lambda name, *rest: (asked.append(name), real(name, *rest))[1])
+    real = art_entropic.evaluation.cascade.attack_points
+    monkeypatch.setattr(
+        "art_entropic.evaluation.cascade.attack_points", lambda name, *rest: (asked.append(name), real(name, *rest))[1]
+    )
     kept[1].unlink()  # as if it had been interrupted there
     again = said(capsys, [*words, "--no-checks"])
     assert again[0] == 0 and "no checks were run" in again[1]
@@ -435,7 +440,7 @@ def test_train_retrains_saves_and_loads_back(workplace: Path, capsys: pytest.Cap
     before, after, weights, load = out.splitlines()
     assert before.startswith("before: clean ") and after.startswith("after:  clean ")
     assert "certified" in after and "n = 40" in after
-    suffix = backend_for(cli._made(f"my_{framework}", "make")).weights_suffix
+    suffix = backend_for(made_by(f"my_{framework}", "make")).weights_suffix
     assert weights == f"weights: {Path('out') / f'weights{suffix}'}"
     history = [json.loads(line) for line in (workplace / "out" / "history.jsonl").read_text().splitlines()]
     assert [epoch["epoch"] for epoch in history] == [1, 2, 3, 4]
@@ -486,7 +491,7 @@ def test_interrupted_training_resumes_to_the_same_weights(
 
 
 def test_every_command_has_help_for_every_option() -> None:
-    for name in cli._COMMANDS:
-        parser = cli._parser([name])
+    for name in _COMMANDS:
+        parser = _parser([name])
         (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
         assert all(action.help for action in commands.choices[name]._actions)

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from art.estimators.classification import KerasClassifier, PyTorchClassifier
 from torch import nn
 
-from art_entropic.backends import _tensorflow_bounds, _torch_bounds, backend_for
-from art_entropic.backends._curvature import bends
+from art_entropic.backends.curvature import bends
+from art_entropic.backends.registry import backend_for
+from art_entropic.backends.tensorflow import bounds as _tensorflow_bounds
+from art_entropic.backends.torch import bounds as _torch_bounds
 
 GRID = np.linspace(0.05, 3.0, 400)  # where all of them are defined, and those with a bend at 0 have none
 STEP = GRID[1] - GRID[0]
@@ -53,7 +55,7 @@ def test_keras_activations_bend_where_their_second_differences_do(name):
 
 
 def test_every_name_that_bends_is_one_that_has_a_rule():
-    from art_entropic.backends._curvature import _CURVED, _PRODUCTS
+    from art_entropic.backends.curvature import _CURVED, _PRODUCTS
 
     torch_names = {_torch_bounds._name(function) for function in _torch_bounds._RULES}
     keras_names = {*_tensorflow_bounds._LAYERS, *_tensorflow_bounds._OPERATIONS, *(f.__name__ for f in KERAS.values())}

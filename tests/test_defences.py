@@ -3,8 +3,8 @@ import random
 import numpy as np
 import pytest
 
-from art_entropic.backends import FRAMEWORKS, backend_for, framework_module
-from art_entropic.defences import DEFENCES, Passes, option_defaults
+from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module
+from art_entropic.benchmark.defences import DEFENCES, Passes, option_defaults
 from art_entropic.information import MEASURES
 
 SETTINGS = dict(eps=0.1, nb_epochs=2, batch_size=20, seed=0, learning_rate=0.02)
@@ -180,7 +180,7 @@ def test_every_defence_takes_its_steps_at_the_shared_falling_rate(framework, nam
         shares.append(progress)
         return 0.0
 
-    monkeypatch.setattr("art_entropic.objective.decayed", factor)
+    monkeypatch.setattr("art_entropic.schedule.decayed", factor)
     start = backend_for(make_classifier(framework)).state()
     result = trained(framework, name, make_classifier(framework), points)
     for key, array in backend_for(result.estimator).state().items():

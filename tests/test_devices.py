@@ -9,10 +9,13 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_entropic import EntropicTrainer, benchmark, move_to
-from art_entropic.backends import backend_for, framework_module, resolve_device
-from art_entropic.backends.torch import TorchBackend
-from art_entropic.problems import PROBLEMS, build_classifier
+from art_entropic import EntropicTrainer, move_to
+from art_entropic.backends.registry import backend_for, framework_module, resolve_device
+from art_entropic.backends.torch.backend import TorchBackend
+from art_entropic.benchmark.cells import _training_key, plan_jobs
+from art_entropic.benchmark.plan import BenchmarkPlan, settings_of
+from art_entropic.benchmark.problems import PROBLEMS, build_classifier
+from art_entropic.benchmark.run import run_benchmark
 
 NO_GPU = r"`device` must be 'auto', 'cpu' or 'cuda\[:i\]' with a GPU that is here \(none\), got "
 
@@ -144,41 +147,37 @@ def test_tensorflow_computes_on_the_first_device_that_it_sees(make_classifier, m
 def test_the_device_of_a_plan_is_asked_for_where_its_cells_run(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
-    plan = benchmark.BenchmarkPlan(frameworks=("pytorch",), defences=("natural",), device="cuda:7")
-    assert benchmark.settings_of(plan).device == "cuda:7"  # which a worker may have
+    plan = BenchmarkPlan(frameworks=("pytorch",), defences=("natural",), device="cuda:7")
+    assert settings_of(plan).device == "cuda:7"  # which a worker may have
     message = r"with a GPU that is here \(none\), got 'cuda:7'"
     with pytest.raises(ValueError, match=message):
-        benchmark.run_benchmark(plan, tmp_path, verbose=False)
+        run_benchmark(plan, tmp_path, verbose=False)
     with ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match=message):
-        benchmark.run_benchmark(plan, tmp_path, executor=executor, verbose=False)
+        run_benchmark(plan, tmp_path, executor=executor, verbose=False)
     assert not (tmp_path / "records.jsonl").exists()
 
 
-def test_a_plan_without_a_device_is_the_plan_that_it_was():
+def test_a_plan_without_a_device_is_the_plan_that_it_was(monkeypatch):
     """Published records are found by these keys."""
     plain, named, other = (
-        benchmark.plan_jobs(benchmark.settings_of(benchmark.BenchmarkPlan(frameworks=("pytorch",), device=device)), "feed")
+        plan_jobs(settings_of(BenchmarkPlan(frameworks=("pytorch",), device=device)), "feed")
         for device in (None, "cpu", "auto")
     )
     assert not {job.training_key for job in plain} & {job.training_key for job in named}
     assert not {job.training_key for job in other} & {job.training_key for job in named}
     seen = {}
-    real = benchmark.digest
-    settings = benchmark.settings_of(benchmark.BenchmarkPlan(frameworks=("pytorch",)))
-    try:
-        benchmark.digest = lambda **facts: seen.update(facts) or real(**facts)
-        benchmark._training_key(settings, "entropic", None, start=None)
-    finally:
-        benchmark.digest = real
+    settings = settings_of(BenchmarkPlan(frameworks=("pytorch",)))
+    monkeypatch.setattr("art_entropic.benchmark.cells.digest", lambda **facts: seen.update(facts))
+    _training_key(settings, "entropic", None, start=None)
     assert "device" not in seen and not {"mixed_precision", "compile"} & set(seen["options"])
 
 
 def test_a_benchmark_says_where_its_networks_ran(tmp_path):
-    plan = benchmark.BenchmarkPlan(
+    plan = BenchmarkPlan(
         frameworks=("pytorch",), defences=("natural",), battery="quick", n_examples=5, n_train=64, nb_epochs_natural=1,
         checks=False, profile=False, device="auto",
     )  # fmt: skip
-    records = benchmark.run_benchmark(plan, tmp_path, verbose=False)
+    records = run_benchmark(plan, tmp_path, verbose=False)
     assert {record.provenance.device for record in records} == {"cpu"}
     assert records[0].provenance.command.endswith(" --device auto")
     line = json.loads((tmp_path / "records.jsonl").read_text().splitlines()[0])
@@ -190,7 +189,7 @@ def test_data_that_wait_on_the_device_train_to_the_same_weights_bit_for_bit(make
     x, y = points("pytorch", n=50)  # the last batch is shorter
     ends, held = [], []
     for room in (0, 4 * x.nbytes, 4 * x.nbytes + 1):
-        monkeypatch.setattr("art_entropic.backends.torch.free_memory", lambda device, room=room: room)
+        monkeypatch.setattr("art_entropic.backends.torch.backend.free_memory", lambda device, room=room: room)
         classifier = make_classifier("pytorch")
         trainer = EntropicTrainer(classifier, 0.1, measure=measure, verbose=False)
         held.append(isinstance(trainer._backend.hold(x), torch.Tensor))

@@ -12,12 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from art_entropic import distribution
-from art_entropic.backends import backend_for
-from art_entropic.benchmark import BenchmarkPlan, plan_jobs, run_benchmark, settings_of, shards_of
-from art_entropic.distribution import dask_cluster, process_pool
-from art_entropic.evaluation import evaluate
-from art_entropic.problems import build_classifier, for_framework, load_data
+from art_entropic.backends.registry import backend_for
+from art_entropic.benchmark.cells import plan_jobs, shards_of
+from art_entropic.benchmark.data import for_framework
+from art_entropic.benchmark.executors import _shares, dask_cluster, process_pool
+from art_entropic.benchmark.plan import BenchmarkPlan, settings_of
+from art_entropic.benchmark.problems import build_classifier, load_data
+from art_entropic.benchmark.run import run_benchmark
+from art_entropic.benchmark.runner import Runner
+from art_entropic.benchmark.scheduler import _check_versions
+from art_entropic.evaluation.evaluate import evaluate
 from art_entropic.records import EvaluationRecord, ProfileRecord, TrainingRecord, read_records, unpack
 from art_entropic.statistics import accuracy
 
@@ -133,10 +137,10 @@ def test_a_process_pool_finds_the_same_in_shards(split, tmp_path, capsys):
 
 
 def test_finished_shards_outlive_an_error_on_another_worker(split, tmp_path, monkeypatch):
-    from art_entropic import benchmark
+    pass
 
     asked = []
-    real = benchmark.Runner._findings
+    real = Runner._findings
 
     def findings(self, job, training, points, seed):
         asked.append(points.start)
@@ -144,7 +148,7 @@ def test_finished_shards_outlive_an_error_on_another_worker(split, tmp_path, mon
             raise RuntimeError("no such luck")
         return real(self, job, training, points, seed)
 
-    monkeypatch.setattr(benchmark.Runner, "_findings", findings)
+    monkeypatch.setattr(Runner, "_findings", findings)
     with ThreadPoolExecutor(1) as pool:
         with pytest.raises(RuntimeError, match="no such luck"):
             run_benchmark(SPLIT, tmp_path, executor=pool, verbose=False)
@@ -174,13 +178,13 @@ def test_cells_that_need_a_resource_run_where_it_is(split, two_workers, tmp_path
     from distributed import get_worker
 
     ran_on = []
-    real = distribution._check_versions
+    real = _check_versions
 
     def check_versions(task):
         ran_on.append(get_worker().name)
         real(task)
 
-    monkeypatch.setattr(distribution, "_check_versions", check_versions)
+    monkeypatch.setattr("art_entropic.benchmark.scheduler._check_versions", check_versions)
     with dask_cluster(two_workers.scheduler_address, resources={"GPU": 1}) as executor:
         records = run_benchmark(SPLIT, tmp_path, executor=executor, verbose=False)
     assert ran_on == ["gpu"] * 6  # a training, three shards, the checks, a profile
@@ -272,28 +276,30 @@ def test_an_unreachable_scheduler_is_named():
 
 def test_a_worker_with_other_versions_or_data_is_refused(tmp_path, monkeypatch):
     with ThreadPoolExecutor(1) as pool:
-        monkeypatch.setattr(distribution, "package_versions", lambda frameworks: {"torch": "0.1"})
+        monkeypatch.setattr("art_entropic.benchmark.scheduler.package_versions", lambda frameworks: {"torch": "0.1"})
         with pytest.raises(ValueError, match=r"the worker on .* must have the package versions .*torch 0.1 \(client: "):
             run_benchmark(PLAN, tmp_path, executor=pool, verbose=False)
         monkeypatch.undo()
         data = load_data("digits")
-        monkeypatch.setattr(distribution, "shared_data", lambda settings: dataclasses.replace(data, sha256="feed"))
-        monkeypatch.setattr(distribution, "_cached", {})
+        monkeypatch.setattr(
+            "art_entropic.benchmark.scheduler.shared_data", lambda settings: dataclasses.replace(data, sha256="feed")
+        )
+        monkeypatch.setattr("art_entropic.benchmark.scheduler._cached", {})
         with pytest.raises(ValueError, match="has other data for 'digits': SHA-256 feed, the client has "):
             run_benchmark(PLAN, tmp_path, executor=pool, verbose=False)
 
 
 def test_an_error_keeps_what_others_have_finished(tmp_path, monkeypatch):
-    from art_entropic import benchmark
+    pass
 
-    real = benchmark.Runner._evaluate
+    real = Runner._evaluate
 
     def evaluate(self, job, training):
         if job.defence == "fbf":
             raise RuntimeError("no such luck")
         return real(self, job, training)
 
-    monkeypatch.setattr(benchmark.Runner, "_evaluate", evaluate)
+    monkeypatch.setattr(Runner, "_evaluate", evaluate)
     plan = dataclasses.replace(PLAN, seeds=(0,), profile=False)
     with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="no such luck"):
         run_benchmark(plan, tmp_path, executor=pool, verbose=False)
@@ -308,13 +314,13 @@ def test_an_error_keeps_what_others_have_finished(tmp_path, monkeypatch):
 @pytest.mark.parametrize("n_jobs", [1, 2, 3])
 def test_cores_are_shared_out(monkeypatch, n_jobs):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5}, raising=False)
-    shares = distribution._shares(n_jobs)
+    shares = _shares(n_jobs)
     assert len(shares) == n_jobs
     assert sorted(np.concatenate(shares)) == [0, 1, 2, 5]
 
 
 def test_more_jobs_than_cores_are_warned_of(monkeypatch, capsys):
-    monkeypatch.setattr(distribution, "available_cores", lambda: 1)
+    monkeypatch.setattr("art_entropic.benchmark.executors.available_cores", lambda: 1)
     with process_pool(2):
         pass
     assert "2 jobs on 1 cores will slow each other" in capsys.readouterr().err

@@ -2,9 +2,10 @@
 
 import pytest
 
-from art_entropic.benchmark import BenchmarkPlan, run_benchmark
+from art_entropic.benchmark.plan import BenchmarkPlan
+from art_entropic.benchmark.run import run_benchmark
 from art_entropic.records import EvaluationRecord, ProfileRecord, TrainingRecord
-from art_entropic.report import write_report
+from art_entropic.report.page import write_report
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

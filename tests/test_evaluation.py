@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import art_entropic.evaluation as evaluation
-from art_entropic.attacks import ATTACKS, BATTERIES, Attack
-from art_entropic.backends import FRAMEWORKS, NoIntervalRuleError, framework_module
 from art_entropic.backends.architecture import Dense, Flatten
-from art_entropic.evaluation import evaluate, join_findings
+from art_entropic.backends.errors import NoIntervalRuleError
+from art_entropic.backends.registry import FRAMEWORKS, framework_module
+from art_entropic.evaluation.attacks import ATTACKS, BATTERIES, Attack
+from art_entropic.evaluation.evaluate import evaluate
+from art_entropic.evaluation.joining import join_findings
+from art_entropic.evaluation.target import Target
 from art_entropic.records import AttackedExample, AttackOutcome, CurvePoint, Findings, PointsRecord, pack, unpack
 from art_entropic.statistics import accuracy
 
@@ -55,8 +57,8 @@ def bright(monkeypatch):
     def predict(self, x):
         return (x.reshape(len(x), -1)[:, 0] > 0.5).astype(np.int64)
 
-    monkeypatch.setattr(evaluation.Target, "predict", predict)
-    monkeypatch.setattr(evaluation, "certify", lambda classifier, x, y, eps: np.zeros(len(x), bool))
+    monkeypatch.setattr("art_entropic.evaluation.target.Target.predict", predict)
+    monkeypatch.setattr("art_entropic.evaluation.evaluate.certify", lambda classifier, x, y, eps: np.zeros(len(x), bool))
 
 
 def flat(framework, values):
@@ -90,7 +92,7 @@ def test_a_battery_that_cannot_run_has_no_result(framework, make_classifier, bri
 
 def test_a_broken_certificate_is_a_contradiction(framework, make_classifier, bright, battery, monkeypatch):
     battery(Shift(0.1, 1))
-    monkeypatch.setattr(evaluation, "certify", lambda classifier, x, y, eps: np.ones(len(x), bool))
+    monkeypatch.setattr("art_entropic.evaluation.evaluate.certify", lambda classifier, x, y, eps: np.ones(len(x), bool))
     with pytest.raises(RuntimeError, match=r"1 points are certified and yet broken by the battery 'planted'.*index 1"):
         evaluate(
             make_classifier(framework),
@@ -108,7 +110,7 @@ def test_certified_points_meet_the_first_attack_that_runs_and_no_other(
 ):
     battery(Failing(), Shift(0.0, 4), Shift(0.1, 4))
     certified = np.array([True, True, False, False])
-    monkeypatch.setattr(evaluation, "certify", lambda classifier, x, y, eps: certified)
+    monkeypatch.setattr("art_entropic.evaluation.evaluate.certify", lambda classifier, x, y, eps: certified)
     x = flat(framework, [0.1, 0.2, 0.45, 0.2])
     result = evaluate(make_classifier(framework), x, [0] * 4, eps=0.2, battery="planted", **QUIET)
     assert [(outcome.attacked, outcome.broken) for outcome in result.attacks] == [(4, 0), (4, 0), (2, 1)]
@@ -120,7 +122,7 @@ def test_no_interval_rule_means_no_certificate(framework, make_classifier, brigh
         raise NoIntervalRuleError("top", "Wavelet")
 
     battery(Shift(0.1, 1))
-    monkeypatch.setattr(evaluation, "certify", certify)
+    monkeypatch.setattr("art_entropic.evaluation.evaluate.certify", certify)
     result = evaluate(make_classifier(framework), flat(framework, [0.1]), [0], eps=0.2, battery="planted", **QUIET)
     assert result.certified is None and result.certified_points is None
     assert "Wavelet in layer 'top'" in result.certified_reason
@@ -184,7 +186,7 @@ def test_bad_input_is_refused_by_name(framework, make_classifier, change, messag
 
 def test_probabilities_are_refused(framework, make_classifier, monkeypatch):
     classifier = make_classifier(framework)
-    backend = type(evaluation.Target.of(classifier).backend)
+    backend = type(Target.of(classifier).backend)
     for name in ("logits", "predict"):
         monkeypatch.setattr(backend, name, lambda self, x, batch_size=256: np.full((len(x), 3), 1 / 3, np.float32))
     with pytest.raises(ValueError, match="must return logits, got probabilities"):

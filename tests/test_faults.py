@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from art_entropic import EntropicTrainer
-from art_entropic.backends import backend_for
+from art_entropic.backends.registry import backend_for
+from art_entropic.cli.main import main
+from art_entropic.cli.user_code import load_arrays, load_test_arrays
 from art_entropic.records import append_record, read_records
 
 ROOT = Path(__file__).parent.parent
@@ -48,10 +50,10 @@ def test_a_full_disk_keeps_what_was_written(tmp_path):
 
 @pytest.mark.parametrize("command", ["benchmark --framework pytorch --out", "report"])
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys, command):
-    from art_entropic import cli
+    pass
 
     (tmp_path / "file").write_text("in the way")
-    assert cli.main([*command.split(), str(tmp_path / "file" / "run")]) == 2
+    assert main([*command.split(), str(tmp_path / "file" / "run")]) == 2
     said = capsys.readouterr().err
     assert said.startswith("art-entropic: error: ") and said.count("\n") == 1
 
@@ -183,7 +185,7 @@ MODELS = {
 @pytest.mark.parametrize("name", [*MODELS, "models.py"])
 @pytest.mark.parametrize("command", ["train --estimator", "analyse --estimator one="])
 def test_code_of_the_users_that_fails_is_one_line_with_its_place(name, command, tmp_path, monkeypatch, capsys):
-    from art_entropic import cli
+    pass
 
     code, message = MODELS.get(name, ("", r"write models:make, got 'models.py:make'"))
     (tmp_path / f"{name.removesuffix('.py')}.py").write_text(code)
@@ -191,7 +193,7 @@ def test_code_of_the_users_that_fails_is_one_line_with_its_place(name, command, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     words = f"{command} {name}:make --data data.npz --eps 0.1".replace("= ", "=").split()
-    assert cli.main(words) == 2
+    assert main(words) == 2
     said = capsys.readouterr().err
     assert re.search(message, said) and said.count("\n") == 1, said
 
@@ -204,14 +206,14 @@ def test_code_of_the_users_that_fails_is_one_line_with_its_place(name, command, 
     ],
 )
 def test_another_source_of_examples_is_named_by_its_own_option(text, message, capsys):
-    from art_entropic import cli
+    pass
 
-    assert cli.main(["evaluate", "--estimator", "a:b", "--data", "d.npz", "--eps", "0.1", "--transfer-from", text]) == 2
+    assert main(["evaluate", "--estimator", "a:b", "--data", "d.npz", "--eps", "0.1", "--transfer-from", text]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_second_run_in_the_folder_of_a_training_is_refused(tmp_path, monkeypatch, capsys):
-    from art_entropic import cli
+    pass
     from art_entropic.files import alone_in
 
     (tmp_path / "linear.py").write_text(
@@ -226,7 +228,7 @@ def test_a_second_run_in_the_folder_of_a_training_is_refused(tmp_path, monkeypat
     with alone_in(tmp_path / "run"):
         (tmp_path / "run" / "checkpoint.npz").write_bytes(b"of the run that goes on, which is no interrupted one")
         for command in ("train", "train --resume", "train --force", "evaluate", "analyse"):
-            assert cli.main([*command.split(), *words]) == 2
+            assert main([*command.split(), *words]) == 2
             assert "`out` run is in use by another run" in capsys.readouterr().err
 
 
@@ -248,7 +250,7 @@ def test_what_is_written_is_there_whole_or_not_at_all_and_leaves_nothing_beside(
 @pytest.mark.parametrize("name", ["mnist.npz", "cifar10_jpeg.npz", "cifar-10-binary.tar.gz"])
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 cut", b"\x1f\x8b\x08 cut"])
 def test_a_damaged_data_file_is_named(name, content, tmp_path, monkeypatch):
-    from art_entropic.problems import load_data
+    from art_entropic.benchmark.problems import load_data
 
     (tmp_path / name).write_bytes(content)
     monkeypatch.setenv("ART_ENTROPIC_DATA", str(tmp_path))
@@ -275,7 +277,7 @@ JPEGS = {"jpeg": GARBAGE, "offset": np.array([0, 9]), "y": LABELS[:1]}
     ],
 )
 def test_a_data_file_of_other_arrays_is_named(name, arrays, tmp_path, monkeypatch):
-    from art_entropic.problems import load_data
+    from art_entropic.benchmark.problems import load_data
 
     np.savez(tmp_path / name, **{f"{key}_{part}": array for key, array in arrays.items() for part in ("train", "test")})
     monkeypatch.setenv("ART_ENTROPIC_DATA", str(tmp_path))
@@ -294,7 +296,7 @@ def of_compression_99(path):
 
 @pytest.mark.parametrize("kind", ["bytes", "scalar", "compression"])
 def test_damaged_data_of_the_users_are_named(kind, tmp_path):
-    from art_entropic import cli
+    pass
 
     file = tmp_path / "data.npz"
     np.savez(file, **dict.fromkeys("xy", np.float32(1) if kind == "scalar" else np.ones((4, 2), np.float32)))
@@ -304,7 +306,7 @@ def test_damaged_data_of_the_users_are_named(kind, tmp_path):
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("x", b"no array")
             archive.writestr("y", b"no array")
-    for load in (lambda: cli.load_arrays(file, 0), lambda: cli.load_test_arrays(file)):
+    for load in (lambda: load_arrays(file, 0), lambda: load_test_arrays(file)):
         with pytest.raises(ValueError, match=f"`data` must hold .*{re.escape(str(file))}"):
             load()
 
@@ -348,12 +350,12 @@ def test_the_state_of_another_optimizer_is_refused_before_anything_changes(frame
 
 
 def test_plans_of_other_editors_are_read_and_numbers_without_end_are_not(tmp_path):
-    from art_entropic.benchmark import read_plan
+    from art_entropic.benchmark.plan import read_plan
 
     plan = tmp_path / "plan.toml"
     plan.write_bytes(b'\xef\xbb\xbfproblem = "digits"\neps = "8/255"\n')
     assert read_plan(plan).eps == 8 / 255
-    from art_entropic.benchmark import settings_of
+    from art_entropic.benchmark.plan import settings_of
 
     for eps in ("1e999999999", "1e-999999999", f"1{'0' * 400}/1"):
         plan.write_text(f'problem = "digits"\neps = "{eps}"\n')
@@ -364,7 +366,7 @@ def test_plans_of_other_editors_are_read_and_numbers_without_end_are_not(tmp_pat
 def test_a_title_with_html_is_text_in_both_reports(tmp_path):
     from test_report import evaluation
 
-    from art_entropic.report import write_report
+    from art_entropic.report.page import write_report
 
     record = evaluation("entropic", 0.5, seed=0)
     import msgspec
@@ -381,7 +383,7 @@ def test_a_title_with_html_is_text_in_both_reports(tmp_path):
 def test_a_share_is_suspicious_where_chance_does_not_explain_it_at_this_n(count, n, flagged):
     from scipy.stats import binom
 
-    from art_entropic.checks import SIGNIFICANCE, TOLERATED, _more_often
+    from art_entropic.evaluation.checks import SIGNIFICANCE, TOLERATED, _more_often
 
     finding = _more_often(count, n, TOLERATED)
     assert finding.suspicious is flagged is bool(binom.sf(count - 1, n, TOLERATED) < SIGNIFICANCE)

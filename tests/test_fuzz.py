@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from art_entropic import BenchmarkPlan, EntropicTrainer, compare, evaluate, information_profile
-from art_entropic.backends import NoIntervalRuleError, backend_for
-from art_entropic.benchmark import settings_of
-from art_entropic.objective import Schedule
+from art_entropic.backends.errors import NoIntervalRuleError
+from art_entropic.backends.registry import backend_for
+from art_entropic.benchmark.plan import settings_of
+from art_entropic.schedule import Schedule
 
 ARRAYS = st.sampled_from([np.zeros(0), np.zeros((2, 2)), np.array("a"), np.array([np.nan]), np.zeros((8, 2, 6, 6))])
 JUNK = st.one_of(
@@ -40,8 +41,8 @@ def junk_for(*names):
 @pytest.fixture(scope="module")
 def small():
     """A tiny network, some points and labels; module-wide, since a property runs it many times."""
-    from art_entropic.backends import framework_module
     from art_entropic.backends.architecture import Dense, Flatten
+    from art_entropic.backends.registry import framework_module
 
     classifier = framework_module("pytorch").build_classifier(
         (Flatten(), Dense(4), Dense(3, None)), input_shape=(6, 6, 2), nb_classes=3, clip_values=(0.0, 1.0), learning_rate=1e-2,

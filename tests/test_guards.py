@@ -21,8 +21,10 @@ from art_entropic import (
     evaluate,
     information_profile,
 )
-from art_entropic.backends import Interval, backend_for, check_joint_pass
+from art_entropic.backends.errors import check_joint_pass
+from art_entropic.backends.registry import backend_for
 from art_entropic.guards import check_bounds, check_predictions
+from art_entropic.ops import Interval
 
 EPS = 0.03
 

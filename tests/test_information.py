@@ -9,18 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import entropy
 
-from art_entropic.backends import (
-    Activations,
-    Batch,
-    Controls,
-    Interval,
-    LayerActivation,
-    LayerInterval,
-    Propagation,
-    backend_for,
-    framework_module,
-)
 from art_entropic.backends.numpy import ops
+from art_entropic.backends.protocol import Activations, Batch, Controls, LayerActivation, LayerInterval, Propagation
+from art_entropic.backends.registry import backend_for, framework_module
 from art_entropic.information import (
     MEASURES,
     ReadOut,
@@ -31,6 +22,7 @@ from art_entropic.information import (
     rival_direction,
     transmitted_information,
 )
+from art_entropic.ops import Interval
 
 
 def test_transmitted_information_by_hand():

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy.special import erf, expit
 
 from art_entropic import intervals
-from art_entropic.backends import Interval
 from art_entropic.backends.numpy import ops
+from art_entropic.ops import Interval
 
 boxes = st.builds(
     lambda centre, radius: Interval(np.array(centre) - radius, np.array(centre) + radius),

@@ -15,7 +15,8 @@ tf = pytest.importorskip("tensorflow")
 from art.estimators.classification import KerasClassifier, TensorFlowV2Classifier  # noqa: E402
 
 from art_entropic import EntropicTrainer  # noqa: E402
-from art_entropic.backends import Batch, Controls, backend_for  # noqa: E402
+from art_entropic.backends.protocol import Batch, Controls  # noqa: E402
+from art_entropic.backends.registry import backend_for  # noqa: E402
 from art_entropic.objective import EntropicObjective  # noqa: E402
 
 ROOT = Path(__file__).parent.parent

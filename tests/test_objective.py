@@ -7,21 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from art_entropic.backends import (
-    FRAMEWORKS,
-    Activations,
-    Batch,
-    Controls,
-    Interval,
-    LayerActivation,
-    LayerInterval,
-    Propagation,
-    backend_for,
-    framework_module,
-)
 from art_entropic.backends.numpy import ops
+from art_entropic.backends.protocol import Activations, Batch, Controls, LayerActivation, LayerInterval, Propagation
+from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module
 from art_entropic.information import MEASURES
-from art_entropic.objective import EntropicObjective, Schedule, natural_objective
+from art_entropic.objective import EntropicObjective, natural_objective
+from art_entropic.ops import Interval
+from art_entropic.schedule import Schedule
 
 LOGITS = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
 Y = np.eye(3)[[0, 1]]

@@ -12,8 +12,10 @@ from art.estimators.classification import KerasClassifier, PyTorchClassifier
 from torch import nn
 
 from art_entropic import EntropicTrainer, certify, evaluate, information_profile
-from art_entropic.backends import _tensorflow_precision, _torch_precision, backend_for, framework_module
-from art_entropic.backends._switches import HeldSwitch
+from art_entropic.backends.registry import backend_for, framework_module
+from art_entropic.backends.switches import HeldSwitch
+from art_entropic.backends.tensorflow import precision as _tensorflow_precision
+from art_entropic.backends.torch import precision as _torch_precision
 
 EPS = 0.05
 SHAPE = (1, 2, 3)

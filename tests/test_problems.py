@@ -5,17 +5,10 @@ import tarfile
 import numpy as np
 import pytest
 
-from art_entropic.backends import FRAMEWORKS, backend_for
 from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool, initial_weights
-from art_entropic.problems import (
-    DATA_FOLDER,
-    PROBLEMS,
-    DataNotFoundError,
-    build_classifier,
-    for_framework,
-    load_data,
-    to_pytorch,
-)
+from art_entropic.backends.registry import FRAMEWORKS, backend_for
+from art_entropic.benchmark.data import DATA_FOLDER, DataNotFoundError, for_framework
+from art_entropic.benchmark.problems import PROBLEMS, build_classifier, load_data, to_pytorch
 
 NETWORKS = [(name, network) for name, problem in PROBLEMS.items() for network in problem.networks]
 

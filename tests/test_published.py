@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from art_entropic.benchmark import plan_jobs, profile_jobs, read_plan, settings_of
+from art_entropic.benchmark.cells import plan_jobs, profile_jobs
+from art_entropic.benchmark.plan import read_plan, settings_of
 from art_entropic.records import EvaluationRecord, ProfileRecord, TrainingRecord, read_records
 
 ROOT = Path(__file__).parent.parent

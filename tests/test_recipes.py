@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from art_entropic import EntropicTrainer, certify, smooth_activations, to_logits
-from art_entropic.backends import backend_for
 from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool
+from art_entropic.backends.registry import backend_for
 
 
 def network(activation, batch_norm=False):

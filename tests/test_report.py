@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from art_entropic import report
-from art_entropic.defences import DEFENCES
+from art_entropic.benchmark.defences import DEFENCES
 from art_entropic.records import (
     Accuracy,
     AnyRecord,
@@ -35,6 +34,11 @@ from art_entropic.records import (
     TrainingRecord,
     append_record,
 )
+from art_entropic.report.gallery import png
+from art_entropic.report.page import write_report
+from art_entropic.report.sections import INK, UPPER_BOUND, busy_note, colour, sections
+from art_entropic.report.sentences import summary
+from art_entropic.report.tables import print_table
 
 N = 200
 PROVENANCE = Provenance(
@@ -139,7 +143,7 @@ def profile(framework: str, **changes: Any) -> ProfileRecord:
 def written(folder: Path, records: list[AnyRecord]) -> tuple[str, str]:
     for record in records:
         append_record(folder / "records.jsonl", record)
-    markdown, page = report.write_report(folder)
+    markdown, page = write_report(folder)
     return markdown.read_text(encoding="utf-8"), page.read_text(encoding="utf-8")
 
 
@@ -214,8 +218,8 @@ def test_svg_identifiers_are_unique_on_the_page(tmp_path: Path) -> None:
     ],
 )
 def test_summary_tells_who_is_ahead_by_how_much_and_at_what_cost(entropic: float, madry: float, said: str) -> None:
-    (section,) = report.sections(comparison(entropic, madry))
-    sentences = report.summary(section)
+    (section,) = sections(comparison(entropic, madry))
+    sentences = summary(section)
     assert len(sentences) == 2
     for sentence in sentences:
         assert said in sentence
@@ -227,8 +231,8 @@ def test_a_defeat_comes_first() -> None:
     records = [record for record in comparison() if record.framework == "pytorch"]
     records += [training(name, "tensorflow") for name in ("entropic", "madry_pgd")]
     records += [evaluation("entropic", 0.5, "tensorflow"), evaluation("madry_pgd", 0.9, "tensorflow")]
-    (section,) = report.sections(records)
-    first, second = report.summary(section)
+    (section,) = sections(records)
+    first, second = summary(section)
     assert first.startswith("TensorFlow: Entropic is behind")
     assert second.startswith("PyTorch: Entropic is ahead")
 
@@ -251,10 +255,10 @@ def test_verdicts_stand_beside_their_networks_with_what_to_do(tmp_path: Path, ca
         assert "Can this be believed?" in text and all(said in text for said in words)
         assert text.count("What to do: do not trust the gradients.") == 1  # of the one that is flagged
         assert "(0.02, more than 0.01; n = 200)" in text
-    (section,) = report.sections(records)
+    (section,) = sections(records)
     found = {(row.framework, row.defence): row.verdict for row in section.rows}
     assert found["pytorch", "entropic"] == words[1] and found["tensorflow", "entropic"] is None
-    report.print_table(records, sys.stdout)
+    print_table(records, sys.stdout)
     assert f"Entropic, PyTorch: {words[1]}" in capsys.readouterr().out
     without, _ = written(tmp_path / "without", comparison())
     assert "Can this be believed?" not in without
@@ -279,17 +283,17 @@ def test_information_stands_layer_by_layer(tmp_path: Path) -> None:
 
 
 def test_a_retraining_that_gains_nothing_is_told() -> None:
-    (section,) = report.sections(comparison(entropic=0.08))
-    assert all("not above natural training either, which has 10.0 %" in said for said in report.summary(section))
-    (section,) = report.sections(comparison())
-    assert all("natural training" not in said for said in report.summary(section))
+    (section,) = sections(comparison(entropic=0.08))
+    assert all("not above natural training either, which has 10.0 %" in said for said in summary(section))
+    (section,) = sections(comparison())
+    assert all("natural training" not in said for said in summary(section))
 
 
 def test_overlapping_intervals_are_called_chance() -> None:
-    (section,) = report.sections(comparison(0.72, 0.70))
-    assert "(their 95 % intervals overlap, so this may be chance)" in report.summary(section)[0]
-    (section,) = report.sections(comparison(0.90, 0.70))
-    assert "chance" not in report.summary(section)[0]
+    (section,) = sections(comparison(0.72, 0.70))
+    assert "(their 95 % intervals overlap, so this may be chance)" in summary(section)[0]
+    (section,) = sections(comparison(0.90, 0.70))
+    assert "chance" not in summary(section)[0]
 
 
 def test_seconds_of_a_busy_machine_are_called_unsure(tmp_path: Path) -> None:
@@ -297,12 +301,12 @@ def test_seconds_of_a_busy_machine_are_called_unsure(tmp_path: Path) -> None:
     records: list[AnyRecord] = []
     for defence, robust, settings in (("entropic", 0.8, quiet), ("madry_pgd", 0.7, loud)):
         records += [training(defence, settings=settings), evaluation(defence, robust)]
-    (section,) = report.sections(records)
-    assert "(10.0 s against 10.0 s, unsure: the machine was busy)" in report.summary(section)[0]
+    (section,) = sections(records)
+    assert "(10.0 s against 10.0 s, unsure: the machine was busy)" in summary(section)[0]
     for text in written(tmp_path, records):
         assert f"during the training of {DEFENCES['madry_pgd'].title} on PyTorch. Run it again" in text
-    (section,) = report.sections(comparison())
-    assert report.busy_note(section) is None
+    (section,) = sections(comparison())
+    assert busy_note(section) is None
 
 
 def test_table_shows_numbers_intervals_and_ratio(tmp_path: Path) -> None:
@@ -310,9 +314,9 @@ def test_table_shows_numbers_intervals_and_ratio(tmp_path: Path) -> None:
     row = next(line for line in markdown.splitlines() if line.startswith(f"| PyTorch | {DEFENCES['entropic'].title} |"))
     assert row.endswith("| 95.0 [90.0, 100.0] | 80.0 [75.0, 85.0] | 60.0 [55.0, 65.0] | 12.0 | 2.40 |")
     assert f"n = {N} test points, seed 0" in markdown
-    assert report.UPPER_BOUND in markdown
+    assert UPPER_BOUND in markdown
     assert "80.0<small>[75.0, 85.0]</small>" in html
-    assert report.UPPER_BOUND in html
+    assert UPPER_BOUND in html
 
 
 def test_unavailable_and_diverged_defences_keep_their_row(tmp_path: Path) -> None:
@@ -341,7 +345,7 @@ def test_seeds_are_pooled_as_mean_and_spread() -> None:
     for seed, robust in enumerate((0.70, 0.80, 0.75)):
         records += [training("natural", seed=seed, seconds=4.0), evaluation("natural", 0.1, seed=seed)]
         records += [training("entropic", seed=seed, seconds=8.0 + seed), evaluation("entropic", robust, seed=seed)]
-    (section,) = report.sections(records)
+    (section,) = sections(records)
     row = next(row for row in section.rows if row.defence == "entropic")
     assert row.robust is not None
     np.testing.assert_allclose([row.robust.value, row.robust.low, row.robust.high], [0.75, 0.70, 0.80])
@@ -357,7 +361,7 @@ def test_a_row_says_which_of_its_seeds_are_missing() -> None:
         training("entropic", seed=1, status="diverged", reason="NaN"),
         training("entropic", seed=2),
     ]  # fmt: skip
-    (section,) = report.sections(records)
+    (section,) = sections(records)
     assert section.rows[0].remark == "NaN (1 of 3 seeds); trained, not attacked yet (1 of 3 seeds)"
 
 
@@ -368,7 +372,7 @@ def test_the_latest_settings_of_a_cell_win() -> None:
 
     old, new = run("old", 0.2, 1), run("new", 0.8, 20)
     for records, robust, epochs in ((old + new, 0.8, 20), (new + old, 0.2, 1)):
-        (section,) = report.sections(records)
+        (section,) = sections(records)
         (row,) = section.rows
         assert row.robust is not None and row.training is not None
         np.testing.assert_allclose(row.robust.value, robust)
@@ -381,13 +385,13 @@ def test_radii_and_batteries_are_not_mixed() -> None:
         evaluation("entropic", 0.85, key="quick", battery="quick"),
         training("entropic", key="wide", eps=0.3), evaluation("entropic", 0.5, key="far", training_key="wide", eps=0.3),
     ]  # fmt: skip
-    found = [(section.eps, section.battery) for section in report.sections(records)]
+    found = [(section.eps, section.battery) for section in sections(records)]
     assert found == [(0.15, "standard"), (0.15, "quick"), (0.3, "standard")]
 
 
 def test_measured_costs_are_no_part_of_a_comparison(tmp_path: Path) -> None:
     cost = MeasurementRecord(key="m", name="step", values={"ratio": 2.5}, provenance=PROVENANCE)
-    assert report.sections([cost, *comparison()]) == report.sections(comparison())
+    assert sections([cost, *comparison()]) == sections(comparison())
     with pytest.raises(ValueError, match="no record of a training"):
         written(tmp_path, [cost])
 
@@ -400,12 +404,12 @@ def test_variants_are_rows_below_their_defence_with_colours_of_their_own(tmp_pat
             training("entropic", key=key, variant=name, seconds=7.0, settings={"start": "natural", "option.beta": 0.0}),
             evaluation("entropic", 0.6, key=f"e-{key}", training_key=key, variant=name, curve=curve(0.6)),
         ]
-    (section,) = report.sections(records)
+    (section,) = sections(records)
     titles = [row.defence_title for row in section.rows]
     assert titles == ["Natural", "Entropic", "Entropic: zeta", "Entropic: alpha", "MadryPGD (ART)"]  # in the order of the plan
     assert len({row.colour for row in section.rows}) == 5
     assert [row.ratio for row in section.rows if row.variant] == [1.4, 1.4]
-    sentences = report.summary(section)
+    sentences = summary(section)
     assert len(sentences) == 1 and "zeta" not in sentences[0]
     markdown, html = written(tmp_path, records)
     assert "| PyTorch | Entropic: zeta | 95.0 [90.0, 100.0] | 60.0 [55.0, 65.0] |" in markdown
@@ -418,8 +422,8 @@ def test_every_row_of_ours_gets_its_sentence(tmp_path: Path) -> None:
     names = [name for name, row in DEFENCES.items() if row.ours]
     cells = [("natural", 0.1), ("madry_pgd", 0.7), *((name, 0.5 + 0.03 * n) for n, name in enumerate(names))]
     records = [record for name, robust in cells for record in (training(name), evaluation(name, robust))]
-    (section,) = report.sections(records)
-    sentences = report.summary(section)
+    (section,) = sections(records)
+    sentences = summary(section)
     assert len(sentences) == len(names)
     assert [row.defence for row in section.rows] == [name for name in DEFENCES if name in dict(cells)]
     for name in names:
@@ -433,7 +437,7 @@ def test_networks_and_numbers_of_training_points_are_not_mixed(tmp_path: Path) -
         records.append(training("natural", key=f"t{number}", **ground))
         records.append(evaluation("natural", 0.1, key=f"e{number}", training_key=f"t{number}", **ground))
     records.append(training("fbf", key="t", status="diverged", reason="NaN", network="large"))
-    found = report.sections(records)
+    found = sections(records)
     digits = "Digits (scikit-learn, 8x8)"
     assert [section.title for section in found] == [
         digits, f"{digits}, network small", f"{digits}, network large",
@@ -447,10 +451,10 @@ def test_networks_and_numbers_of_training_points_are_not_mixed(tmp_path: Path) -
 def test_the_title_of_a_plan_is_the_title_of_its_table() -> None:
     titled = {"title": "A table"}
     records = [training("natural", settings=titled, network="small"), training("entropic", settings=titled, network="small")]
-    (section,) = report.sections(records)
+    (section,) = sections(records)
     assert section.title == "A table, network small"
     assert section.rows[0].settings == ""
-    (section,) = report.sections([*records, training("fbf", settings={"title": "Another"}, network="small")])
+    (section,) = sections([*records, training("fbf", settings={"title": "Another"}, network="small")])
     assert section.title == "Digits (scikit-learn, 8x8), network small"
 
 
@@ -482,7 +486,7 @@ def test_records_from_before_networks_and_variants_still_read() -> None:
 def test_a_diverged_row_stands_in_the_terminal_table() -> None:
     records = [*comparison(), training("fbf", status="diverged", reason="training diverged in epoch 1")]
     stream = io.StringIO()
-    report.print_table(records, stream)
+    print_table(records, stream)
     row = next(line for line in stream.getvalue().splitlines() if DEFENCES["fbf"].title in line)
     assert "diverged" in row
     assert "training diverged in epoch 1" in stream.getvalue()
@@ -507,13 +511,13 @@ def test_without_matplotlib_the_report_names_the_extra(tmp_path: Path, monkeypat
 
 
 def test_a_defence_has_one_colour_and_none_shares_it() -> None:
-    colours = [report.colour(name) for name in DEFENCES]
+    colours = [colour(name) for name in DEFENCES]
     assert len(set(colours)) == len(colours)
-    assert report.colour("natural") == report.INK
+    assert colour("natural") == INK
 
 
 def test_png_decodes_to_its_pixels() -> None:
-    data = base64.b64decode(report.png([0.0, 1.0, 0.5, 0.2, 2.0, -1.0], (2, 3, 1)).partition(",")[2])
+    data = base64.b64decode(png([0.0, 1.0, 0.5, 0.2, 2.0, -1.0], (2, 3, 1)).partition(",")[2])
     # 0.5 * 255 = 127.5 rounds to even, out of range is cut
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), [[0, 255, 128], [51, 255, 0]])
 
@@ -521,27 +525,27 @@ def test_png_decodes_to_its_pixels() -> None:
 def test_png_agrees_with_matplotlib_on_colour() -> None:
     image = pytest.importorskip("matplotlib.image")
     pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 3)) / 255
-    data = base64.b64decode(report.png(pixels.ravel().tolist(), pixels.shape).partition(",")[2])
+    data = base64.b64decode(png(pixels.ravel().tolist(), pixels.shape).partition(",")[2])
     np.testing.assert_allclose(image.imread(io.BytesIO(data), format="png"), pixels, atol=1e-6)
 
 
 def test_png_refuses_other_channels() -> None:
     with pytest.raises(ValueError, match="1 or 3 channels"):
-        report.png([0.0] * 8, (2, 2, 2))
+        png([0.0] * 8, (2, 2, 2))
 
 
 def test_terminal_table_has_every_number_and_the_missing_rows() -> None:
     stream = io.StringIO()
-    report.print_table(comparison(), stream)
+    print_table(comparison(), stream)
     text = stream.getvalue()
     for wanted in ("80.0 [75.0, 85.0]", "60.0 [55.0, 65.0]", "2.40", "has no TRADES for TensorFlow", "n = 200"):
         assert wanted in text
-    assert report.UPPER_BOUND in text
+    assert UPPER_BOUND in text
 
 
 def test_folder_without_records_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path))):
-        report.write_report(tmp_path)
+        write_report(tmp_path)
     (tmp_path / "records.jsonl").touch()
     with pytest.raises(ValueError, match="no record"):
-        report.write_report(tmp_path)
+        write_report(tmp_path)

@@ -10,8 +10,10 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_entropic import MEASURES, EntropicTrainer, certify
-from art_entropic.backends import _torch_bounds, _torch_compiled, backend_for
 from art_entropic.backends.architecture import Conv, Dense, Flatten
+from art_entropic.backends.registry import backend_for
+from art_entropic.backends.torch import bounds as _torch_bounds
+from art_entropic.backends.torch import compiled as _torch_compiled
 
 EPS = 0.1
 CONVOLUTIONAL = (Conv(4, 3, padding=1), Flatten(), Dense(16), Dense(3, None))
@@ -125,7 +127,7 @@ def recorded_alone(monkeypatch):
         return graph
 
     monkeypatch.setattr(_torch_compiled, "compiled", keep)
-    monkeypatch.setattr("art_entropic.backends.torch.check_compiler", lambda: None)
+    monkeypatch.setattr("art_entropic.backends.torch.backend.check_compiler", lambda: None)
     return graphs
 
 

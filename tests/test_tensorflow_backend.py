@@ -18,11 +18,15 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from art_entropic import EntropicTrainer, intervals  # noqa: E402
-from art_entropic.backends import Batch, Controls, Interval, NoIntervalRuleError, backend_for  # noqa: E402
-from art_entropic.backends._tensorflow_bounds import _FUNCTIONS, Joint, Walk  # noqa: E402
 from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool  # noqa: E402
-from art_entropic.backends.tensorflow import TensorFlowView, build_classifier, ops  # noqa: E402
+from art_entropic.backends.errors import NoIntervalRuleError  # noqa: E402
+from art_entropic.backends.protocol import Batch, Controls  # noqa: E402
+from art_entropic.backends.registry import backend_for  # noqa: E402
+from art_entropic.backends.tensorflow.backend import TensorFlowView, build_classifier  # noqa: E402
+from art_entropic.backends.tensorflow.bounds import _FUNCTIONS, Joint, Walk  # noqa: E402
+from art_entropic.backends.tensorflow.ops import ops  # noqa: E402
 from art_entropic.objective import EntropicObjective  # noqa: E402
+from art_entropic.ops import Interval  # noqa: E402
 
 L = keras.layers
 VECTOR, SEQUENCE, IMAGE, VOLUME = (6,), (7, 3), (6, 6, 3), (4, 4, 4, 2)

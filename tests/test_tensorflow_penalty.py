@@ -13,7 +13,8 @@ keras = pytest.importorskip("keras")
 
 from art.estimators.classification import TensorFlowV2Classifier  # noqa: E402
 
-from art_entropic.backends import Batch, Controls, backend_for  # noqa: E402
+from art_entropic.backends.protocol import Batch, Controls  # noqa: E402
+from art_entropic.backends.registry import backend_for  # noqa: E402
 from art_entropic.objective import EntropicObjective  # noqa: E402
 
 L = keras.layers

@@ -17,9 +17,10 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 
-from art_entropic.backends import Interval, NoIntervalRuleError  # noqa: E402
-from art_entropic.backends import _tensorflow_bounds as bounds  # noqa: E402
-from art_entropic.backends._tensorflow_bounds import Joint, Walk  # noqa: E402
+from art_entropic.backends.errors import NoIntervalRuleError  # noqa: E402
+from art_entropic.backends.tensorflow import bounds  # noqa: E402
+from art_entropic.backends.tensorflow.bounds import Joint, Walk  # noqa: E402
+from art_entropic.ops import Interval  # noqa: E402
 
 L, K = keras.layers, keras.ops
 A = keras.activations

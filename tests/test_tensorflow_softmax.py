@@ -14,7 +14,7 @@ keras = pytest.importorskip("keras")
 from art.estimators.classification import KerasClassifier, TensorFlowV2Classifier  # noqa: E402
 
 from art_entropic import EntropicTrainer, to_logits  # noqa: E402
-from art_entropic.backends import backend_for  # noqa: E402
+from art_entropic.backends.registry import backend_for  # noqa: E402
 
 L = keras.layers
 CLASSES, SHAPE = 3, (6,)

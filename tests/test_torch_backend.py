@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_entropic.backends import Interval, NoIntervalRuleError, backend_for
-from art_entropic.backends._torch_bounds import BoundTensor
-from art_entropic.backends.torch import TorchBackend
+from art_entropic.backends.errors import NoIntervalRuleError
+from art_entropic.backends.registry import backend_for
+from art_entropic.backends.torch.backend import TorchBackend
+from art_entropic.backends.torch.bounds import BoundTensor
+from art_entropic.ops import Interval
 
 
 def lambda_module(function):

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from art_entropic.backends import Interval, NoIntervalRuleError
-from art_entropic.backends._torch_bounds import _RULES, BoundTensor, Trace
+from art_entropic.backends.errors import NoIntervalRuleError
+from art_entropic.backends.torch.bounds import _RULES, BoundTensor, Trace
+from art_entropic.ops import Interval
 
 RADII, POINTS = (0.0, 0.1, 0.5, 1.0, 3.0), 50  # so 200 points and more of each setting, one in two a corner
 # Relative to the value, and to 1 where it is smaller: rounding takes 1e-12, the jump of softplus where it becomes a line 1e-10.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from art_entropic import EntropicTrainer
-from art_entropic.backends import backend_for
+from art_entropic.backends.registry import backend_for
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,7 +20,7 @@ import numpy as np, torch
 torch.set_num_threads(1)
 from torch import distributed
 from art_entropic import EntropicTrainer
-from art_entropic.backends import backend_for, framework_module
+from art_entropic.backends.registry import backend_for, framework_module
 from conftest import ARCHITECTURE
 
 distributed.init_process_group("gloo")

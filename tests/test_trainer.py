@@ -8,11 +8,12 @@ from art.defences.trainer import Trainer
 from art.estimators.classification import SklearnClassifier
 from sklearn.linear_model import LogisticRegression
 
-from art_entropic.backends import FRAMEWORKS, NoIntervalRuleError, backend_for, framework_module
 from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool
+from art_entropic.backends.errors import NoIntervalRuleError
+from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module
 from art_entropic.certificates import certify
+from art_entropic.choosing import piecewise_linear
 from art_entropic.information import MEASURES
-from art_entropic.recipes import piecewise_linear
 from art_entropic.trainer import EntropicTrainer, TrainingDivergedError
 
 EPS = 0.1
@@ -396,7 +397,7 @@ def test_a_subclassed_keras_model_trains_with_channel_and_is_refused_by_interval
     import keras
     from art.estimators.classification import TensorFlowV2Classifier
 
-    from art_entropic.backends import NoIntervalRuleError
+    from art_entropic.backends.errors import NoIntervalRuleError
 
     class Mine(keras.Model):
         def __init__(self):

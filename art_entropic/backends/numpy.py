@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from art_entropic.backends import Tensor, division
+from art_entropic.ops import Tensor, division
 
 
 class NumpyOps:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from art_entropic.backends import installed_frameworks
+from art_entropic.backends.registry import installed_frameworks
 
 from .network import CLASSES, Change, Network, points, top
 

@@ -11,7 +11,8 @@ from networks import records
 from zoo import networks, points, top
 
 from art_entropic import EntropicTrainer, certify, evaluate
-from art_entropic.backends import NoIntervalRuleError, backend_for, framework_of
+from art_entropic.backends.errors import NoIntervalRuleError
+from art_entropic.backends.registry import backend_for, framework_of
 from art_entropic.trainer import TrainingDivergedError
 
 NETWORKS, PUBLISHED = networks(), records()

@@ -1,0 +1,1 @@
+"""Where information goes in a network, layer by layer."""

@@ -1,0 +1,304 @@
+"""Where the information goes: what a perturbation, the data and the labels leave in each layer of a network.
+
+Layers are read with finite resolution: tau is a share of the layer's own spread between points, one number for all its units,
+so that neither the scale of a layer nor of the data counts. Three readings of the perturbation's information are ordered,
+whatever the network, on every sample of perturbations, up to the float32 rounding of the boxes: a variance is at most a
+quarter of the squared range (Popoviciu), a determinant at most the product of its diagonal (Hadamard):
+
+    noise <= gaussian <= interval
+
+Each layer is read with fresh noise of its own, so no data processing inequality ties a layer to the next one: the loss between
+two layers is a difference of readings and may be negative."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from art_entropic._validate import (
+    check_eps,
+    check_inputs,
+    check_labels,
+    choice,
+    finite,
+    flag,
+    listed,
+    positive_int,
+    whole_number,
+)
+from art_entropic.backends.protocol import Backend
+from art_entropic.backends.registry import backend_for
+from art_entropic.ops import Array
+from art_entropic.records import ProfileRow
+from art_entropic.statistics import bootstrap_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+from art_entropic.analysis.figures import deepest_layers, layers_of, plot_layers
+from art_entropic.analysis.network import Network
+from art_entropic.analysis.reader import Reader, as_float, chunks
+from art_entropic.analysis.readings import PROFILE_MEASURES
+
+
+@dataclass(frozen=True, eq=False)
+class InformationProfile:
+    """What `information_profile` found.
+
+    Attributes:
+        models: names, in the order they were given.
+        rows: one for each model, layer and measure, and one for each model and measure of the network as a whole.
+        notes: what a reader should know, such as layers that do not correspond.
+        points: nats of each point, (n,), by (model, layer, measure), for the measures that have them; layer "" is the network.
+    """
+
+    models: tuple[str, ...]
+    eps: float
+    resolution: float
+    n: int
+    copies: int
+    rows: tuple[ProfileRow, ...]
+    notes: tuple[str, ...]
+    seconds: float
+    points: dict[tuple[str, str, str], Array] = field(repr=False)
+
+    @property
+    def drawable(self) -> tuple[str, ...]:
+        """Measures of layers that have values to be drawn."""
+        found = {row.measure for row in self.rows if row.layer and math.isfinite(as_float(row.value))}
+        return tuple(name for name in PROFILE_MEASURES if name in found)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each model, layer and measure: value, interval, per unit, loss since the layer before, n, reason."""
+        return frame(self.rows)
+
+    def difference(self, model: str, reference: str) -> pd.DataFrame:
+        """What one network lets through more than another, layer by layer, in nats per unit, on the same points.
+
+        Returns:
+            One row for each layer and measure that has numbers of each point in both: difference, 95 % bootstrap interval.
+        Raises:
+            ValueError: no such model, or their layers do not correspond.
+        """
+        import pandas as pd
+
+        for name, given in (("model", model), ("reference", reference)):
+            choice(name, given, self.models)
+        ours, theirs = (layers_of(self.rows, one) for one in (model, reference))
+        if [units for _, units in ours] != [units for _, units in theirs]:
+            raise ValueError(f"`reference` must have the layers of `model`, {ours}, got {theirs}")
+        cells = []
+        for (layer, units), (twin, _) in zip(ours, theirs, strict=True):
+            for measure in PROFILE_MEASURES:
+                first, second = self.points.get((model, layer, measure)), self.points.get((reference, twin, measure))
+                if first is None or second is None:
+                    continue
+                with np.errstate(invalid="ignore"):  # between two infinities nothing can be said
+                    each = (first - second) / units
+                low, high = bootstrap_interval(each)
+                cells.append({"layer": layer, "measure": measure, "difference": float(each.mean()), "low": low, "high": high})
+        return pd.DataFrame(cells)
+
+    def plot(self, measures: Sequence[str] = ("interval", "rivals"), colours: Mapping[str, str] | None = None) -> Any:
+        """Information per unit through the layers, one panel a measure, one line a model, bands for the 95 % intervals.
+
+        Args:
+            measures: names of PROFILE_MEASURES that read layers.
+            colours: of models; None takes grey for ``natural`` and a palette for colour-blind readers for the others.
+        Returns:
+            A matplotlib figure.
+        """
+        return draw(self.rows, measures, colours)
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but what was found of each point, as plain values for `json.dump`."""
+        import msgspec
+
+        names = ("models", "eps", "resolution", "n", "copies", "notes", "seconds", "rows")
+        return {name: msgspec.to_builtins(getattr(self, name)) for name in names}
+
+    def __str__(self) -> str:
+        lines = [f"Linf eps {self.eps:g}, n = {self.n}, layers read at {self.resolution:g} of their spread"]
+        deepest = {model: deepest_layers(self.rows, model) for model in self.models}
+        for name, row in PROFILE_MEASURES.items():
+            found = [one for one in self.rows if one.measure == name and one.layer in ("", deepest[one.model])]
+            where = "" if row.of_network else f", {' / '.join(dict.fromkeys(deepest.values()))}"
+            said = ", ".join(f"{one.model} {_shown(one)}" for one in found)
+            if said:
+                lines.append(f"{row.title}{where} [{row.unit}]: {said}")
+        return "\n".join([*lines, *self.notes])
+
+
+def information_profile(
+    classifiers: Mapping[str, Any],
+    x: Any,
+    y: Any = None,
+    *,
+    eps: float,
+    measures: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    resolution: float = 0.1,
+    copies: int = 16,
+    batch_size: int = 256,
+    seed: int = 0,
+    verbose: bool = True,
+) -> InformationProfile:
+    """Read, layer by layer, what a perturbation, the data and the labels leave in several networks.
+
+    Args:
+        classifiers: name -> ART PyTorchClassifier, TensorFlowV2Classifier or KerasClassifier that returns logits; all of the
+            same input shape and number of classes. They leave as they came.
+        x: points of shape (n, *input_shape), raw units, inside clip_values; n >= 2.
+        y: their classes, indices (n,) or one-hot rows. Without, each network's own predictions stand for them, and what needs
+            labels is missing.
+        eps: Linf radius of the perturbations, in the units of x.
+        measures: names of PROFILE_MEASURES; None takes all.
+        layers: names of `Backend.layer_names`, or "input"; each must be a layer of every network. None takes all.
+        resolution: tau as a share of each layer's standard deviation between points.
+        copies: random perturbations of each point, >= 2.
+        batch_size: points in the network at a time: what memory grows with.
+        seed: of perturbations and bootstrap.
+        verbose: show progress on stderr.
+    Returns:
+        Means over the points with 95 % bootstrap intervals. A measure that a network has no rule for is a row without a
+        value and with the reason; infinite values stay infinite.
+    Raises:
+        TypeError: not a supported estimator.
+        ValueError: an argument is out of its range.
+    Source: arXiv 2008.03072 for the question; the bound is equation (1) of the method page, the others stand in
+        `art_entropic.information`.
+    """
+    from tqdm.auto import tqdm
+
+    began = time.perf_counter()
+    backends = _check_classifiers(classifiers)
+    first = next(iter(backends.values())).estimator
+    eps = check_eps(eps, first.clip_values)
+    x = check_inputs(x, input_shape=tuple(first.input_shape), clip_values=first.clip_values)
+    if len(x) < 2:
+        raise ValueError(f"`x` must hold at least 2 points, whose spread is the scale that layers are read in, got {len(x)}")
+    labels = None if y is None else check_labels(y, n=len(x), nb_classes=int(first.nb_classes))
+    chosen = tuple(PROFILE_MEASURES) if measures is None else _check_measures(measures, PROFILE_MEASURES)
+    if finite("resolution", resolution) <= 0:
+        raise ValueError(f"`resolution` must be positive, got {resolution!r}")
+    if positive_int("copies", copies) < 2:
+        raise ValueError(f"`copies` must be at least 2, got {copies!r}")
+    positive_int("batch_size", batch_size)
+    whole_number("seed", seed)
+    verbose = flag("verbose", verbose)
+
+    networks = {}
+    for name, backend in backends.items():
+        own = np.asarray(backend.logits(x, batch_size)).argmax(axis=1) if labels is None else labels
+        networks[name] = Network(backend, x, own, eps, resolution, batch_size), own
+    kept = {name: _choose(name, network, layers) for name, (network, _) in networks.items()}
+    rows: list[ProfileRow] = []
+    points: dict[tuple[str, str, str], Array] = {}
+    steps = len(chunks(len(x), batch_size, copies)) * len(networks)
+    with tqdm(total=steps, desc="information", disable=not verbose, leave=False) as bar:
+        for name, (network, own) in networks.items():
+            reader = Reader(name, network, x, own, chosen, kept[name], seed, labelled=labels is not None)
+            rows += reader.read(copies, batch_size, bar.update)
+            points |= reader.points
+    notes = _notes({name: network for name, (network, _) in networks.items()}, labels is not None)
+    return InformationProfile(
+        tuple(networks), eps, resolution, len(x), copies, tuple(rows), notes, time.perf_counter() - began, points
+    )
+
+
+def _check_classifiers(classifiers: Any) -> dict[str, Backend]:
+    if not isinstance(classifiers, Mapping):
+        raise TypeError(f"`classifiers` must map names to ART classifiers, got {type(classifiers).__name__}")
+    if not classifiers:
+        raise ValueError("`classifiers` must hold at least one classifier, got none")
+    for name in classifiers:
+        if not isinstance(name, str):
+            raise TypeError(f"`classifiers` must have names that are texts, got {name!r}")
+    backends = {name: backend_for(one) for name, one in classifiers.items()}
+    facts = {name: _facts(backend.estimator) for name, backend in backends.items()}
+    first = next(iter(facts))
+    for name, found in facts.items():
+        if found != facts[first]:
+            raise ValueError(
+                "`classifiers` must share input shape, classes and clip_values: "
+                f"{first!r} has {facts[first]}, got {found} for {name!r}"
+            )
+    return backends
+
+
+def _facts(estimator: Any) -> tuple[tuple[int, ...], int, list[Any] | None]:
+    clip_values = estimator.clip_values
+    shown = None if clip_values is None else [np.asarray(end, np.float64).tolist() for end in clip_values]
+    return tuple(estimator.input_shape), int(estimator.nb_classes), shown
+
+
+def _check_measures(measures: Any, able: Iterable[str]) -> tuple[str, ...]:
+    if not listed("measures", measures, "names of measures"):
+        raise ValueError(f"`measures` must be a sequence of at least one measure's name, got {measures!r}")
+    return tuple(dict.fromkeys(choice("measures", one, able) for one in measures))
+
+
+def _choose(name: str, network: Network, layers: Sequence[str] | None) -> tuple[str, ...]:
+    if layers is None:
+        return network.layers
+    if not listed("layers", layers, "names of layers"):
+        raise ValueError(f"`layers` must be a sequence of at least one layer's name, got {layers!r}")
+    for layer in layers:
+        if not isinstance(layer, str) or layer not in network.layers:
+            known = ", ".join(map(repr, network.layers))
+            raise ValueError(f"`layers` must be among the layers of {name!r}, {known}; got {layer!r}")
+    return tuple(layer for layer in network.layers if layer in layers)
+
+
+def _notes(networks: Mapping[str, Network], labelled: bool) -> tuple[str, ...]:
+    notes = [] if labelled else ["Without labels each network's own predictions stand for them."]
+    shapes = {tuple(network.units.values()) for network in networks.values()}
+    if len(shapes) > 1:
+        told = "; ".join(f"{name}: {', '.join(network.layers)}" for name, network in networks.items())
+        notes.append(f"The layers do not correspond and are aligned by their relative depth: {told}.")
+    for name, network in networks.items():
+        if network.blind is not None:
+            notes.append(f"{name} cannot be looked into, only its input and its logits are read: {network.blind}")
+        constant = [layer for layer in network.layers if network.resolution[layer] == 0]
+        if constant:
+            notes.append(f"{name} has the same values for all points in {', '.join(constant)}: no scale to read it in.")
+    return tuple(notes)
+
+
+def frame(rows: Sequence[ProfileRow]) -> pd.DataFrame:
+    """Rows of a profile as a table; `per_unit` is the value per unit of the layer, `low` and `high` are of the value."""
+    import pandas as pd
+
+    numbers = ("value", "low", "high", "loss", "loss_low", "loss_high")
+    cells = []
+    for row in rows:
+        values = {name: as_float(getattr(row, name)) for name in numbers}
+        per_unit = values["value"] / row.units if row.units and PROFILE_MEASURES[row.measure].by_unit else math.nan
+        known = {name: getattr(row, name) for name in ("model", "layer", "position", "depth", "units", "measure")}
+        cells.append({**known, **values, "per_unit": per_unit, "n": row.n, "reason": row.reason or ""})
+    return pd.DataFrame(cells)
+
+
+def draw(rows: Sequence[ProfileRow], measures: Sequence[str], colours: Mapping[str, str] | None = None) -> Any:
+    """Information per unit through the layers, one panel a measure; see `InformationProfile.plot`.
+
+    Raises:
+        ValueError: a measure does not read layers, or has no value in any of the rows.
+    """
+    from matplotlib.figure import Figure
+
+    shown = _check_measures(measures, [name for name, one in PROFILE_MEASURES.items() if one.of_network is None])
+    figure = Figure(figsize=(4.6 * len(shown), 3.6), layout="constrained")
+    for axes, measure in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        plot_layers(axes, rows, measure, colours)
+        axes.set_title(PROFILE_MEASURES[measure].title, loc="left", fontsize=10)
+    figure.axes[0].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _shown(row: ProfileRow) -> str:
+    return f"{as_float(row.value):.3g}" if row.value is not None else f"- ({row.reason})"

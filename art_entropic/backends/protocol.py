@@ -1,0 +1,328 @@
+"""The seam between the science and the frameworks.
+
+`Backend` is one ART estimator seen through the same glasses whatever its framework; `View` is a network inside one
+differentiable step. Only the modules of this wing name a framework, and they are imported when an estimator of it turns up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from art_entropic.backends.architecture import Activation
+from art_entropic.ops import Array, Interval, Ops, Tensor
+
+
+class LayerInterval(NamedTuple):
+    """The box around one layer's pre-activations."""
+
+    name: str
+    box: Interval
+    radius: Tensor | None = None  # half the width, where it is at hand: cheaper to differentiate than upper - lower
+
+    @property
+    def half_width(self) -> Tensor:
+        """Half the range of each unit, >= 0."""
+        return (self.box.upper - self.box.lower) * 0.5 if self.radius is None else self.radius
+
+    @property
+    def shape(self) -> Any:
+        """(n, ...); where a framework does not know n yet, None stands for it."""
+        return self.box.lower.shape
+
+
+class Propagation(NamedTuple):
+    """One joint pass of the data and of the ball around it."""
+
+    logits: Tensor  # (n, nb_classes), at the data itself
+    box: Interval  # around the logits, (n, nb_classes)
+    layers: tuple[LayerInterval, ...]  # every pre-activation in the order of computation, the logits last
+
+
+class LayerActivation(NamedTuple):
+    """One layer's pre-activations at the data."""
+
+    name: str
+    value: Tensor  # (n, ...)
+
+    @property
+    def shape(self) -> Any:
+        """(n, ...); where a framework does not know n yet, None stands for it."""
+        return self.value.shape
+
+
+class Activations(NamedTuple):
+    """One ordinary pass of the data."""
+
+    logits: Tensor  # (n, nb_classes)
+    layers: tuple[LayerActivation, ...]  # those of `Propagation`: same names, same order, the logits last
+
+
+class Batch(NamedTuple):
+    """What one step sees. Random numbers come from outside, so that every framework sees the same ones."""
+
+    x: Tensor  # (n, ...), raw units
+    y: Tensor  # (n, nb_classes), one-hot
+    ball_noise: Tensor  # (n, ...), uniform on [-1, 1]
+    class_noise: Tensor  # (n,), uniform on [0, 1)
+    weight: Tensor = None  # (n,), of each example in the cross-entropy; None weighs all alike
+
+
+class OwnLoss(NamedTuple):
+    """What the estimator's own loss asks of the cross-entropy of a retraining."""
+
+    class_weights: tuple[float, ...] | None = None  # one for each class, as `torch.nn.CrossEntropyLoss(weight=...)` has them
+    label_smoothing: float = 0.0  # share of each label that is spread over all classes, in [0, 1)
+    remarks: tuple[str, ...] = ()  # what cannot be honoured, a sentence each
+
+
+class Controls(NamedTuple):
+    """The scheduled scalars of equation (2)."""
+
+    eps: Tensor
+    k: Tensor
+    beta: Tensor
+
+
+class View(Protocol):
+    """The network inside one differentiable step: raw inputs in, logits out, preprocessing included."""
+
+    @property
+    def ops(self) -> Ops: ...
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits at x, (n, nb_classes), in the step's own mode (dropout and batch statistics active in training)."""
+
+    def ball(self, x: Tensor, eps: Tensor) -> Interval:
+        """The ball |d|_inf <= eps around raw x, cut at clip_values."""
+
+    def propagate(self, x: Tensor, eps: Tensor) -> Propagation:
+        """The data and the ball |d|_inf <= eps, cut at clip_values, through the network in one pass and one mode.
+
+        Dropout masks and batch statistics of the data are applied to the ball too.
+        """
+
+    def activations(self, x: Tensor) -> Activations:
+        """Logits and the measured layers at x in one ordinary pass in the step's own mode, differentiable.
+
+        Raises:
+            NoIntervalRuleError: the backend cannot look inside the network.
+        """
+
+    def input_gradient(self, x: Tensor, direction: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits z(x) and the gradient of sum(direction(z) * z) with respect to raw x, itself differentiable.
+
+        Taken in inference mode (running statistics, no dropout): it is the deployed network that an adversary sees.
+        `direction` maps logits (n, nb_classes) to weights of the same shape; no gradient flows through it.
+        """
+
+    def penalty(self) -> Tensor | None:
+        """The network's own regularisation losses after the passes of a training step, a scalar; None where it has none."""
+
+
+Objective = Callable[[View, Batch, Controls], Mapping[str, Tensor]]
+Step = Callable[[Batch, Controls], dict[str, float]]
+AttackObjective = Callable[[View, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Ascent(NamedTuple):
+    """What an attack learns from one query."""
+
+    logits: Array  # (n, nb_classes)
+    values: Array  # (n,), of the objective
+    gradient: Array  # (n, ...), of the sum of the values with respect to raw x
+
+
+class Backend(Protocol):
+    """One ART estimator. Everything outside `training_step` takes and returns NumPy arrays."""
+
+    framework: str
+    ops: Ops
+
+    @property
+    def estimator(self) -> Any: ...
+
+    def place(self, device: str) -> None:
+        """Put the estimator and all that trains it on a device that `resolve_device` has named, in place.
+
+        Raises:
+            ValueError: the framework cannot move what has been built.
+        """
+
+    def check_trainable(self) -> None:
+        """Raise ValueError where the estimator lacks an optimizer or a loss, or has preprocessing that has no rule."""
+
+    def own_loss(self) -> OwnLoss:
+        """What the estimator's own loss asks of the cross-entropy of a retraining."""
+        ...
+
+    def logits(self, x: Array, batch_size: int = 256) -> Array:
+        """Raw model outputs at x in inference mode, (n, nb_classes), float32; postprocessing is not applied.
+
+        Raises:
+            OutputError: the network returns something else than one tensor.
+        """
+
+    def predict(self, x: Array) -> Array:
+        """What `estimator.predict` says at x; modes, gradients and random generators are as before."""
+
+    def both_logits(self, x: Array, eps: float, *, training: bool) -> tuple[Array, Array]:
+        """Logits at x of the ordinary pass and of the joint pass in one mode, with the same random numbers.
+
+        Weights, buffers, modes and generators are as before.
+
+        Raises:
+            NoIntervalRuleError: an operation has no rule in this mode.
+        """
+
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of the measured layers (pre-activations, logits last), as `intervals` and `activations` use them."""
+
+    def curved_operation(self, x: Array) -> str | None:
+        """The first operation that is neither linear nor made of straight pieces, on the way from x to the logits, by name.
+
+        Raises:
+            NoIntervalRuleError: an operation has no rule, so that nobody can tell.
+        """
+
+    def activations(self, x: Array, batch_size: int = 256) -> dict[str, Array]:
+        """Values of the measured layers at x in inference mode."""
+
+    def intervals(self, x: Array, eps: float, batch_size: int = 256) -> dict[str, Interval]:
+        """Bounds of the measured layers over the ball, in inference mode.
+
+        Raises:
+            NoIntervalRuleError: an operation has no rule.
+            BoundsMismatchError: the pass that carries bounds gives other logits than the network itself.
+        """
+
+    def logit_bounds(self, x: Array, eps: float, batch_size: int = 256) -> Interval:
+        """The last of `intervals`, without holding those of the other layers for all points."""
+        ...
+
+    def input_gradient(self, x: Array, v: Array, batch_size: int = 256) -> Array:
+        """Gradient of sum(v * logits(x)) with respect to raw x, in inference mode."""
+
+    def ascent(self, objective: AttackObjective, nb_classes: int) -> Callable[[Array, Array, Array], Ascent]:
+        """What an attack that climbs `objective` asks at (x, y, more): one pass forward and one back, in inference mode."""
+
+    @property
+    def is_accelerated(self) -> bool:
+        """Whether the network runs on an accelerator, which wants large batches, and not on the processor's cores."""
+        ...
+
+    def replace_activations(self, there: Activation, then: Activation) -> tuple[str, ...]:
+        """Give every layer that applies one activation another one, in place.
+
+        Returns:
+            Names of the layers that were changed; those that apply it in code of their own are not found.
+        Raises:
+            ValueError: a layer applies it and cannot be given another one; nothing has been changed then.
+        """
+
+    def remove_softmax(self) -> str:
+        """Take the final softmax or log-softmax away, in place, and give the estimator the loss that takes logits.
+
+        Returns:
+            Name of the layer that was changed.
+        Raises:
+            ValueError: there is none that could be taken away; nothing has been changed then.
+        """
+        ...
+
+    def training(self, seed: int | None) -> AbstractContextManager[None]:
+        """Training mode and seeded framework randomness inside; on leaving, mode, gradients and generators are as before."""
+
+    def hold(self, x: Array) -> Any:
+        """`x` where batches are taken from it: on an accelerator once for all, where it fits, else as it came.
+
+        What is returned has `shape` and `len`, and gives batches for arrays of indices; steps take them in place of arrays.
+        """
+
+    def check_step(self, *, compile: bool = False, mixed_precision: bool = False) -> None:
+        """Raise ValueError where `training_step` cannot have what is asked for."""
+
+    def training_step(self, objective: Objective, *, compile: bool = False, mixed_precision: bool = False) -> Step:
+        """A step that descends on objective's ``loss`` with the estimator's own optimizer.
+
+        The step leaves the weights alone and still returns the terms where the loss or a gradient is not finite.
+
+        Args:
+            compile: loss and gradients become machine code in the first step, which raises ValueError where that cannot be.
+            mixed_precision: `View.logits` computes in bfloat16 where that is safe, and returns float32. Bounds and input
+                gradients are always computed in the network's own precision.
+        """
+
+    def dry_step(
+        self, objective: Objective, batch: Batch, controls: Controls, *, mixed_precision: bool = False
+    ) -> dict[str, float]:
+        """The terms of one training step and "gradient_norm", in training mode; no weight is changed.
+
+        Buffers, modes, gradients and random generators are as before, whether the step works or raises.
+        """
+        ...
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """Whether an error of a step says that memory, of the device or of the machine, was too small."""
+
+    def measuring_step(self, objective: Objective) -> Step:
+        """The same terms in inference mode, without a change of the weights."""
+
+    def state(self) -> dict[str, Array]:
+        """Copies of all weights and buffers."""
+
+    def load_state(self, state: Mapping[str, Array]) -> None: ...
+
+    def optimizer_state(self) -> dict[str, Array]:
+        """Copies of the optimizer's own state, and of the framework's generators, so that training can resume exactly."""
+
+    def load_optimizer_state(self, state: Mapping[str, Array]) -> None: ...
+
+    @property
+    def rate_is_settable(self) -> bool:
+        """False where the optimizer follows a schedule of its own."""
+        ...
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None: ...
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """One for each parameter group of the optimizer; `learning_rate` is the first, and setting it sets all."""
+        ...
+
+    @learning_rates.setter
+    def learning_rates(self, values: tuple[float, ...]) -> None: ...
+
+    def check_scheduler(self, scheduler: Any, *, validates: bool) -> None:
+        """Refuse what is neither None, nor a callable epoch -> learning rate, nor a scheduler of the framework's own.
+
+        Raises:
+            TypeError: something else.
+            ValueError: it is of another optimizer, or follows a validation loss that there will not be.
+        """
+
+    def step_scheduler(self, scheduler: Any, loss: float | None) -> None:
+        """Advance a framework's own scheduler object, one that is not callable, at the end of an epoch.
+
+        Args:
+            loss: on the validation data, where there are any.
+        """
+
+    def scheduler_state(self, scheduler: Any) -> dict[str, Any]:
+        """All that such an object remembers."""
+        ...
+
+    def load_scheduler_state(self, scheduler: Any, state: Mapping[str, Any]) -> None: ...
+
+    weights_suffix: str
+
+    def save_weights(self, path: Path) -> None:
+        """Write the weights in the framework's own format that loads without running code."""
+
+    def load_weights(self, path: Path) -> None: ...

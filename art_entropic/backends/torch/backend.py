@@ -1,0 +1,835 @@
+"""PyTorch: ART's PyTorchClassifier behind the `Backend` protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from art_entropic import intervals
+from art_entropic.backends.architecture import (
+    NORM_EPSILON,
+    NORM_MOMENTUM,
+    Activation,
+    Architecture,
+    Conv,
+    Dense,
+    Flatten,
+    MaxPool,
+    initial_weights,
+)
+from art_entropic.backends.errors import SAME_LOGITS, NoIntervalRuleError, OutputError, check_joint_pass
+from art_entropic.backends.preprocessing import standardisation
+from art_entropic.backends.protocol import (
+    Activations,
+    Ascent,
+    AttackObjective,
+    Batch,
+    Controls,
+    LayerActivation,
+    LayerInterval,
+    Objective,
+    OwnLoss,
+    Propagation,
+    Step,
+)
+from art_entropic.backends.torch.art import before_each_step, for_art_trainers, reference_attack, untouched
+from art_entropic.backends.torch.bounds import BoundTensor, Recorder, Trace, TwiceDifferentiated, is_out_of_memory, uncompiled
+from art_entropic.backends.torch.compiled import CompiledGradients, Gradients, check_compiler
+from art_entropic.backends.torch.devices import (
+    accelerators,
+    device_title,
+    free_memory,
+    generators,
+    is_accelerated,
+    kept_generators,
+    on_device,
+    set_generators,
+)
+from art_entropic.backends.torch.network import (
+    as_written,
+    check_optimizer,
+    lock_of,
+    main_output,
+    own_buffers,
+    own_loss,
+    remove_softmax,
+    twice_differentiable,
+    unchanged,
+)
+from art_entropic.backends.torch.ops import ops
+from art_entropic.backends.torch.precision import full_float32
+from art_entropic.backends.torch.shares import Shares
+from art_entropic.ops import Array, Interval, concatenated
+from art_entropic.states import plain_state, restored_state
+
+
+class TorchView:
+    """`View` of a PyTorch network."""
+
+    ops = ops
+
+    def __init__(self, backend: TorchBackend, differentiable: bool, *, mixed_precision: bool = False) -> None:
+        self._backend = backend
+        self._differentiable = differentiable
+        self._mixed_precision = mixed_precision
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        if not self._mixed_precision:
+            return self._backend.forward(x)
+        # Of the passes this one alone: a bound that is rounded to 8 bits bounds nothing.
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self._backend.forward(x)
+
+    def ball(self, x: torch.Tensor, eps: torch.Tensor | float) -> Interval:
+        return self._backend.ball(x, eps)
+
+    def propagate(self, x: torch.Tensor, eps: torch.Tensor | float) -> Propagation:
+        return self._backend.propagate(x, eps)
+
+    def activations(self, x: torch.Tensor) -> Activations:
+        return self._backend.traced(x)
+
+    def input_gradient(
+        self, x: torch.Tensor, direction: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.inference_mode(False), self._backend.inference(), torch.enable_grad():
+            # An attack differentiates the gradient once more, with respect to x.
+            point = x if x.requires_grad else x.detach().requires_grad_(True)
+            model = self._backend.model
+            with twice_differentiable(model), own_buffers(model), TwiceDifferentiated():
+                logits = self._backend.forward(point)
+            weights = direction(logits.detach())
+            if not logits.requires_grad:
+                raise _not_differentiable()
+            found = torch.autograd.grad((weights * logits).sum(), point, create_graph=self._differentiable, allow_unused=True)
+            (gradient,) = found
+            if gradient is None:
+                raise _not_differentiable()
+        return logits, gradient
+
+    def penalty(self) -> None:
+        """PyTorch leaves regularisation to the optimizer and to the loss that a user writes."""
+
+
+def _not_differentiable() -> ValueError:
+    return ValueError(
+        "`classifier` must be differentiable in its input, but no gradient of its logits reaches it, as behind an embedding of "
+        "indices or an operation of whole numbers"
+    )
+
+
+_Scheduler = torch.optim.lr_scheduler.LRScheduler
+
+
+class TorchBackend:
+    """`Backend` of an ART PyTorchClassifier."""
+
+    framework = "pytorch"
+    weights_suffix = ".pt"
+    ops = ops
+
+    def __init__(self, estimator: Any) -> None:
+        self._estimator = estimator
+        self.model: nn.Module = estimator.model
+        self._mean_std, self._clip = _pair(standardisation(estimator)), _pair(estimator.clip_values)
+        self._told_of_auxiliary = False
+
+    @property
+    def estimator(self) -> Any:
+        return self._estimator
+
+    @property
+    def device(self) -> torch.device:
+        """Where the estimator is by now: `move_to` may have moved it."""
+        device: torch.device = self._estimator.device
+        return device
+
+    def _here(self, pair: _Pair | None) -> _Pair | None:
+        if pair is None or pair[0].device == self.device:
+            return pair
+        return pair[0].to(self.device), pair[1].to(self.device)
+
+    @property
+    def _standardisation(self) -> _Pair | None:
+        self._mean_std = self._here(self._mean_std)
+        return self._mean_std
+
+    @property
+    def _clip_values(self) -> _Pair | None:
+        self._clip = self._here(self._clip)
+        return self._clip
+
+    def place(self, device: str) -> None:
+        self._move(torch.device(device))
+
+    def _move(self, device: torch.device) -> None:
+        estimator = self._estimator
+        before = list(self.model.parameters())
+        self.model.to(device)
+        if isinstance(estimator.loss, nn.Module):
+            estimator.loss.to(device)  # it may hold weights of the classes
+        if estimator.optimizer is not None:
+            # Parameters mostly stay the objects that they were, but PyTorch does not promise it.
+            _follow(estimator.optimizer, dict(zip(before, self.model.parameters(), strict=True)))
+        for part in (estimator, *estimator.preprocessing_operations):
+            if "_device" in vars(part):
+                part._device = device
+        estimator._device_type = "cpu" if device.type == "cpu" else "gpu"
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = self._estimator.optimizer
+        return optimizer
+
+    def check_trainable(self) -> None:
+        kind = type(self._estimator).__name__
+        if self._estimator.optimizer is None:
+            raise ValueError(f"`classifier` must have an optimizer to be retrained, got a {kind} with `optimizer=None`")
+        if self._estimator.loss is None:
+            raise ValueError(f"`classifier` must have a loss to be retrained, got a {kind} with `loss=None`")
+        if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
+            raise ValueError("`classifier` must be retrained with gradients, got torch.no_grad() or torch.inference_mode()")
+        check_optimizer(self._optimizer, self.model)
+
+    def own_loss(self) -> OwnLoss:
+        return own_loss(self._estimator.loss, int(self._estimator.nb_classes))
+
+    # -- passes
+
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[None]:
+        """Inference mode inside, for one thread at a time; every module's own mode after, so that what was frozen stays so."""
+        with lock_of(self.model):
+            training = [module for module in self.model.modules() if module.training]
+            for module in training:
+                module.training = False
+            try:
+                yield
+            finally:
+                for module in training:
+                    module.training = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of raw x, differentiable, in the modules' present mode."""
+        return self._logits_of(self.model(self._processed(self._own(x))))
+
+    def _own(self, x: torch.Tensor) -> torch.Tensor:
+        """Standardised inputs in memory of their own: the network may work in place."""
+        return x.clone() if self._standardisation is None else self._standardised(x)
+
+    def _processed(self, x: Any) -> Any:
+        """What a HuggingFaceClassifierPyTorch puts before its network."""
+        processor = getattr(self._estimator, "processor", None)
+        return x if processor is None else processor(x)
+
+    def _logits_of(self, outputs: Any) -> torch.Tensor:
+        """The one tensor of logits, in float32 or more; in training mode a network may return more than it predicts with.
+
+        Raises:
+            OutputError: there is no such tensor.
+        """
+        logits = outputs
+        if not isinstance(outputs, torch.Tensor) and self.model.training:
+            logits = main_output(outputs)
+            if isinstance(logits, torch.Tensor) and not self._told_of_auxiliary:
+                self._told_of_auxiliary = True
+                warnings.warn(
+                    f"the network of `classifier` returns a {type(outputs).__name__} in training: its logits are trained, "
+                    "what it returns beside them is not",
+                    stacklevel=2,
+                )
+        if not isinstance(logits, torch.Tensor):
+            raise OutputError(
+                f"`classifier` must return one tensor of logits, its network returns a {type(outputs).__name__}: let its "
+                "forward method return the logits alone"
+            )
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+    def _standardised(self, x: torch.Tensor) -> torch.Tensor:
+        if self._standardisation is None:
+            return x
+        mean, std = self._standardisation
+        return (x - mean) / std
+
+    def ball(self, x: torch.Tensor, eps: torch.Tensor | float) -> Interval:
+        return intervals.ball(ops, x, eps, self._clip_values)
+
+    def propagate(self, x: torch.Tensor, eps: torch.Tensor | float) -> Propagation:
+        """The joint pass of `View.propagate`, in the modules' present mode."""
+        return self._propagate(x, eps, Trace(self.model))
+
+    def _propagate(self, x: torch.Tensor, eps: torch.Tensor | float, trace: Trace) -> Propagation:
+        box = Interval(*map(self._standardised, self.ball(x, eps)))
+        with as_written(), trace.refusing(self.model):
+            outputs = self.model(self._processed(BoundTensor(self._own(x), box, "input", trace)))
+        logits = self._logits_of(outputs)
+        if not isinstance(logits, BoundTensor):
+            raise NoIntervalRuleError(
+                type(self.model).__name__, "what makes the logits", "they do not depend on the input's bounds"
+            )
+        trace.finish(logits.source, logits.bounds)
+        layers = tuple(LayerInterval(name, bounds.box, bounds.radius) for name, bounds in trace.named())
+        return Propagation(logits.value, logits.box, layers)
+
+    def traced(self, x: torch.Tensor) -> Activations:
+        """The pass of `View.activations`, in the modules' present mode."""
+        trace = Trace(self.model)
+        inputs = self._own(x)
+        recorder = Recorder(trace, self.model)
+        with as_written(), trace.refusing(self.model), recorder:
+            outputs = self.model(self._processed(inputs))
+        logits = self._logits_of(outputs)
+        trace.finish(recorder.source(logits), recorder.kept(logits))
+        return Activations(logits, tuple(LayerActivation(name, value) for name, value in trace.named()))
+
+    def _tensor(self, x: Any) -> torch.Tensor:
+        if isinstance(x, torch.Tensor):  # one that `hold` gave out
+            return x
+        array = np.asarray(x, np.float32)
+        # Nobody writes into it, but PyTorch warns of memory that it could not write into.
+        return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self.device)
+
+    def _chunks(self, x: Array, batch_size: int) -> Iterator[torch.Tensor]:
+        for start in range(0, len(x), batch_size):
+            yield self._tensor(x[start : start + batch_size])
+
+    @full_float32
+    def logits(self, x: Array, batch_size: int = 256) -> Array:
+        with self.inference(), torch.no_grad():
+            return np.concatenate([_array(self.forward(chunk)) for chunk in self._chunks(x, batch_size)])
+
+    @full_float32
+    def predict(self, x: Array) -> Array:
+        # ART leaves the network in inference mode. One that works in place would write into what ART hands it.
+        with self.inference(), kept_generators(self.device):
+            predictions: Array = self._estimator.predict(x.copy(), batch_size=len(x))
+        return predictions
+
+    @full_float32
+    def both_logits(self, x: Array, eps: float, *, training: bool) -> tuple[Array, Array]:
+        chunk = self._tensor(x)
+
+        def logits(compute: Callable[[], torch.Tensor]) -> Array:
+            with unchanged(self.model, self.device, seed=0), torch.no_grad():
+                self.model.train(training)
+                return _array(compute())
+
+        return logits(lambda: self.forward(chunk)), logits(lambda: self.propagate(chunk, eps).logits)
+
+    def _record(self, x: torch.Tensor) -> tuple[LayerActivation, ...]:
+        with self.inference(), torch.no_grad():
+            return self.traced(x).layers
+
+    @full_float32
+    def layer_names(self) -> tuple[str, ...]:
+        shape = tuple(self._estimator.input_shape)
+        return tuple(name for name, _ in self._record(torch.zeros((1, *shape), device=self.device)))
+
+    def curved_operation(self, x: Array) -> str | None:
+        with self.inference(), torch.no_grad():
+            trace = Trace(self.model)
+            self._propagate(self._tensor(x), 0.0, trace)
+        return trace.curved
+
+    @full_float32
+    def activations(self, x: Array, batch_size: int = 256) -> dict[str, Array]:
+        parts: dict[str, list[Array]] = {}
+        for chunk in self._chunks(x, batch_size):
+            for name, value in self._record(chunk):
+                parts.setdefault(name, []).append(value.cpu().numpy())
+        return {name: np.concatenate(values) for name, values in parts.items()}
+
+    @full_float32
+    def intervals(self, x: Array, eps: float, batch_size: int = 256) -> dict[str, Interval]:
+        parts = list(self._bounds(x, eps, batch_size, slice(None)))
+        return {name: concatenated([part[name] for part in parts]) for name in parts[0]}
+
+    @full_float32
+    def logit_bounds(self, x: Array, eps: float, batch_size: int = 256) -> Interval:
+        return concatenated([box for part in self._bounds(x, eps, batch_size, slice(-1, None)) for box in part.values()])
+
+    def _bounds(self, x: Array, eps: float, batch_size: int, chosen: slice) -> Iterator[dict[str, Interval]]:
+        """Of each batch the bounds of the chosen layers."""
+        with self.inference(), torch.no_grad():
+            for chunk in self._chunks(x, batch_size):
+                joint, plain = self.propagate(chunk, eps), self.forward(chunk)
+                check_joint_pass(_array(plain), _array(joint.logits), lambda: self._first_other(chunk, joint))  # noqa: B023
+                yield {
+                    layer.name: Interval(layer.box.lower.cpu().numpy(), layer.box.upper.cpu().numpy())
+                    for layer in joint.layers[chosen]
+                }
+
+    def _first_other(self, x: torch.Tensor, joint: Propagation) -> str:
+        """The first layer whose box misses the network's own value at x."""
+        values = {layer.name: layer.value for layer in self.traced(x).layers}
+        for name, box, _ in joint.layers:
+            if name not in values:
+                return name
+            value = values[name]
+            slack = SAME_LOGITS * value.abs().max()
+            if value.shape != box.lower.shape or bool(((value < box.lower - slack) | (value > box.upper + slack)).any()):
+                return name
+        return joint.layers[-1].name
+
+    @full_float32
+    def input_gradient(self, x: Array, v: Array, batch_size: int = 256) -> Array:
+        view = TorchView(self, differentiable=False)
+
+        def gradient(chunk: torch.Tensor, weights: torch.Tensor) -> Array:
+            _, result = view.input_gradient(chunk, lambda _: weights)
+            return result.cpu().numpy()
+
+        return np.concatenate(
+            [gradient(*pair) for pair in zip(self._chunks(x, batch_size), self._chunks(v, batch_size), strict=True)]
+        )
+
+    @full_float32
+    def deployed_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of raw x in inference mode, differentiable."""
+        with self.inference():
+            return self.forward(x)
+
+    def ascent(self, objective: AttackObjective, nb_classes: int) -> Callable[[Array, Array, Array], Ascent]:
+        view = TorchView(self, differentiable=True)
+
+        @full_float32
+        def ask(x: Array, y: Array, more: Array) -> Ascent:
+            # A caller's inference mode would leave nothing to differentiate.
+            with torch.inference_mode(False), self.inference(), torch.enable_grad():
+                point = self._tensor(x).requires_grad_(True)
+                logits, values = objective(view, point, self._tensor(y), self._tensor(more))
+                # Autograd refuses what does not depend on x at all; to an attack, that is a flat place like any other.
+                (gradient,) = torch.autograd.grad(values.sum() + 0 * point.sum(), point)
+            return Ascent(*(tensor.detach().cpu().numpy() for tensor in (logits, values, gradient)))
+
+        return ask
+
+    @property
+    def is_accelerated(self) -> bool:
+        return is_accelerated(self.device)
+
+    def replace_activations(self, there: Activation, then: Activation) -> tuple[str, ...]:
+        found = [
+            (parent, name, f"{path}.{name}".lstrip("."))
+            for path, parent in self.model.named_modules()
+            # Not named_children: it names a module that is used twice only once.
+            for name, child in parent._modules.items()
+            # A subclass may do something else.
+            if type(child) is _ACTIVATIONS[there]
+        ]
+        for parent, name, _ in found:
+            setattr(parent, name, _ACTIVATIONS[then]().train(parent.training))
+        return tuple(path for _, _, path in found)
+
+    def remove_softmax(self) -> str:
+        return remove_softmax(self._estimator)
+
+    # -- training
+
+    @contextlib.contextmanager
+    def training(self, seed: int | None) -> Iterator[None]:
+        # Modes are read and set while no other thread has put them off for a pass of its own.
+        with lock_of(self.model):
+            modes = [(module, module.training) for module in self.model.modules()]
+            gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
+        with kept_generators(self.device, enabled=seed is not None):
+            try:
+                with lock_of(self.model):
+                    if seed is not None:
+                        torch.manual_seed(seed)
+                    self.model.train()
+                yield
+            finally:
+                with lock_of(self.model):
+                    for parameter, gradient in gradients:
+                        parameter.grad = gradient
+                    for module, mode in modes:
+                        module.training = mode
+
+    def hold(self, x: Array) -> Any:
+        return self._tensor(x) if 4 * x.nbytes < free_memory(self.device) else x
+
+    def _inputs(self, batch: Batch, controls: Controls) -> tuple[Batch, Controls]:
+        # Python floats as controls: PyTorch needs no retracing, and a scalar tensor would cost a kernel each.
+        return Batch(*(None if part is None else self._tensor(part) for part in batch)), controls
+
+    def check_step(self, *, compile: bool = False, mixed_precision: bool = False) -> None:
+        if compile:
+            check_compiler()
+
+    def training_step(self, objective: Objective, *, compile: bool = False, mixed_precision: bool = False) -> Step:
+        self.check_step(compile=compile, mixed_precision=mixed_precision)
+        view = TorchView(self, differentiable=True, mixed_precision=mixed_precision)
+        optimizer = self._optimizer
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        shares = Shares()
+        shares.agree([*self.model.state_dict().values()])
+        gradients_of = Gradients(lambda batch, controls: objective(view, batch, controls))
+        if compile:
+            gradients_of = CompiledGradients(self.model, gradients_of, self.is_out_of_memory)
+
+        def step(batch: Batch, controls: Controls) -> dict[str, float]:
+            with lock_of(self.model):
+                return descend(batch, controls)
+
+        def descend(batch: Batch, controls: Controls) -> dict[str, float]:
+            optimizer.zero_grad(set_to_none=True)
+            batch, weight = shares.of(batch)
+            terms = gradients_of(*self._inputs(batch, controls))
+            terms = shares.average(parameters, terms, weight)
+            shares.agree([*self.model.buffers()])
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            values = _numbers({**terms, "gradient_norm": nn.utils.get_total_norm(gradients)})
+            if np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"]):
+                optimizer.step()
+            return values
+
+        return step
+
+    def dry_step(
+        self, objective: Objective, batch: Batch, controls: Controls, *, mixed_precision: bool = False
+    ) -> dict[str, float]:
+        view = TorchView(self, differentiable=True, mixed_precision=mixed_precision)
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
+        with unchanged(self.model, self.device, seed=0), as_written():
+            self.model.train()
+            terms = objective(view, *self._inputs(batch, controls))
+            found = torch.autograd.grad(terms["loss"], parameters, allow_unused=True)
+            gradients = [gradient for gradient in found if gradient is not None]
+            return _numbers({**terms, "gradient_norm": nn.utils.get_total_norm(gradients)})
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        return is_out_of_memory(error)
+
+    def measuring_step(self, objective: Objective) -> Step:
+        view = TorchView(self, differentiable=False)
+
+        def step(batch: Batch, controls: Controls) -> dict[str, float]:
+            with self.inference(), torch.no_grad():
+                return _numbers(objective(view, *self._inputs(batch, controls)))
+
+        return step
+
+    # -- state
+
+    def state(self) -> dict[str, Array]:
+        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.model.state_dict().items()}
+
+    def load_state(self, state: Mapping[str, Array]) -> None:
+        self.model.load_state_dict({name: torch.as_tensor(np.array(array)) for name, array in state.items()})
+
+    def optimizer_state(self) -> dict[str, Array]:
+        state = self._optimizer.state_dict()
+        arrays: dict[str, Array] = generators(self.device)
+        for index, slots in state["state"].items():
+            for slot, value in slots.items():
+                if isinstance(value, torch.Tensor):
+                    arrays[f"tensor/{index}/{slot}"] = value.cpu().numpy().copy()
+                elif isinstance(value, (dict, list, tuple)):
+                    tensors: list[torch.Tensor] = []
+                    told = plain_state(_without_tensors(value, tensors), f"optimizer.state[{index}][{slot!r}]")
+                    arrays[f"nested/{index}/{slot}"] = np.array(json.dumps(told))
+                    arrays |= {f"nested-tensor/{index}/{slot}/{n}": one.cpu().numpy().copy() for n, one in enumerate(tensors)}
+                elif value is not None:
+                    arrays[f"number/{index}/{slot}"] = np.array(value)
+        for index, group in enumerate(state["param_groups"]):
+            arrays[f"lr/{index}"] = np.array(float(group["lr"]))
+            arrays |= {f"group/{index}/{name}": np.array(value) for name, value in group.items() if _is_cycled(name, value)}
+        return arrays
+
+    def load_optimizer_state(self, state: Mapping[str, Array]) -> None:
+        held = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        result = copy.deepcopy(self._optimizer.state_dict())
+        result["state"] = {}
+        for key, array in state.items():
+            kind, _, rest = key.partition("/")
+            if kind in ("tensor", "number"):
+                index, _, slot = rest.partition("/")
+                value = torch.as_tensor(np.array(array)) if kind == "tensor" else array.item()
+                _check_slot(f"{index}/{slot}", value, held[int(index)])
+                result["state"].setdefault(int(index), {})[slot] = value
+            elif kind == "nested":
+                index, _, slot = rest.partition("/")
+                value = _with_tensors(restored_state(json.loads(array.item())), f"nested-tensor/{rest}", state)
+                result["state"].setdefault(int(index), {})[slot] = value
+            elif kind == "lr":
+                group = result["param_groups"][int(rest)]
+                rate = float(array)
+                group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], torch.Tensor) else rate
+            elif kind == "group":
+                index, _, name = rest.partition("/")
+                if name in result["param_groups"][int(index)]:
+                    result["param_groups"][int(index)][name] = tuple(array.tolist()) if array.ndim else array.item()
+        self._optimizer.load_state_dict(result)
+        set_generators(state, self.device)
+
+    rate_is_settable = True
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.learning_rates = (value,) * len(self._optimizer.param_groups)
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        return tuple(float(group["lr"]) for group in self._optimizer.param_groups)
+
+    @learning_rates.setter
+    def learning_rates(self, values: tuple[float, ...]) -> None:
+        for group, value in zip(self._optimizer.param_groups, values, strict=True):
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(value)
+            else:
+                group["lr"] = value
+
+    def check_scheduler(self, scheduler: Any, *, validates: bool) -> None:
+        if scheduler is None or callable(scheduler):
+            return
+        if not isinstance(scheduler, _Scheduler):
+            raise TypeError(
+                "`scheduler` must be a callable epoch -> learning rate or a torch.optim.lr_scheduler.LRScheduler, "
+                f"got {type(scheduler).__name__}"
+            )
+        if scheduler.optimizer is not self._optimizer:
+            raise ValueError("`scheduler` must be made for the optimizer of `classifier`, got one of another optimizer")
+        if isinstance(scheduler, ReduceLROnPlateau) and not validates:
+            raise ValueError("`scheduler` ReduceLROnPlateau needs `validation_data`, whose loss it follows, got None")
+
+    def step_scheduler(self, scheduler: _Scheduler, loss: float | None) -> None:
+        if isinstance(scheduler, ReduceLROnPlateau) and loss is not None:
+            scheduler.step(loss)
+        else:
+            scheduler.step()
+
+    def scheduler_state(self, scheduler: _Scheduler) -> dict[str, Any]:
+        state: dict[str, Any] = scheduler.state_dict()
+        return state
+
+    def load_scheduler_state(self, scheduler: _Scheduler, state: Mapping[str, Any]) -> None:
+        scheduler.load_state_dict(dict(state))
+
+    def save_weights(self, path: Path) -> None:
+        # The same file wherever it was trained, compiled or not, which loads everywhere.
+        state = {uncompiled(name): tensor.cpu() for name, tensor in self.model.state_dict().items()}
+        torch.save(state, path)
+
+    def load_weights(self, path: Path) -> None:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        names = {uncompiled(name): name for name in self.model.state_dict()}
+        self.model.load_state_dict({names.get(uncompiled(name), name): value for name, value in saved.items()})
+
+
+def _is_cycled(name: str, value: Any) -> bool:
+    """Whether a setting of an optimizer is a number, or some, that a scheduler may have changed: momenta go in cycles too."""
+    numbers = value if isinstance(value, (list, tuple)) and value else [value]
+    return name not in ("params", "lr") and all(type(number) in (int, float) for number in numbers)
+
+
+_TENSOR = "a tensor of this number"
+
+
+def _without_tensors(value: Any, found: list[torch.Tensor]) -> Any:
+    """A nested value with a number in the place of each tensor, which is appended to those found."""
+    if isinstance(value, torch.Tensor):
+        found.append(value)
+        return {_TENSOR: len(found) - 1}
+    if isinstance(value, dict):
+        return {key: _without_tensors(one, found) for key, one in value.items()}
+    return type(value)(_without_tensors(one, found) for one in value) if isinstance(value, (list, tuple)) else value
+
+
+def _with_tensors(value: Any, path: str, arrays: Mapping[str, Array]) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {_TENSOR}:
+            return torch.as_tensor(np.array(arrays[f"{path}/{value[_TENSOR]}"]))
+        return {key: _with_tensors(one, path, arrays) for key, one in value.items()}
+    return type(value)(_with_tensors(one, path, arrays) for one in value) if isinstance(value, (list, tuple)) else value
+
+
+def _check_slot(name: str, value: Any, parameter: nn.Parameter) -> None:
+    """What an optimizer remembers of a parameter has its shape, or is less, as the factors of a matrix are."""
+    if isinstance(value, torch.Tensor) and value.shape != parameter.shape and value.numel() >= max(2, parameter.numel()):
+        raise ValueError(f"`state` must fit the parameter, got {name} of {tuple(value.shape)} for {tuple(parameter.shape)}")
+
+
+def _follow(optimizer: torch.optim.Optimizer, moved: Mapping[nn.Parameter, nn.Parameter]) -> None:
+    """Give an optimizer the parameters that have been moved, and its state to where they are."""
+    state = optimizer.state_dict()
+    for group in optimizer.param_groups:
+        group["params"] = [moved.get(parameter, parameter) for parameter in group["params"]]
+    optimizer.state.clear()
+    # Loading leaves on the processor what the optimizer wants there.
+    optimizer.load_state_dict(state)
+
+
+_Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def _pair(values: Any) -> _Pair | None:
+    if values is None:
+        return None
+    one, two = (torch.as_tensor(np.asarray(value, np.float32)) for value in values)
+    return one, two
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    array: Array = tensor.detach().cpu().numpy()
+    return array
+
+
+def _numbers(terms: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """All scalars in one transfer."""
+    values = torch.stack([torch.as_tensor(value).detach().float() for value in terms.values()]).tolist()
+    return dict(zip(terms, values, strict=True))
+
+
+def estimator_backend(estimator: Any) -> TorchBackend:
+    """The backend of an ART PyTorchClassifier."""
+    return TorchBackend(estimator)
+
+
+_ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
+
+
+def build_classifier(
+    architecture: Architecture,
+    *,
+    input_shape: tuple[int, int, int],
+    nb_classes: int,
+    clip_values: tuple[float, float],
+    learning_rate: float,
+    seed: int,
+    device: str | None = None,
+) -> Any:
+    """An ART PyTorchClassifier (NCHW, Adam, cross-entropy) of a network described as data.
+
+    Args:
+        input_shape: (height, width, channels), whatever the framework's own order.
+        seed: of the initial weights, which are the same numbers in every framework.
+        device: "cpu" or "cuda:i"; None leaves it to ART, which takes the current GPU where there is one.
+    """
+    from art.estimators.classification import PyTorchClassifier
+
+    model = _network(architecture, input_shape, initial_weights(architecture, input_shape, seed))
+    height, width, channels = input_shape
+    with on_device(None if device is None else torch.device(device)) as kind:
+        return PyTorchClassifier(
+            model=model,
+            loss=nn.CrossEntropyLoss(),
+            optimizer=torch.optim.Adam(model.parameters(), lr=learning_rate),
+            input_shape=(channels, height, width),
+            nb_classes=nb_classes,
+            clip_values=clip_values,
+            channels_first=True,
+            device_type=kind,
+        )
+
+
+def _network(
+    architecture: Architecture, input_shape: tuple[int, int, int], weights: list[tuple[Array, Array]]
+) -> nn.Sequential:
+    modules: list[nn.Module] = []
+    height, width, channels = input_shape
+    flattened: tuple[int, int, int] | None = None
+    remaining = iter(weights)
+    for layer in architecture:
+        match layer:
+            case Conv():
+                kernel, bias = next(remaining)
+                modules.append(nn.Conv2d(channels, layer.filters, layer.kernel, layer.stride, layer.padding))
+                _fill(modules[-1], kernel.transpose(3, 2, 0, 1), bias)
+                if layer.batch_norm:
+                    modules.append(nn.BatchNorm2d(layer.filters, NORM_EPSILON, 1 - NORM_MOMENTUM))
+                modules.append(_ACTIVATIONS[layer.activation]())
+                height = (height + 2 * layer.padding - layer.kernel) // layer.stride + 1
+                width = (width + 2 * layer.padding - layer.kernel) // layer.stride + 1
+                channels = layer.filters
+            case MaxPool():
+                modules.append(nn.MaxPool2d(layer.size))
+                height, width = height // layer.size, width // layer.size
+            case Flatten():
+                modules.append(nn.Flatten())
+                flattened = (height, width, channels)
+            case Dense():
+                kernel, bias = next(remaining)
+                if flattened is not None:
+                    # The description flattens (height, width, channel); PyTorch flattens (channel, height, width).
+                    kernel = kernel.reshape(*flattened, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
+                    flattened = None
+                modules.append(nn.Linear(*kernel.shape))
+                _fill(modules[-1], kernel.T, bias)
+                if layer.activation is not None:
+                    modules.append(_ACTIVATIONS[layer.activation]())
+    return nn.Sequential(*modules)
+
+
+def state_of(architecture: Architecture, input_shape: tuple[int, int, int], arrays: Sequence[Array]) -> dict[str, Array]:
+    """The state of `build_classifier`'s network from the arrays of the same network in Keras, in their order.
+
+    Raises:
+        ValueError: the arrays have other shapes than the network's, or there are more or fewer.
+    """
+    kinds = [kind for layer in architecture for kind in _weighted(layer)]
+    if len(arrays) != sum(len(kind) for kind in kinds):
+        raise ValueError(f"`arrays` must be the {sum(map(len, kinds))} of the network, got {len(arrays)}")
+    remaining = iter(arrays)
+    taken = [[next(remaining) for _ in kind] for kind in kinds]
+    pairs = [(kernel, bias) for kind, (kernel, bias, *_) in zip(kinds, taken, strict=True) if kind == _PAIR]
+    norms = [four for kind, four in zip(kinds, taken, strict=True) if kind == _NORM]
+    wish = [(kernel.shape, bias.shape) for kernel, bias in initial_weights(architecture, input_shape, seed=0)]
+    got = [(kernel.shape, bias.shape) for kernel, bias in pairs]
+    if wish != got:
+        raise ValueError(f"kernels and biases must have the shapes {wish}, got {got}")
+    network = _network(architecture, input_shape, pairs)
+    state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    places = [name.removesuffix("running_mean") for name in state if name.endswith("running_mean")]
+    for place, values in zip(places, norms, strict=True):
+        state |= {f"{place}{name}": value for name, value in zip(_NORM, values, strict=True)}
+    return state
+
+
+_PAIR = ("weight", "bias")
+_NORM = ("weight", "bias", "running_mean", "running_var")  # in the order of Keras: gamma, beta, mean, variance
+
+
+def _weighted(layer: Any) -> list[tuple[str, ...]]:
+    match layer:
+        case Conv(batch_norm=True):
+            return [_PAIR, _NORM]
+        case Conv() | Dense():
+            return [_PAIR]
+    return []
+
+
+def _fill(module: nn.Module, kernel: Array, bias: Array) -> None:
+    with torch.no_grad():
+        module.weight.copy_(torch.from_numpy(np.ascontiguousarray(kernel)))  # type: ignore[operator]
+        module.bias.copy_(torch.from_numpy(bias))  # type: ignore[operator]
+
+
+__all__ = [
+    "TorchBackend",
+    "TorchView",
+    "accelerators",
+    "before_each_step",
+    "build_classifier",
+    "device_title",
+    "estimator_backend",
+    "for_art_trainers",
+    "reference_attack",
+    "state_of",
+    "untouched",
+]

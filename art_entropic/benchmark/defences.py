@@ -1,0 +1,475 @@
+"""Defences, each trained from the estimator's present weights under the same conditions as the others.
+
+ART's own trainers get what they need to run as their papers mean them; what could not be made equal is said in the notes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import itertools
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from art_entropic._validate import check_eps, check_inputs, check_labels, choice, positive_int
+from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module, framework_of
+from art_entropic.choosing import smooth_activations
+from art_entropic.evaluation.target import numpy_seeded
+from art_entropic.information import MEASURES, check_layer_names
+from art_entropic.ops import Array
+from art_entropic.records import Epoch, Setting
+from art_entropic.schedule import DECAY, falling_rate
+
+PGD_STEPS = 7
+# Share of the training over which the radius of ART's trainers grows, and where it begins, in shares of eps.
+RAMP, SMALLEST = 0.5, 0.01
+# The authors' own: 1 on MNIST, 6 on CIFAR-10. With 6, TRADES loses 19 points of robust accuracy on digits.
+TRADES_BETA_GREY, TRADES_BETA_COLOUR = 1.0, 6.0
+_LAST_EPOCH = "the held-out points are not looked at: the last epoch is kept"
+_RAMPED = "eps grows from almost 0 over the first half, as ours does; ART starts at full eps, from which it may not learn"
+_UNCOUNTED = "without the two forward passes a batch with which ART counts successful examples for its log"
+
+
+def pgd_step(eps: float) -> float:
+    return eps / 4
+
+
+class Passes(NamedTuple):
+    """Passes of one batch through the network."""
+
+    forward: int
+    backward: int
+
+    def times(self, n: int) -> Passes:
+        return Passes(self.forward * n, self.backward * n)
+
+
+class Outcome(NamedTuple):
+    """What a training tells: what could not be made equal; history and settings where the trainer keeps them."""
+
+    notes: tuple[str, ...]
+    history: tuple[Epoch, ...] = ()
+    settings: Mapping[str, Any] = {}
+
+
+class Trained(NamedTuple):
+    """A trained estimator and how it was trained.
+
+    Attributes:
+        notes: what could not be made equal.
+        history: where the trainer keeps one.
+        settings: of EntropicTrainer, named ``trainer.<name>``; empty for the others.
+        passes: of one batch through the network, over all training steps; what a trainer looks at between its epochs, such as
+            validation points, is not counted.
+    """
+
+    estimator: Any
+    notes: tuple[str, ...]
+    history: list[Epoch]
+    settings: dict[str, Setting]
+    passes: Passes
+
+
+class Plan(NamedTuple):
+    """What every defence is given, checked."""
+
+    eps: float
+    nb_epochs: int
+    batch_size: int
+    seed: int
+    verbose: bool
+    validation_data: tuple[Array, Array] | None
+    options: Mapping[str, Any]
+
+
+class Training(Protocol):
+    """Trains the estimator on x (n, ...) and one-hot y (n, nb_classes), both float32."""
+
+    def __call__(self, estimator: Any, x: Array, y: Array, plan: Plan) -> Outcome: ...
+
+
+@dataclass(frozen=True)
+class Defence:
+    """One row of DEFENCES.
+
+    Attributes:
+        obstacles: framework -> why not there.
+        passes: per batch; None for ours, where the measure decides.
+        ours: trained by EntropicTrainer.
+        options: of ours, keyword arguments of EntropicTrainer.
+        adapt: changes the network in place before the training; whoever loads the trained weights does the same first.
+        default: part of a comparison that names no defences.
+        constants: numbers of this module that determine what the training yields, part of the key of its records.
+        revision: raised with every change of the code that changes what the training yields, so that old records are not taken
+            for new ones.
+    """
+
+    title: str
+    run: Training
+    obstacles: dict[str, str]
+    source: str
+    passes: Passes | None = None
+    ours: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    adapt: Callable[[Any], Any] | None = None
+    default: bool = False
+    constants: Mapping[str, float] = field(default_factory=dict)
+    revision: int = 1
+
+    def unavailable(self, framework: str) -> str | None:
+        """Why the defence cannot run on a framework, None where it can."""
+        return self.obstacles.get(framework)
+
+    def adapt_network(self, estimator: Any) -> None:
+        """Change the network of a fresh estimator to the one that the defence trains; most leave it as it is.
+
+        Raises:
+            ValueError: the network is not one that can be changed so.
+        """
+        if self.adapt is not None:
+            self.adapt(estimator)
+
+    def train(
+        self,
+        estimator: Any,
+        x: Any,
+        y: Any,
+        *,
+        eps: float,
+        nb_epochs: int,
+        batch_size: int,
+        seed: int,
+        learning_rate: float,
+        verbose: bool = True,
+        validation_data: tuple[Any, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Trained:
+        """Train from the estimator's present weights, with its optimizer, the network that `adapt_network` makes of it.
+
+        Args:
+            estimator: an ART classifier of a supported framework, returning logits.
+            x: (n, *input_shape), raw units.
+            y: classes (n,) or one-hot rows.
+            eps: Linf radius, in the units of x; natural training ignores it.
+            seed: of NumPy's and the framework's generators; both are afterwards as they were.
+            learning_rate: falls linearly to 0 over the last share DECAY of the training, for every defence.
+            validation_data: held-out points, used only by a trainer that chooses its best epoch.
+            options: of ours, keyword arguments of EntropicTrainer in place of the row's own.
+        Raises:
+            ValueError: an argument is out of its range, or the defence cannot run on the estimator's framework.
+        """
+        self.check_option_names(options or {})
+        reason = self.unavailable(framework_of(estimator))
+        if reason is not None:
+            raise ValueError(f"`defence` must run on {FRAMEWORKS[framework_of(estimator)].title}, got {self.title}: {reason}")
+        plan = Plan(
+            eps=check_eps(eps, estimator.clip_values),
+            nb_epochs=positive_int("nb_epochs", nb_epochs),
+            batch_size=positive_int("batch_size", batch_size),
+            seed=seed,
+            verbose=verbose,
+            validation_data=None if validation_data is None else _checked(estimator, *validation_data),
+            options={**self.options, **(options or {})},
+        )
+        x, y = _checked(estimator, x, y)
+        backend = backend_for(estimator)
+        backend.check_trainable()
+        self.adapt_network(estimator)
+        backend.learning_rate = learning_rate
+        with numpy_seeded(seed), backend.training(seed):
+            outcome = self.run(estimator, x, y, plan)
+        history, settings = list(outcome.history), _named_settings(outcome.settings)
+        return Trained(estimator, outcome.notes, history, settings, self._all_passes(outcome, len(x), plan))
+
+    def check_option_names(self, options: Mapping[str, Any]) -> None:
+        """Refuse what is no option of the defence.
+
+        Raises:
+            ValueError: an unknown name, or any name where the defence is not one of ours.
+        """
+        if options and not self.ours:
+            raise ValueError(f"`options` must be empty for {self.title}, which EntropicTrainer does not train, got {options!r}")
+        for name in options:
+            choice("options", name, option_defaults())
+
+    def check_options(self, estimator: Any, eps: float, options: Mapping[str, Any]) -> None:
+        """Refuse option names and values that EntropicTrainer would refuse; trains nothing.
+
+        Raises:
+            ValueError, TypeError: an option is unknown or out of its range.
+        """
+        from art_entropic.trainer import EntropicTrainer
+
+        self.check_option_names(options)
+        fixed = [name for name in options if name in self.options]
+        if fixed:
+            raise ValueError(f"`options` must leave {', '.join(fixed)} to {self.title}, which sets it, got {options!r}")
+        EntropicTrainer(estimator, eps, verbose=False, **{**self.options, **options})
+        if "layers" in options:
+            check_layer_names(options["layers"], backend_for(estimator).layer_names())
+
+    def _all_passes(self, outcome: Outcome, n: int, plan: Plan) -> Passes:
+        # An early stop leaves epochs out; a trainer without a history runs them all.
+        epochs = len(outcome.history) or plan.nb_epochs
+        steps = epochs * math.ceil(n / plan.batch_size)
+        if self.passes is not None:
+            return self.passes.times(steps)
+        # One of each is the natural one, of the whole batch.
+        share, passes = outcome.settings["read_share"], MEASURES[outcome.settings["measure"]].passes
+        return Passes(*(round(steps * (1 + share * (number - 1))) for number in passes))
+
+
+@cache
+def option_defaults() -> Mapping[str, Any]:
+    """Keyword arguments of EntropicTrainer that a variant may set, and what they are when nobody does."""
+    from art_entropic.trainer import EntropicTrainer
+
+    parameters = inspect.signature(EntropicTrainer.__init__).parameters.values()
+    return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY and one.name != "verbose"}
+
+
+def _named_settings(settings: Mapping[str, Any]) -> dict[str, Setting]:
+    plain = (str, float, int, bool, type(None))
+    return {f"trainer.{name}": value if isinstance(value, plain) else json.dumps(value) for name, value in settings.items()}
+
+
+def _checked(estimator: Any, x: Any, y: Any) -> tuple[Array, Array]:
+    x = check_inputs(x, input_shape=tuple(estimator.input_shape), clip_values=estimator.clip_values)
+    labels = check_labels(y, n=len(x), nb_classes=int(estimator.nb_classes))
+    return x, np.eye(int(estimator.nb_classes), dtype=np.float32)[labels]
+
+
+def _natural(estimator: Any, x: Array, y: Array, plan: Plan) -> Outcome:
+    with _trainee(estimator, len(x), plan) as (twin, _):
+        twin.fit(x, y, batch_size=plan.batch_size, nb_epochs=plan.nb_epochs, verbose=plan.verbose)
+    return Outcome((_LAST_EPOCH,))
+
+
+def _uniform_noise(estimator: Any, x: Array, y: Array, plan: Plan) -> Outcome:
+    with _trainee(estimator, len(x), plan) as (twin, _):
+        for epoch in range(plan.nb_epochs):
+            # In place: a data set can be large.
+            noisy = np.random.default_rng([plan.seed, epoch]).random(x.shape, np.float32)
+            noisy -= 0.5
+            noisy *= 2 * plan.eps
+            noisy += x
+            if estimator.clip_values is not None:
+                low, high = estimator.clip_values
+                noisy.clip(low, high, out=noisy)
+            twin.fit(noisy, y, batch_size=plan.batch_size, nb_epochs=1, verbose=plan.verbose)
+    return Outcome((_LAST_EPOCH,))
+
+
+def _entropic(estimator: Any, x: Array, y: Array, plan: Plan) -> Outcome:
+    from art_entropic.trainer import EntropicTrainer
+
+    history = EntropicTrainer(estimator, plan.eps, verbose=plan.verbose, **plan.options).fit(
+        x,
+        y,
+        batch_size=plan.batch_size,
+        nb_epochs=plan.nb_epochs,
+        validation_data=plan.validation_data,
+        seed=plan.seed,
+    )
+    chosen = () if plan.validation_data is None else (f"epoch {history.best_epoch} was chosen on the held-out points",)
+    return Outcome(chosen, tuple(history.epochs), history.settings)
+
+
+def _madry_pgd(estimator: Any, x: Array, y: Array, plan: Plan) -> Outcome:
+    from art.defences.trainer import AdversarialTrainerMadryPGD
+
+    with _trainee(estimator, len(x), plan) as (twin, course):
+        trainer = AdversarialTrainerMadryPGD(
+            twin,
+            nb_epochs=plan.nb_epochs,
+            batch_size=plan.batch_size,
+            eps=plan.eps,
+            eps_step=pgd_step(plan.eps),
+            max_iter=PGD_STEPS,
+            num_random_init=1,
+        )
+        # ART's trainer leaves its attack at batches of 32, whatever the training's batch size.
+        trainer.attack.set_params(batch_size=plan.batch_size)
+        course.begin(_radius_of(trainer.attack))
+        with _art_bars("adversarial_trainer", plan.verbose), _uncounted(trainer.attack):
+            trainer.fit(x, y)
+    told = f"PGD with {PGD_STEPS} steps of eps/4, the paper's number for CIFAR-10 (40 steps on MNIST)"
+    return Outcome((told, _RAMPED, _UNCOUNTED, *twin.remarks, _LAST_EPOCH))
+
+
+def _fbf(estimator: Any, x: Array, y: Array, plan: Plan) -> Outcome:
+    from art.defences.trainer import AdversarialTrainerFBFPyTorch
+
+    with _trainee(estimator, len(x), plan) as (twin, course):
+        trainer = AdversarialTrainerFBFPyTorch(twin, eps=plan.eps)
+        course.begin(partial(setattr, trainer, "_eps"))
+        with _art_bars("adversarial_trainer_fbf_pytorch", plan.verbose):
+            trainer.fit(x, y, batch_size=plan.batch_size, nb_epochs=plan.nb_epochs)
+    return Outcome(
+        (
+            "the shared learning rate in place of ART's own schedule (up to 0.21, for SGD)",
+            _RAMPED,
+            "training mode in every step, where ART leaves the network in evaluation mode",
+            "ART clips the norm of the gradient to 0.5, which cannot be switched off",
+            _LAST_EPOCH,
+        )
+    )
+
+
+def _trades(estimator: Any, x: Array, y: Array, plan: Plan) -> Outcome:
+    from art.attacks.evasion import ProjectedGradientDescent
+    from art.defences.trainer import AdversarialTrainerTRADESPyTorch
+
+    with _trainee(estimator, len(x), plan) as (twin, course):
+        attack = ProjectedGradientDescent(
+            twin,
+            eps=plan.eps,
+            eps_step=pgd_step(plan.eps),
+            max_iter=PGD_STEPS,
+            num_random_init=1,
+            batch_size=plan.batch_size,
+            verbose=False,
+        )
+        colour = estimator.input_shape[0 if estimator.channels_first else -1] == 3
+        beta = TRADES_BETA_COLOUR if colour else TRADES_BETA_GREY
+        trainer = AdversarialTrainerTRADESPyTorch(twin, attack, beta=beta)
+        course.begin(_radius_of(attack))
+        with _art_bars("adversarial_trainer_trades_pytorch", plan.verbose), _uncounted(attack):
+            trainer.fit(x, y, batch_size=plan.batch_size, nb_epochs=plan.nb_epochs)
+    return Outcome(
+        (
+            f"beta {beta:g}, PGD with {PGD_STEPS} steps of eps/4",
+            "ART's inner step climbs cross-entropy, the paper's climbs the KL divergence",
+            _RAMPED,
+            _UNCOUNTED,
+            _LAST_EPOCH,
+        )
+    )
+
+
+@dataclass
+class _Course:
+    """What changes from step to step of a training by one of ART's trainers, as it does in ours."""
+
+    eps: float
+    radius: Callable[[float], Any] | None = None  # gives the trainer another radius
+
+    def begin(self, radius: Callable[[float], Any]) -> None:
+        self.radius = radius
+        self.at(0.0)
+
+    def at(self, progress: float) -> None:
+        """Set the radius of the points that the next step is made with.
+
+        At the full radius from the start, PGD training does not leave chance level at MNIST 0.3 in six epochs.
+        """
+        if self.radius is not None:
+            self.radius(self.eps * min(1.0, max(progress / RAMP, SMALLEST)))
+
+
+def _radius_of(attack: Any) -> Callable[[float], Any]:
+    return lambda eps: attack.set_params(eps=eps, eps_step=pgd_step(eps))
+
+
+@contextlib.contextmanager
+def _trainee(estimator: Any, n: int, plan: Plan) -> Iterator[tuple[Any, _Course]]:
+    """The estimator as ART's trainers take it; its learning rate falls and its radius grows as those of EntropicTrainer do."""
+    module = framework_module(framework_of(estimator))
+    twin, course = module.for_art_trainers(estimator), _Course(plan.eps)
+    steps, taken = plan.nb_epochs * math.ceil(n / plan.batch_size), itertools.count()
+    with falling_rate(backend_for(estimator), DECAY) as set_rates:
+
+        def before_step() -> None:
+            step = next(taken)
+            set_rates(step / steps)
+            # This step's points are made already.
+            course.at((step + 1) / steps)
+
+        with module.before_each_step(twin, before_step):
+            yield twin, course
+
+
+def _art_bars(module: str, verbose: bool) -> contextlib.AbstractContextManager[None]:
+    """Progress bars of an ART trainer, which has no switch for them."""
+    home = importlib.import_module(f"art.defences.trainer.{module}")
+    bars = {name: getattr(home, name) for name in ("tqdm", "trange") if name in vars(home)}
+    return _replaced(home, {name: partial(bar, disable=not verbose) for name, bar in bars.items()})
+
+
+def _uncounted(attack: Any) -> contextlib.AbstractContextManager[None]:
+    """ART's PGD predicts each batch twice more, only to log how many examples succeeded: a rival should not wait for that."""
+    return _replaced(sys.modules[type(attack._attack).__module__], {"compute_success": lambda *_, **__: math.nan})
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, names: Mapping[str, Any]) -> Iterator[None]:
+    """Other values for names of a module of ART, for the time of the block."""
+    before = {name: getattr(module, name) for name in names}
+    try:
+        for name, value in names.items():
+            setattr(module, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)
+
+
+def _absent(method: str, frameworks: Sequence[str] = ("tensorflow",)) -> dict[str, str]:
+    return {name: f"ART 1.20.1 has no {method} for {FRAMEWORKS[name].title}" for name in frameworks}
+
+
+_RAMP = {"ramp": RAMP, "smallest": SMALLEST}
+_SPERL = "inspired by Sperl & Böttinger 2020, arXiv 2008.03072"
+
+
+def _ours(
+    title: str, *, adapt: Callable[[Any], Any] | None = None, default: bool = False, revision: int = 1, **options: Any
+) -> Defence:
+    return Defence(title, _entropic, {}, _SPERL, ours=True, options=options, adapt=adapt, default=default, revision=revision)
+
+
+DEFENCES: dict[str, Defence] = {
+    "natural": Defence("Natural", _natural, {}, "empirical risk minimisation", Passes(1, 1), default=True),
+    "uniform_noise": Defence("Uniform noise", _uniform_noise, {}, "data augmentation baseline", Passes(1, 1)),
+    "entropic": _ours("Entropic", default=True),
+    "entropic_smooth": _ours("Entropic, SiLU for ReLU", adapt=smooth_activations),
+    "entropic_interval": _ours("Entropic, interval", measure="interval"),
+    "entropic_pure": _ours("Entropic, pure (k = 0)", measure="interval", k=0.0, beta=1.0),
+    "entropic_channel": _ours("Entropic, channel", measure="channel"),
+    "entropic_activation": _ours("Entropic, activation (control)", measure="activation"),
+    "entropic_coding": _ours("Entropic, coding", measure="coding"),
+    "madry_pgd": Defence(
+        "MadryPGD (ART)",
+        _madry_pgd,
+        {},
+        "Madry et al. 2018, arXiv 1706.06083",
+        Passes(8, 8),
+        default=True,
+        constants={**_RAMP, "steps": PGD_STEPS},
+    ),
+    "fbf": Defence(
+        "FBF (ART)",
+        _fbf,
+        _absent("FBF"),
+        "Wong et al. 2020, arXiv 2001.03994",
+        Passes(2, 2),
+        default=True,
+        constants=_RAMP,
+    ),
+    "trades": Defence(
+        "TRADES (ART)",
+        _trades,
+        _absent("TRADES"),
+        "Zhang et al. 2019, arXiv 1901.08573",
+        Passes(9, 9),
+        default=True,
+        constants={**_RAMP, "steps": PGD_STEPS, "beta_grey": TRADES_BETA_GREY, "beta_colour": TRADES_BETA_COLOUR},
+    ),
+}

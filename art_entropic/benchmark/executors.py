@@ -1,0 +1,117 @@
+"""Executors: processes of this machine, or the workers of a Dask cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
+from typing import Any
+
+from art_entropic._validate import finite, positive_int
+from art_entropic.benchmark.provenance import available_cores
+
+
+@contextlib.contextmanager
+def process_pool(n_jobs: int) -> Iterator[Executor]:
+    """Processes of this machine, each with cores of its own, so that they do not slow each other.
+
+    Args:
+        n_jobs: number of processes, >= 1. More than there are cores are allowed, with a warning.
+    """
+    cores = available_cores()
+    if positive_int("jobs", n_jobs) > cores:
+        print(f"{n_jobs} jobs on {cores} cores will slow each other: their training seconds compare nothing", file=sys.stderr)
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads, as frameworks have them, may hang
+    shares = context.SimpleQueue()
+    for share in _shares(n_jobs):
+        shares.put(share)
+    with ProcessPoolExecutor(n_jobs, mp_context=context, initializer=_settle, initargs=(shares,)) as pool:
+        yield pool
+
+
+def _shares(n_jobs: int) -> list[tuple[int, ...]]:
+    """Which cores each process has; empty where the system does not tell."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [()] * n_jobs
+    cores = sorted(os.sched_getaffinity(0))
+    if n_jobs >= len(cores):
+        return [(cores[number % len(cores)],) for number in range(n_jobs)]
+    return [tuple(cores[number::n_jobs]) for number in range(n_jobs)]
+
+
+def _settle(shares: Any) -> None:
+    """Take a share of the cores, before any framework is imported and counts them."""
+    share = shares.get()
+    threads = str(len(share) or max(1, available_cores()))
+    for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        os.environ[name] = threads
+    if share:
+        os.sched_setaffinity(0, share)
+
+
+@contextlib.contextmanager
+def dask_cluster(address: str, timeout: float = 10.0, resources: Mapping[str, float] | None = None) -> Iterator[Executor]:
+    """The workers of a Dask scheduler, whoever started it: a shell, dask-jobqueue on SLURM, dask-kubernetes.
+
+    Args:
+        address: of the scheduler, such as "tcp://host:8786".
+        timeout: seconds until it counts as unreachable, and, with `resources`, until a cluster without workers is believed to
+            get them later.
+        resources: what each piece of work takes of its worker, by the names that `dask worker --resources "GPU=1"` gave; only
+            workers that offer all of it are asked.
+    Raises:
+        ImportError: Dask is not installed.
+        TypeError, ValueError: no scheduler answers there; a resource has no name or no positive amount, or no worker offers
+            all of them.
+    """
+    wanted = _check_resources(resources)
+    try:
+        distributed: Any = importlib.import_module("distributed")
+    except ImportError as error:
+        raise ImportError("Dask is not installed: pip install 'art-entropic[distributed]'") from error
+    try:
+        client = distributed.Client(address, timeout=timeout, set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ValueError(f"`scheduler` must be the address of a running Dask scheduler, got {address!r}: {error}") from error
+    with client:
+        if wanted:
+            with contextlib.suppress(distributed.TimeoutError):
+                client.wait_for_workers(1, timeout=timeout)
+            _check_offers(client, wanted, address)
+        with client.get_executor(**({"resources": wanted} if wanted else {})) as executor:
+            yield executor
+
+
+def _check_resources(resources: Mapping[str, float] | None) -> dict[str, float]:
+    if resources is not None and not isinstance(resources, Mapping):
+        raise TypeError(f"`resources` must map names to amounts, such as {{'GPU': 1}}, got {resources!r}")
+    for name, amount in (resources or {}).items():
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"`resources` must have names, such as 'GPU', got {name!r}")
+        if finite(f"resources[{name!r}]", amount) <= 0:
+            raise ValueError(f"`resources[{name!r}]` must be positive, got {amount!r}")
+    return dict(resources or {})
+
+
+def _check_offers(client: Any, wanted: Mapping[str, float], address: str) -> None:
+    """Dask waits forever for a worker with a resource that none has, so it is asked before any work."""
+    # All workers: some releases of Dask tell of five, those before them take no number and tell of all.
+    offers = [worker.get("resources") or {} for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
+    if not offers:
+        print(
+            f"the cluster at {address} has no workers yet: cells wait until one with {_shown(wanted)} joins it", file=sys.stderr
+        )
+    elif not any(all(offer.get(name, 0) >= amount for name, amount in wanted.items()) for offer in offers):
+        offered = dict.fromkeys(map(_shown, offers))
+        raise ValueError(
+            f"`resources` must be what a worker of {address} offers, got {_shown(wanted)}: its {len(offers)} workers offer "
+            f'{"; ".join(offered)}. Start one with dask worker --resources "{_shown(wanted)}"'
+        )
+
+
+def _shown(resources: Mapping[str, float]) -> str:
+    return " ".join(f"{name}={amount:g}" for name, amount in resources.items()) or "none"

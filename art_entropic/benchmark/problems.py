@@ -1,0 +1,235 @@
+"""Problems to compare defences on: data, networks and the settings of their training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from art_entropic._validate import choice
+from art_entropic.backends.architecture import Activation, Architecture, Conv, Dense, Flatten, MaxPool
+from art_entropic.backends.registry import backend_for, framework_module, resolve_device
+from art_entropic.benchmark.data import CLIP_VALUES, DIGITS_TEST, Data, read_cifar10, read_digits, read_mnist
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row of PROBLEMS.
+
+    Attributes:
+        input_shape: (height, width, channels), whatever the framework's own order.
+        eps: Linf radius on the [0, 1] range.
+        curve_eps: radii of the security curve.
+        networks: by name; the first one is the default.
+        nb_epochs_natural: epochs of natural training, from which every defence starts.
+        nb_epochs: epochs of each defence.
+        n_train, n_test: points of the data set as published.
+        n_examples: test points that are attacked when nothing else is asked for.
+        load: reads the data.
+    """
+
+    name: str
+    title: str
+    input_shape: tuple[int, int, int]
+    nb_classes: int
+    eps: float
+    curve_eps: tuple[float, ...]
+    networks: dict[str, Architecture]
+    nb_epochs_natural: int
+    nb_epochs: int
+    batch_size: int
+    learning_rate: float
+    n_train: int
+    n_test: int
+    n_examples: int
+    load: Callable[[], Data]
+
+    @property
+    def default_network(self) -> str:
+        return next(iter(self.networks))
+
+    @property
+    def architecture(self) -> Architecture:
+        """The default network."""
+        return self.networks[self.default_network]
+
+
+def load_data(name: str) -> Data:
+    """The data of a problem: from the folder that ART_ENTROPIC_DATA names, else from pooch's cache or the source.
+
+    Raises:
+        DataNotFoundError: neither is available.
+        ValueError: the name is unknown, or a local file does not hold what it should.
+    """
+    return PROBLEMS[choice("problem", name, PROBLEMS)].load()
+
+
+def build_classifier(
+    problem: Problem, framework: str, seed: int, network: str | None = None, *, device: str | None = None
+) -> Any:
+    """A network of the problem as an ART estimator: initial weights of that seed, the same numbers in every framework.
+
+    Args:
+        network: a name of the problem's networks; None takes the default.
+        device: "auto" (the first GPU where there is one, else the processor), "cpu", "cuda" or "cuda:i"; None takes what ART
+            and the framework take by themselves.
+    Raises:
+        ValueError: the problem has no network of that name, or the device is unknown or not here.
+    """
+    place = None if device is None else resolve_device(framework, device)
+    name = problem.default_network if network is None else choice("network", network, problem.networks)
+    return framework_module(framework).build_classifier(
+        problem.networks[name],
+        input_shape=problem.input_shape,
+        nb_classes=problem.nb_classes,
+        clip_values=CLIP_VALUES,
+        learning_rate=problem.learning_rate,
+        seed=seed,
+        device=place,
+    )
+
+
+def to_pytorch(classifier: Any, problem: Problem, network: str | None = None) -> Any:
+    """The same network in PyTorch, with the weights that a TensorFlow classifier of `build_classifier` has now.
+
+    For tools that know PyTorch alone, such as the battery `reference`. Logits agree up to rounding; inputs change their axes,
+    see `for_framework`.
+
+    Args:
+        classifier: of that problem and network.
+        network: a name of the problem's networks; None takes the default.
+    Raises:
+        ValueError: the weights do not fit the network.
+    """
+    name = problem.default_network if network is None else choice("network", network, problem.networks)
+    result = build_classifier(problem, "pytorch", 0, name)
+    arrays = list(backend_for(classifier).state().values())
+    try:
+        state = framework_module("pytorch").state_of(problem.networks[name], problem.input_shape, arrays)
+    except ValueError as error:
+        raise ValueError(f"`classifier` must have the weights of the network {name!r}: {error}") from error
+    backend = backend_for(result)
+    backend.load_state(state)
+    return result
+
+
+def _digits_small() -> Architecture:
+    return (
+        Conv(16, 3, padding=1, activation="silu"),
+        Conv(32, 3, stride=2, padding=1, activation="silu"),
+        Flatten(),
+        Dense(64, "silu"),
+        Dense(10, None),
+    )
+
+
+def _mnist_small(activation: Activation, *, batch_norm: bool = False) -> Architecture:
+    return (
+        Conv(16, 4, stride=2, padding=1, activation=activation, batch_norm=batch_norm),
+        Conv(32, 4, stride=2, padding=1, activation=activation, batch_norm=batch_norm),
+        Flatten(),
+        Dense(128, activation),
+        Dense(10, None),
+    )
+
+
+def _mnist_large() -> Architecture:
+    return (
+        Conv(16, 3, stride=1, padding=1),
+        Conv(16, 4, stride=2, padding=1),
+        Conv(32, 3, stride=1, padding=1),
+        Conv(32, 4, stride=2, padding=1),
+        Flatten(),
+        Dense(256),
+        Dense(10, None),
+    )
+
+
+def _cifar10_small(activation: Activation) -> Architecture:
+    return (
+        Conv(32, 4, stride=2, padding=1, activation=activation),
+        Conv(64, 4, stride=2, padding=1, activation=activation),
+        Flatten(),
+        Dense(256, activation),
+        Dense(10, None),
+    )
+
+
+def _six_dense(activation: Activation) -> Architecture:
+    """Four convolutions and six dense layers, as the first author of arXiv 2008.03072 described his network in public."""
+    return (
+        *(Conv(32, 3, activation=activation) for _ in range(2)),
+        MaxPool(),
+        *(Conv(64, 3, activation=activation) for _ in range(2)),
+        MaxPool(),
+        Flatten(),
+        *(Dense(units, activation) for units in (512, 256, 128, 128, 84)),
+        Dense(10, None),
+    )
+
+
+# Default networks have smooth activations where the radius is small: the first-order measure wants them, the defences of ART
+# lose nothing by them.
+PROBLEMS: dict[str, Problem] = {
+    "digits": Problem(
+        name="digits",
+        title="Digits (scikit-learn, 8x8)",
+        input_shape=(8, 8, 1),
+        nb_classes=10,
+        eps=0.15,
+        curve_eps=(0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
+        networks={"small": _digits_small()},
+        nb_epochs_natural=20,
+        nb_epochs=30,
+        batch_size=64,
+        learning_rate=2e-3,
+        n_train=1297,
+        n_test=DIGITS_TEST,
+        n_examples=300,
+        load=read_digits,
+    ),
+    "mnist": Problem(
+        name="mnist",
+        title="MNIST",
+        input_shape=(28, 28, 1),
+        nb_classes=10,
+        eps=0.3,
+        curve_eps=(0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4),
+        networks={
+            "small": _mnist_small("relu"),
+            "small_silu": _mnist_small("silu"),
+            "small_batchnorm": _mnist_small("relu", batch_norm=True),
+            "large": _mnist_large(),
+        },
+        nb_epochs_natural=3,
+        nb_epochs=10,
+        batch_size=128,
+        learning_rate=2e-3,
+        n_train=60_000,
+        n_test=10_000,
+        n_examples=500,
+        load=read_mnist,
+    ),
+    "cifar10": Problem(
+        name="cifar10",
+        title="CIFAR-10 (a local cifar10_jpeg.npz is its JPEG copy)",
+        input_shape=(32, 32, 3),
+        nb_classes=10,
+        eps=8 / 255,
+        curve_eps=(0.0, 2 / 255, 4 / 255, 8 / 255, 12 / 255, 16 / 255),
+        networks={
+            "small": _cifar10_small("silu"),
+            "small_relu": _cifar10_small("relu"),
+            "six_dense": _six_dense("relu"),
+            "six_dense_silu": _six_dense("silu"),
+        },
+        nb_epochs_natural=8,
+        nb_epochs=12,
+        batch_size=128,
+        learning_rate=2e-3,
+        n_train=50_000,
+        n_test=10_000,
+        n_examples=500,
+        load=read_cifar10,
+    ),
+}

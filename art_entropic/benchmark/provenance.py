@@ -1,0 +1,110 @@
+"""Where a number comes from: versions, machine, time, and what else the machine did."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import NamedTuple
+
+from art_entropic import __version__
+from art_entropic.backends.registry import FRAMEWORKS
+from art_entropic.benchmark.plan import Settings
+from art_entropic.records import Provenance, installed_version
+
+SHARED_PACKAGES = ("adversarial-robustness-toolbox", "numpy", "scipy", "scikit-learn")
+
+
+class Spent(NamedTuple):
+    """What a training took: wall-clock seconds, and the share of this process's cores that others kept busy meanwhile."""
+
+    seconds: float
+    other_load: float | None  # None where the system does not tell
+
+
+class Stopwatch:
+    """Times a block, and watches whether the machine was free for it.
+
+    Two processes on the same cores can slow each other tenfold, so that seconds alone would compare the neighbours.
+    """
+
+    def __init__(self) -> None:
+        self._busy, self._own, self._began = _busy_seconds(), time.process_time(), time.perf_counter()
+
+    def stop(self) -> Spent:
+        seconds = time.perf_counter() - self._began
+        busy, own = _busy_seconds(), time.process_time() - self._own
+        if busy is None or self._busy is None or seconds <= 0:
+            return Spent(seconds, None)
+        others = (busy - self._busy - own) / (seconds * available_cores())
+        return Spent(seconds, round(min(max(others, 0.0), 1.0), 3))
+
+
+def _busy_seconds() -> float | None:
+    """CPU seconds that the cores of this process have worked since boot, for whomever. Source: proc_stat(5)."""
+    stat = Path("/proc/stat")
+    if not (stat.exists() and hasattr(os, "sched_getaffinity")):
+        return None
+    names = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    ticks = 0
+    for line in stat.read_text(encoding="ascii").splitlines():
+        name, *fields = line.split()
+        if name in names:
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+            ticks += user + nice + system + irq + softirq + steal
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def provenance(settings: Settings, data_sha256: str) -> Provenance:
+    """Where and with what this process runs."""
+    return machine_provenance(settings.command, settings.frameworks, data_sha256)
+
+
+def machine_provenance(command: str, frameworks: Sequence[str], data_sha256: str) -> Provenance:
+    """Where and with what this process runs, for a command over data of that digest."""
+    return Provenance(
+        created=timestamp(),
+        command=command,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        processor=processor_name(),
+        cores=available_cores(),
+        versions=package_versions(frameworks),
+        data_sha256=data_sha256,
+    )
+
+
+def package_versions(frameworks: Sequence[str]) -> dict[str, str]:
+    """Versions of the packages that numbers depend on; nothing is imported."""
+    rows = [FRAMEWORKS[framework] for framework in frameworks]
+    packages = SHARED_PACKAGES + tuple(name for row in rows for name in (row.package, *row.companions))
+    return {"art-entropic": __version__} | {package: installed_version(package) for package in packages}
+
+
+def processor_name() -> str:
+    """The processor as the operating system calls it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def timestamp() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+# A training's setting: the share of its cores that other processes kept busy, and from where on its seconds are unsure.
+OTHER_LOAD = "other_load"

@@ -1,0 +1,180 @@
+"""Every cell of a plan that is not done yet, here or on the workers of an executor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+from art_entropic._validate import file_path
+from art_entropic.benchmark.cells import Job, ProfileJob, plan_jobs, profile_jobs, shards_of
+from art_entropic.benchmark.data import Data
+from art_entropic.benchmark.plan import BenchmarkPlan, Settings, check_device, default_folder, naming, settings_of
+from art_entropic.benchmark.progress import progress_bar
+from art_entropic.benchmark.provenance import provenance
+from art_entropic.benchmark.runner import Runner, shared_data
+from art_entropic.benchmark.scheduler import run_on
+from art_entropic.benchmark.store import RECORDS, Store, write_results
+from art_entropic.files import alone_in
+from art_entropic.records import AnyRecord, EvaluationRecord, MeasurementRecord, TrainingRecord, read_records
+
+
+def run_benchmark(
+    plan: BenchmarkPlan | None = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    results: str | os.PathLike[str] | None = None,
+    executor: Executor | None = None,
+    verbose: bool = True,
+) -> list[AnyRecord]:
+    """Train and attack every cell of a plan that neither `out` nor `results` holds yet.
+
+    Each training and each evaluation is appended to ``records.jsonl`` as it finishes; weights go to ``weights/``. An
+    interrupted run loses the cell in progress, no more; of a plan with `points_per_shard`, the shards in progress.
+
+    Args:
+        plan: what to compare; None compares the default defences on the embedded digits.
+        out: folder of the run; None takes ``runs/<stem of the plan's file>``, or ``runs/<problem>`` without a file.
+        results: file of the records of an earlier, finished run of the plan, maybe on another machine. Cells that it holds are
+            not done again. After the run it holds the plan's records, in the plan's order, without example pictures.
+        executor: of `concurrent.futures`, on whose workers the cells run: a process pool, or `Client.get_executor()` of Dask.
+            They must see the folder `out` under the same path. None runs the cells one after another in this process.
+        verbose: progress on stderr.
+    Returns:
+        The records of the plan, those of earlier starts included.
+    Raises:
+        ValueError, TypeError: an argument of the plan is out of range or names nothing.
+        MissingFrameworkError: a framework is not installed.
+    """
+    plan = plan or BenchmarkPlan()
+    settings = settings_of(plan)
+    home = file_path("out", out) if out is not None else default_folder(plan)
+    published = None if results is None else file_path("results", results)
+    with naming(settings.source):
+        data = shared_data(settings)
+    earlier = [] if published is None else _replaceable(published, settings, home)
+    if executor is None:
+        with naming(settings.source):
+            check_device(settings)
+    jobs = plan_jobs(settings, data.sha256)
+    profiles = profile_jobs(settings, jobs)
+    with alone_in(home):
+        store = Store(home)
+        store.adopt(earlier, jobs, [profile.key for profile in profiles])
+        store.retitle(jobs, settings.title)
+        store.bring_up([job.evaluation_key for job in jobs])
+        runner = Runner(settings, data, store, provenance(settings, data.sha256))
+        _run_all(runner, jobs, profiles, verbose, executor)
+        records = store.of(jobs, profiles)
+        if published is not None:
+            write_results(published, records)
+    return records
+
+
+def _run_all(
+    runner: Runner, jobs: Sequence[Job], profiles: Sequence[ProfileJob], verbose: bool, executor: Executor | None = None
+) -> None:
+    done = sum(runner.store.is_done(job) for job in jobs)
+    with progress_bar(len(jobs) + len(profiles), verbose) as progress:
+        if done:
+            progress.note(f"resuming in {runner.store.home}: {done} of {len(jobs)} cells are done")
+        if executor is not None:
+            run_on(executor, runner, jobs, profiles, progress)
+            return
+        for job in jobs:
+            runner.run(job, progress, trains=runner.trains(job, jobs))
+            progress.advance()
+        for profile in profiles:
+            runner.profile(profile, progress)
+            progress.advance()
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is left to do of one cell.
+
+    Attributes:
+        state: "done", "train", "attack" or "check", the first thing that is missing.
+        seconds: an estimate from like cells that have been done; None where there is none.
+    """
+
+    title: str
+    state: str
+    seconds: float | None
+
+
+def outlook(
+    plan: BenchmarkPlan | None = None, out: str | os.PathLike[str] | None = None, results: str | os.PathLike[str] | None = None
+) -> list[Outlook]:
+    """What `run_benchmark` would do, without doing or writing anything.
+
+    The estimate takes the mean seconds of the trainings and the evaluations that the folder and `results` know of the same
+    problem, network, framework and defence, by epoch and training point, and by attacked point. Machines differ.
+
+    Raises:
+        As `run_benchmark`.
+    """
+    plan = plan or BenchmarkPlan()
+    settings = settings_of(plan)
+    home = Path(out) if out is not None else default_folder(plan)
+    with naming(settings.source):
+        data = shared_data(settings)
+    known = [*read_records(home / RECORDS), *([] if results is None else read_records(Path(results)))]
+    store = Store(home, known)
+    return [_outlook(settings, data, store, known, job) for job in plan_jobs(settings, data.sha256)]
+
+
+def _outlook(settings: Settings, data: Data, store: Store, known: Sequence[AnyRecord], job: Job) -> Outlook:
+    if store.is_done(job):
+        return Outlook(job.title, "done", 0.0)
+    like = [
+        record
+        for record in known
+        if isinstance(record, (TrainingRecord, EvaluationRecord))
+        and (record.problem, record.network, record.framework, record.defence)
+        == (settings.problem.name, settings.network, job.framework, job.defence)
+    ]
+    trained = [record for record in like if isinstance(record, TrainingRecord) and record.status == "done"]
+    attacked = [record for record in like if isinstance(record, EvaluationRecord) and record.battery == settings.battery]
+    steps = settings.epochs_of(job.defence, job.variant) * len(data.x_train)
+    training = [one.seconds * steps / (one.nb_epochs * max(1, one.n_train)) for one in trained]
+    finished = sum(len(shard.points) for shard in shards_of(settings, job) if store.shard(shard) is not None)
+    attack = [one.seconds * (settings.n_examples - finished) / one.clean.n for one in attacked]
+    state, needed = _missing(store, job, training, attack)
+    known_all = all(needed)
+    return Outlook(job.title, state, sum(sum(one) / len(one) for one in needed) if known_all else None)
+
+
+def _missing(store: Store, job: Job, training: list[float], attack: list[float]) -> tuple[str, tuple[list[float], ...]]:
+    """The first thing that a cell lacks, and the seconds of like cells for all that it lacks."""
+    if store.lacks_weights(job.training_key) and store.evaluation(job.evaluation_key) is None:
+        return "train", (training, attack)
+    if store.evaluation(job.evaluation_key) is None:
+        return "attack", (attack,)
+    return "check", ([],)
+
+
+def _replaceable(path: Path, settings: Settings, home: Path) -> list[AnyRecord]:
+    """The records of a results file that this plan may replace.
+
+    Raises:
+        ValueError: it is the run's own file, or holds records of another comparison, which would be lost.
+    """
+    if path.resolve() == (home / RECORDS).resolve():
+        raise ValueError(
+            f"`results` must be another file than the run's own {home / RECORDS}, which would lose weights and pictures"
+        )
+    records = list(read_records(path))
+    own = (settings.problem.name, settings.network, settings.n_train, settings.eps)
+    for record in records:
+        if isinstance(record, MeasurementRecord):
+            raise ValueError(f"`results` must hold the records of a plan, got a measurement ({record.name}) in {path}")
+        found = (record.problem, record.network, record.n_train_limit, record.eps)
+        if found != own:
+            raise ValueError(
+                f"`results` must be new or hold records of this plan's problem, network, n_train and eps {own}, "
+                f"got {found} in {path}; they would be lost"
+            )
+    return records

@@ -1,0 +1,139 @@
+"""`art-entropic analyse`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from art_entropic.analysis.profile import InformationProfile
+    from art_entropic.records import ProfileRow
+from art_entropic.cli.arguments import PROGRAM, add_device_argument, names_of
+from art_entropic.cli.user_code import (
+    FIGURE,
+    LAYERS,
+    PROFILE,
+    indented_json,
+    load_test_arrays,
+    made_by,
+    named_factory,
+    out_folder,
+)
+
+
+def add_analyse_arguments(parser: argparse.ArgumentParser) -> None:
+    from art_entropic.analysis.readings import PROFILE_MEASURES
+
+    parser.add_argument(
+        "--estimator", required=True, action="append", metavar="NAME=MODULE:FACTORY",
+        help="a function without arguments that returns a trained ART estimator, and a name for it; repeat it to compare "
+        "several, such as natural=models:make and entropic=models:load. Its module is looked for in the current folder "
+        "first; this is the only place where code of yours runs",
+    )  # fmt: skip
+    parser.add_argument("--eps", required=True, type=float, help="radius of the perturbations, in the units of the data")
+    parser.add_argument("--data", required=True, type=Path, metavar="FILE.npz", help="arrays x_test and y_test, or x and y")
+    parser.add_argument(
+        "--measures", type=names_of, metavar="NAMES", help=f"some of {', '.join(PROFILE_MEASURES)} (default: all)"
+    )
+    parser.add_argument("--layers", type=names_of, metavar="NAMES", help="names of layers, or input (default: all)")
+    parser.add_argument(
+        "--resolution", type=float, default=0.1, help="of the reading, in shares of a layer's spread (default: 0.1)"
+    )
+    parser.add_argument("--n-examples", type=int, default=1000, help="test points (default: the first 1000)")
+    parser.add_argument("--batch-size", type=int, default=256, help="what memory grows with (default: 256)")
+    parser.add_argument("--seed", type=int, default=0, help="of the perturbations (default: 0)")
+    add_device_argument(parser)
+    parser.add_argument("--out", type=Path, help="folder for records and figure (default: runs/analysis)")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def analyse_command(options: argparse.Namespace) -> None:
+    from art_entropic._validate import positive_int
+    from art_entropic.analysis.profile import information_profile
+    from art_entropic.files import write_whole
+
+    named = dict(named_factory(text) for text in options.estimator)
+    if len(named) < len(options.estimator):
+        raise ValueError(f"`estimator` must have another name each time, got {', '.join(options.estimator)}")
+    n = positive_int("n-examples", options.n_examples)
+    out = options.out or Path("runs") / "analysis"
+    x, y = load_test_arrays(options.data)
+    estimators = {name: made_by(*names, options.device) for name, names in named.items()}
+    with out_folder(out):
+        profile = information_profile(
+            estimators,
+            x[:n],
+            y[:n],
+            eps=options.eps,
+            measures=options.measures,
+            layers=options.layers,
+            resolution=options.resolution,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            verbose=not options.quiet,
+        )
+        write_whole(out / PROFILE, indented_json(profile.summary()))
+        written = [out / PROFILE, *_profile_files(profile, out)]
+    _print_profile(profile)
+    if not options.quiet:
+        print(f"result: {', '.join(map(str, written))}", file=sys.stderr)
+
+
+def _profile_files(profile: InformationProfile, out: Path) -> list[Path]:
+    """Table and figure, as far as pandas and matplotlib are installed."""
+    import importlib.util
+
+    from art_entropic.analysis.readings import PROFILE_MEASURES
+    from art_entropic.files import replacing, write_whole
+
+    written = []
+    if importlib.util.find_spec("pandas") is not None:
+        write_whole(out / LAYERS, profile.to_frame().to_csv(index=False).encode())
+        written.append(out / LAYERS)
+    drawn = [name for name in profile.drawable if PROFILE_MEASURES[name].transmitted]
+    if drawn and importlib.util.find_spec("matplotlib") is not None:
+        with replacing(out / FIGURE, Path(FIGURE).suffix) as temporary:
+            profile.plot(drawn).savefig(temporary)
+        written.append(out / FIGURE)
+    if len(written) < 1 + bool(drawn):
+        print(f"{PROGRAM}: table and figure need pandas and matplotlib: pip install 'art-entropic[plot]'", file=sys.stderr)
+    return written
+
+
+def _print_profile(profile: InformationProfile) -> None:
+    """One table a measure: layers down, networks across."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from art_entropic.analysis.readings import PROFILE_MEASURES
+
+    console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
+    for name, measure in PROFILE_MEASURES.items():
+        rows = [row for row in profile.rows if row.measure == name]
+        if not rows:
+            continue
+        where = " per unit" if measure.by_unit and not measure.of_network else ""
+        table = Table(title=f"{measure.title} [{measure.unit}{where}]", title_justify="left", box=None, pad_edge=False)
+        table.add_column("layer")
+        for model in profile.models:
+            table.add_column(model, justify="right")
+        places = dict.fromkeys((row.position, row.layer) for row in rows)
+        for position, layer in sorted(places):
+            here = {row.model: row for row in rows if (row.position, row.layer) == (position, layer)}
+            table.add_row(layer or "network", *(_reading(here.get(model), measure.by_unit) for model in profile.models))
+        console.print(table)
+        for reason in dict.fromkeys(row.reason for row in rows if row.reason):
+            console.print(f"  -: {reason}")
+        console.print()
+    for note in profile.notes:
+        console.print(note)
+
+
+def _reading(row: ProfileRow | None, by_unit: bool) -> str:
+    if row is None or row.value is None:
+        return "-"
+    units = (row.units or 1) if by_unit else 1
+    ends = [f"{float(end) / units:.4g}" for end in (row.low, row.high) if end is not None]
+    return f"{float(row.value) / units:.4g}" + (f" [{', '.join(ends)}]" if ends else "")

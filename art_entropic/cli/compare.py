@@ -1,0 +1,45 @@
+"""`art-entropic compare`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
+    for name in ("old", "new"):
+        parser.add_argument(name, type=Path, help=f"folder of the {name} benchmark, or a file of its records")
+    parser.add_argument("--fail", action="store_true", help="exit with 1 if a robust accuracy fell beyond its 95 %% interval")
+
+
+def compare_command(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from art_entropic.benchmark.changes import compare_runs
+    from art_entropic.records import read_records
+
+    changes = compare_runs(*(read_records(_records_file(path)) for path in (options.old, options.new)))
+    table = Table("cell", "n", "old %", "new %", "points [95 % interval]", "", box=None, pad_edge=False)
+    for change in changes.cells:
+        one = change.difference
+        interval = "" if one is None else f" [{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
+        shares = (f"{100 * share.value:.1f}" for share in (change.old, change.new))
+        table.add_row(change.title, str(change.new.n), *shares, f"{change.points:+.1f}{interval}", change.verdict)
+    Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True).print(table)
+    for name, missing in (("old", changes.only_old), ("new", changes.only_new)):
+        if missing:
+            print(f"only in the {name} run: {'; '.join(missing)}")
+    print(f"robust accuracy fell in {len(changes.fell)} of {len(changes.cells)} cells")
+    return 1 if options.fail and changes.fell else 0
+
+
+def _records_file(path: Path) -> Path:
+    """The records of a folder of a benchmark, or a file of records."""
+    from art_entropic.benchmark.store import RECORDS
+
+    file = path / RECORDS if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"`old` and `new` must be folders of a benchmark or files of records, got {path}")
+    return file

@@ -1,0 +1,1 @@
+"""How robust a classifier is, and whether the number can be trusted."""

@@ -1,0 +1,390 @@
+"""Sanity checks of an evaluation: symptoms of attacks that fail for another reason than robustness.
+
+After Carlini et al. (arXiv 1902.06705), Tramer et al. (arXiv 2002.08347) and Pintor et al. (arXiv 2106.09947). A check can show
+that something is wrong; none can show that all is well."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import binomtest
+
+from art_entropic._validate import check_logits
+from art_entropic.evaluation.attacks import ATTACKS, CannotRunError
+from art_entropic.evaluation.attempt import AttackRun, attack_points
+from art_entropic.evaluation.planted import find_planted
+from art_entropic.evaluation.target import Ball, Target, largest_distance, numpy_seeded, within_ball
+from art_entropic.ops import Array
+from art_entropic.records import Accuracy, CheckOutcome, CheckStatus
+from art_entropic.statistics import mcnemar
+
+# A check attacks so many points, no more.
+CHECKED_POINTS = 200
+RANDOM_POINTS = 100
+# Two attacks differ where this much chance, or less, would explain it.
+SIGNIFICANCE = 0.01
+TOLERATED = 0.01
+TOLERATED_FLAT = 0.05
+TOLERATED_MISSES = 0.05
+PLANTED_POINTS = 20
+UPPER_BOUND = "Robust accuracy is an upper bound: a better attack may do better."
+
+
+class Finding(NamedTuple):
+    """What a check saw.
+
+    Where a share is tolerated, a larger one is suspicious if an exact binomial test would see so many by chance in less than
+    one of a hundred evaluations: a single point of few does not decide.
+    """
+
+    suspicious: bool
+    value: float
+    threshold: float
+    n: int
+
+
+@dataclass(eq=False)
+class Scene:
+    """What the checks look at: points that the classifier gets right without an attack.
+
+    Attributes:
+        standing: bool (n,), those that survived the battery.
+        attacks: names of the battery's attacks.
+        battery_runs: what those of them did that keep to a ball, where that is known.
+    """
+
+    target: Target
+    x: Array
+    y: Array
+    standing: Array
+    ball: Ball
+    seed: int
+    attacks: Sequence[str]
+    battery_runs: Sequence[AttackRun] = ()
+    _runs: dict[tuple[str, float], AttackRun] = field(default_factory=dict)
+
+    def run(self, attack: str, ball: Ball | None = None) -> AttackRun:
+        """That attack on all points of the scene, whoever stands; run once."""
+        ball = ball or self.ball
+        if (attack, ball.eps) not in self._runs:
+            run = attack_points(attack, self.target, self.x, self.y, ball, self.seed)
+            if run.errors:
+                raise RuntimeError(f"{ATTACKS[attack].title} failed: {run.errors[0]}")
+            self._runs[attack, ball.eps] = run
+        return self._runs[attack, ball.eps]
+
+    def broken(self, *attacks: str, ball: Ball | None = None) -> Array:
+        return np.asarray(np.any([self.run(attack, ball).broken for attack in attacks], axis=0))
+
+    @property
+    def runs(self) -> Sequence[AttackRun]:
+        return list(self._runs.values())
+
+    @property
+    def whole_range(self) -> Ball:
+        """A ball that holds every input."""
+        clip_values = self.target.classifier.clip_values
+        if clip_values is None:
+            raise CannotRunError("`classifier` must have clip_values for there to be a largest perturbation, got None")
+        return Ball(largest_distance(clip_values, self.x.shape[1:], self.ball.norm), self.ball.norm)
+
+
+WHITE_BOX = ("pgd_ce", "pgd_margin")
+
+
+def _deterministic(scene: Scene) -> Finding:
+    one, two = scene.target.logits(scene.x), scene.target.logits(scene.x)
+    scale = float(np.max(np.abs(one)))
+    return _above(float(np.max(np.abs(one - two))) / max(scale, 1e-30), 1e-5, len(scene.x))
+
+
+def _logits(scene: Scene) -> Finding:
+    try:
+        check_logits(scene.target.logits(scene.x), scene.target.nb_classes)
+    except ValueError:
+        return Finding(True, 1.0, 0.0, len(scene.x))
+    return Finding(False, 0.0, 0.0, len(scene.x))
+
+
+def _gradients(scene: Scene) -> Finding:
+    runs = [scene.run(name) for name in WHITE_BOX]
+    at_start = max(int(run.flat_at_start.sum()) for run in runs)
+    # Gradients of one point hang together: a share of them counts as that share of the points.
+    along = max(float((run.flat + run.not_finite).sum() / max(1, run.gradients.sum())) for run in runs)
+    return _more_often(max(at_start, round(along * len(scene.x))), len(scene.x), TOLERATED_FLAT)
+
+
+def _one_step(scene: Scene) -> Finding:
+    return _stronger(scene.run("fgsm").broken, scene.run("pgd_ce").broken)
+
+
+def _black_box(scene: Scene) -> Finding:
+    return _stronger(scene.run("square").broken, scene.broken(*WHITE_BOX))
+
+
+def _unbounded(scene: Scene) -> Finding:
+    # With restarts: a single run of few steps that wide may miss a point by chance.
+    broken = scene.broken(*WHITE_BOX, "pgd_restarts", ball=scene.whole_range)
+    return _above(float((~broken).mean()), 0.0, len(scene.x))
+
+
+def _random(scene: Scene) -> Finding:
+    missed = ~scene.broken(*WHITE_BOX) & _broken_at_random(scene)
+    return _more_often(int(missed.sum()), len(scene.x), TOLERATED)
+
+
+def _broken_at_random(scene: Scene) -> Array:
+    rng = np.random.default_rng(scene.seed)
+    clip_values = scene.target.classifier.clip_values
+    broken = np.zeros(len(scene.x), dtype=bool)
+    for number in range(RANDOM_POINTS):
+        noise = _random_direction(rng, scene.x.shape, scene.ball, at_the_edge=number % 2 == 0)
+        candidates = scene.x + noise
+        if clip_values is not None:
+            candidates = np.clip(candidates, *clip_values)
+        candidates = candidates.astype(np.float32)
+        valid = within_ball(scene.x, candidates, scene.ball, clip_values)
+        broken |= valid & (scene.target.predict(candidates) != scene.y)
+    return broken
+
+
+def _random_direction(rng: np.random.Generator, shape: tuple[int, ...], ball: Ball, *, at_the_edge: bool) -> Array:
+    if math.isinf(ball.norm):
+        return ball.eps * (rng.choice([-1.0, 1.0], shape) if at_the_edge else rng.uniform(-1, 1, shape))
+    direction = rng.normal(size=shape) if ball.norm == 2 else rng.laplace(size=shape)
+    size = np.linalg.norm(direction.reshape(len(direction), -1), ord=ball.norm, axis=1)
+    reach = ball.eps * (1.0 if at_the_edge else rng.uniform())
+    return np.asarray(direction * (reach / size).reshape(-1, *[1] * (len(shape) - 1)))
+
+
+def _monotone(scene: Scene) -> Finding:
+    radii = [factor * scene.ball.eps for factor in (0.5, 1.0, 2.0)]
+    balls = [Ball(radius, scene.ball.norm) for radius in radii if radius <= scene.whole_range.eps]
+    broken = [scene.run("pgd_margin", ball).broken for ball in balls]
+    steps = [_stronger(small, large) for small, large in itertools.pairwise(broken)]
+    return max(steps, key=lambda step: (step.suspicious, step.value))
+
+
+def _more_steps(scene: Scene) -> Finding:
+    standing = np.flatnonzero(scene.standing)
+    if not len(standing):
+        raise CannotRunError("no point is left standing")
+    run = attack_points("apgd_long", scene.target, scene.x[standing], scene.y[standing], scene.ball, scene.seed)
+    return _more_often(int(run.broken.sum()), len(scene.x), TOLERATED)
+
+
+def _transfer(scene: Scene) -> Finding:
+    # Against PGD, not against the battery, which may have tried the same examples.
+    missed = scene.run("transfer").broken & ~scene.broken(*WHITE_BOX)
+    return _more_often(int(missed.sum()), len(scene.x), TOLERATED)
+
+
+def _path(scene: Scene) -> Finding:
+    target, ball = scene.target, scene.ball
+    (one,) = ATTACKS["apgd_ce"].rounds(target, ball)
+    labels = np.eye(target.nb_classes, dtype=np.float32)[scene.y]
+    with target.untouched(scene.seed), numpy_seeded(scene.seed):
+        attack = ATTACKS["apgd_ce"].build(target.twin(one.name, one.objective), ball, target.batch_size)
+        end = np.asarray(attack.generate(scene.x.copy(), y=labels), np.float32)
+    at_the_end = within_ball(scene.x, end, ball, target.classifier.clip_values) & (target.predict(end) != scene.y)
+    lost = scene.run("apgd_ce").broken & ~at_the_end
+    return _more_often(int(lost.sum()), len(scene.x), TOLERATED_FLAT)
+
+
+def _planted(scene: Scene) -> Finding:
+    found = find_planted(scene.target, scene.x[:PLANTED_POINTS], scene.ball, scene.attacks, scene.seed)
+    return _more_often(found.n - found.found, found.n, TOLERATED_MISSES)
+
+
+def _bounds(scene: Scene) -> Finding:
+    runs = [*scene.battery_runs, *scene.runs]
+    outside = sum(int(run.out_of_bounds.sum()) for run in runs)
+    n = sum(int(run.attacked.sum()) for run in runs)
+    return _above(outside / max(1, n), 0.0, n)
+
+
+def _above(value: float, threshold: float, n: int) -> Finding:
+    return Finding(not value <= threshold, value, threshold, n)
+
+
+def _more_often(count: int, n: int, tolerated: float) -> Finding:
+    """Whether a share is above the tolerated one, by more than chance at this n would explain."""
+    if n == 0:
+        return Finding(False, 0.0, tolerated, 0)
+    chance = binomtest(count, n, tolerated, alternative="greater").pvalue
+    return Finding(bool(chance < SIGNIFICANCE), count / n, tolerated, n)
+
+
+def _stronger(weak: Array, strong: Array) -> Finding:
+    """Whether the attack that ought to be weaker breaks more points; the value is by what share of them."""
+    only_weak, only_strong = int((weak & ~strong).sum()), int((strong & ~weak).sum())
+    value = (only_weak - only_strong) / len(weak)
+    return Finding(value > 0 and mcnemar(only_weak, only_strong) < SIGNIFICANCE, value, 0.0, len(weak))
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of CHECKS.
+
+    Attributes:
+        meaning: what its value is, and what a large one says.
+        advice: what to do then.
+        alarm: the status of a suspicious finding; "fail" where the evaluation itself went wrong.
+    """
+
+    title: str
+    run: Callable[[Scene], Finding]
+    meaning: str
+    advice: str
+    alarm: CheckStatus = "flag"
+
+
+_MASKING = "do not trust the gradients: look at what the forward pass does, and attack a differentiable stand-in for it"
+CHECKS: dict[str, Check] = {
+    "deterministic": Check(
+        "The network answers twice the same",
+        _deterministic,
+        "largest change of a logit between two identical questions, relative to the largest logit; randomness fools attacks",
+        "attack the expectation over the randomness, with many draws for each gradient",
+    ),
+    "logits": Check(
+        "The network returns logits",
+        _logits,
+        "1 where it returns probabilities or values that are not finite, which starve an attack of gradients, else 0",
+        "remove the final softmax",
+    ),
+    "gradients": Check(
+        "Gradients are there",
+        _gradients,
+        "share of gradients that are zero in every feature or not finite, at the start or along the way, the larger one",
+        "attack a loss that does not saturate, and look for quantisation, saturation or a scale of the logits; " + _MASKING,
+    ),
+    "one_step": Check(
+        "Many steps beat one",
+        _one_step,
+        "share of points by which one step breaks more than twenty; a sane loss surface has it the other way round",
+        _MASKING,
+    ),
+    "black_box": Check(
+        "Gradients beat queries",
+        _black_box,
+        "share of points by which Square, which sees no gradient, breaks more than PGD; then gradients mislead",
+        _MASKING,
+    ),
+    "unbounded": Check(
+        "Without a bound nothing stands",
+        _unbounded,
+        "share of points that survive PGD although it may change every input into any other; such an attack must succeed",
+        _MASKING,
+    ),
+    "random": Check(
+        "Chance finds nothing that gradients miss",
+        _random,
+        f"share of points that one of {RANDOM_POINTS} random perturbations breaks and PGD does not",
+        _MASKING,
+    ),
+    "monotone": Check(
+        "More room breaks more",
+        _monotone,
+        "share of points by which PGD breaks more in a smaller ball than in one of twice its radius, each attacked on its own",
+        "give the attack more steps and restarts, or a step that suits the radius; " + _MASKING,
+    ),
+    "more_steps": Check(
+        "More steps break no more",
+        _more_steps,
+        "share of points that survive the battery and fall to five times the steps; then the battery had not converged",
+        "report the longer attack's number, and lengthen it until it no longer falls",
+    ),
+    "transfer": Check(
+        "Nothing transfers that was not found here",
+        _transfer,
+        "share of points that survive PGD here and fall to an example that was crafted on another network",
+        _MASKING,
+    ),
+    "path": Check(
+        "What is found is kept",
+        _path,
+        "share of points that fall on the way of APGD and stand again at its end, where ART looks; here the way counts",
+        "use no attack that looks at its last step only: it would report these points as robust",
+    ),
+    "planted": Check(
+        "Planted adversarial examples are found",
+        _planted,
+        "share of adversarial examples that the battery misses although they were put there, behind the network's own features",
+        "take a stronger battery: this one cannot be believed when it finds nothing",
+        alarm="fail",
+    ),
+    "bounds": Check(
+        "Attacks keep to their budget",
+        _bounds,
+        "share of what the attacks returned that lies outside the ball or the clip range, or is not finite; it never counted",
+        "look for the attack at fault; the points it lost may not be robust",
+        alarm="fail",
+    ),
+}
+
+
+def run_checks(scene: Scene, progress: Callable[[str], None] = lambda title: None) -> list[CheckOutcome]:
+    """All of CHECKS, in order. One that cannot run is skipped, and says why."""
+    outcomes = []
+    for name, check in CHECKS.items():
+        progress(check.title)
+        started = time.perf_counter()
+        facts: dict[str, object] = {}
+        try:
+            if not len(scene.x):
+                raise CannotRunError("no point is right without an attack")
+            finding = check.run(scene)
+            status: CheckStatus = check.alarm if finding.suspicious else "pass"
+            facts = {"value": finding.value, "threshold": finding.threshold, "n": finding.n}
+        except CannotRunError as error:
+            status, facts = "skipped", {"reason": str(error)}
+        except Exception as error:  # recorded: one check that breaks must not hide what the others see, nor pass for harmless
+            status, facts = "fail", {"reason": f"{type(error).__name__}: {error}"}
+        outcomes.append(
+            CheckOutcome(
+                check=name,
+                title=check.title,
+                status=status,
+                seconds=time.perf_counter() - started,
+                meaning=check.meaning,
+                advice=check.advice if status in ("flag", "fail") else "",
+                **facts,  # type: ignore[arg-type]
+            )
+        )
+    return outcomes
+
+
+def verdict(
+    robust: Accuracy,
+    nb_classes: int,
+    broken_by: Mapping[str, int],
+    checks: Sequence[CheckOutcome],
+    failed: Sequence[str] = (),
+) -> str:
+    """The words for an evaluation: "broken by ...", "suspicious: ..." or "no symptom found"; never more than that.
+
+    Args:
+        robust: accuracy under every attack.
+        nb_classes: of the classifier; a robust accuracy surely below 1 / nb_classes is none.
+        broken_by: title of an attack -> the points that fell to it.
+        checks: of the evaluation; none where they were not run.
+        failed: titles of attacks that stopped with an error, which is not the same as breaking nothing.
+    """
+    alarms = [check for check in checks if check.status in ("flag", "fail")]
+    suspicion = "; ".join(f"not so: {check.title}" for check in alarms)
+    if failed:
+        suspicion = "; ".join(filter(None, [suspicion, *(f"did not run: {name}" for name in failed)]))
+    if robust.high < 1 / nb_classes:
+        worst = max(broken_by, key=lambda name: broken_by[name]) if any(broken_by.values()) else "its own errors"
+        return f"broken by {worst}" + (f" (and suspicious: {suspicion})" if suspicion else "")
+    if suspicion:
+        return f"suspicious: {suspicion}"
+    done = sum(check.status == "pass" for check in checks)
+    return f"no symptom found in {done} of {len(CHECKS)} checks" if checks else "no checks were run"

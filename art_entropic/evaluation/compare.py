@@ -1,0 +1,234 @@
+"""Two evaluations of the same points, point by point."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from art_entropic import __version__
+from art_entropic.evaluation.checks import UPPER_BOUND
+from art_entropic.evaluation.result import Evaluation
+from art_entropic.ops import Array
+from art_entropic.palette import GREY
+from art_entropic.palette import colours as palette
+from art_entropic.records import Accuracy, CurvePoint, EvaluationRecord, unpack
+from art_entropic.statistics import Difference, paired_difference
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two defences on the same points.
+
+    Attributes:
+        difference: robust accuracy of the first less that of the second.
+        p: of the difference, corrected for the number of pairs that are compared (Holm 1979).
+    """
+
+    first: str
+    second: str
+    difference: Difference
+    p: float
+
+    def __str__(self) -> str:
+        one = self.difference
+        said = "differs" if self.p < SIGNIFICANCE else "no clear difference"
+        return (
+            f"{self.first} less {self.second}: {100 * one.value:+.1f} points [{100 * one.low:+.1f}, {100 * one.high:+.1f}], "
+            f"p = {self.p:.2g}, n = {one.n}: {said}"
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One defence."""
+
+    name: str
+    clean: Accuracy
+    robust: Accuracy
+    certified: Accuracy | None
+    verdict: str
+    curve: tuple[CurvePoint, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Defences under the same attack of the same points, the most robust first."""
+
+    eps: float
+    norm: str
+    battery: str
+    rows: tuple[Row, ...]
+    pairs: tuple[Pair, ...]
+
+    def plot(self, colours: Mapping[str, str] | None = None) -> Any:
+        """Security curves: robust accuracy over the radius, one line a defence, bands for the 95 % intervals.
+
+        Args:
+            colours: of defences; None takes grey for ``natural`` and a palette for colour-blind readers for the others.
+        Returns:
+            A matplotlib figure.
+        Raises:
+            ValueError: no evaluation has a curve; `evaluate` draws one with `curve_eps`.
+        """
+        from matplotlib.figure import Figure
+
+        drawn = [row for row in self.rows if row.curve]
+        if not drawn:
+            raise ValueError("`results` must have curves to be drawn, got none: evaluate with `curve_eps`")
+        shades = {**palette(row.name for row in self.rows), **(colours or {})}
+        figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+        axes = figure.subplots()
+        for row in drawn:
+            radii = [point.eps for point in row.curve]
+            low, value, high = ([100 * getattr(point.robust, end) for point in row.curve] for end in ("low", "value", "high"))
+            axes.fill_between(radii, low, high, color=shades[row.name], alpha=0.16, linewidth=0)
+            axes.plot(radii, value, marker="o", color=shades[row.name], label=row.name, markersize=4.5)
+        axes.axvline(self.eps, color=GREY, linewidth=0.8, linestyle=":")
+        axes.set_ylim(-3, 103)
+        axes.set_xlabel(f"L{self.norm} eps (dotted: the eps of the comparison)")
+        axes.set_ylabel("robust accuracy, %")
+        axes.legend(frameon=False)
+        axes.grid(alpha=0.2)
+        return figure
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each defence: shares, their 95 % intervals, n, verdict."""
+        import pandas as pd
+
+        return pd.DataFrame([self._cells(row) for row in self.rows])
+
+    def pairs_frame(self) -> pd.DataFrame:
+        """One row for each pair: difference of robust accuracy, its 95 % interval, the points on which they disagree, p."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [{"first": pair.first, "second": pair.second, **vars(pair.difference), "p": pair.p} for pair in self.pairs]
+        )
+
+    def _cells(self, row: Row) -> dict[str, Any]:
+        cells: dict[str, Any] = {"defence": row.name, "n": row.robust.n}
+        for name in ("clean", "robust", "certified"):
+            share: Accuracy | None = getattr(row, name)
+            missing = (math.nan, math.nan, math.nan)
+            values = missing if share is None else (share.value, share.low, share.high)
+            cells |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+        return {**cells, "verdict": row.verdict}
+
+    def __str__(self) -> str:
+        width = max(len(row.name) for row in self.rows)
+        lines = [f"L{self.norm} eps {self.eps:g}, battery {self.battery!r}, n = {self.rows[0].robust.n}"]
+        for row in self.rows:
+            certified = "" if row.certified is None else f", certified {_percent(row.certified)}"
+            lines.append(
+                f"{row.name:<{width}}  clean {_percent(row.clean)}, robust {_percent(row.robust)}{certified}; {row.verdict}"
+            )
+        return "\n".join([*lines, *map(str, self.pairs), UPPER_BOUND])
+
+
+def compare(results: Mapping[str, Evaluation | EvaluationRecord]) -> Comparison:
+    """Put evaluations of the same points side by side.
+
+    Args:
+        results: name of a defence -> its evaluation, or the record of one; all with the same points, ball and battery.
+    Raises:
+        ValueError: fewer than two, or not of the same points, ball and battery, or a record without its points.
+    """
+    from statsmodels.stats.multitest import multipletests
+
+    if not isinstance(results, Mapping):
+        raise TypeError(f"`results` must map names to evaluations, got {results!r} of type {type(results).__name__}")
+    for name, result in results.items():
+        if not isinstance(result, (Evaluation, EvaluationRecord)):
+            raise TypeError(f"`results` must hold evaluations or their records, got {result!r} for {name!r}")
+    if len(results) < 2:
+        raise ValueError(f"`results` must hold at least two evaluations, got {len(results)}")
+    first = next(iter(results))
+    for name, result in results.items():
+        if _ground(result) != _ground(results[first]):
+            raise ValueError(
+                f"`results` must be of the same points, ball and battery: {first!r} has {_ground(results[first])}, "
+                f"got {_ground(result)} for {name!r}"
+            )
+    ranked = sorted(results, key=lambda name: -results[name].robust.correct)
+    points = {name: points_in(name, results[name]) for name in ranked}
+    names = list(itertools.combinations(ranked, 2))
+    differences = [paired_difference(points[one], points[two]) for one, two in names]
+    corrected = multipletests([difference.p for difference in differences], method="holm")[1]
+    pairs = [Pair(*both, difference, float(p)) for both, difference, p in zip(names, differences, corrected, strict=True)]
+    eps, norm, battery, _n, _points_of = _ground(results[first])
+    return Comparison(eps, norm, battery, tuple(_row(name, results[name]) for name in ranked), tuple(pairs))
+
+
+def _ground(result: Evaluation | EvaluationRecord) -> tuple[float, str, str, int, str]:
+    if isinstance(result, EvaluationRecord):
+        points = f"{result.provenance.data_sha256[:12]} from {result.first_example}"
+    else:
+        points = result.points_sha256[:12]
+    return result.eps, result.norm, result.battery, result.robust.n, points
+
+
+def points_in(name: str, result: Evaluation | EvaluationRecord) -> Array:
+    if isinstance(result, Evaluation):
+        return result.survived
+    if result.points is None:
+        raise ValueError(f"`results` must know what became of each point, got a record of {name!r} from before that was kept")
+    return unpack(result.points.robust, result.robust.n)
+
+
+def _row(name: str, result: Evaluation | EvaluationRecord) -> Row:
+    verdict = result.verdict if isinstance(result, Evaluation) else "no checks in the record"
+    return Row(name, result.clean, result.robust, result.certified, verdict, tuple(result.curve))
+
+
+def _percent(share: Accuracy) -> str:
+    return f"{100 * share.value:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+
+
+def leaderboard_entry(result: Evaluation, *, name: str, dataset: str, architecture: str, **facts: Any) -> dict[str, Any]:
+    """One model as an entry of a leaderboard: the keys of RobustBench's model_info and more, accuracies in percent, as numbers.
+
+    Args:
+        name, dataset, architecture: of the model.
+        facts: further keys, such as link, authors, venue, additional_data.
+    Returns:
+        A dict for json.dump. ``autoattack_acc`` is None: `evaluate` runs a battery of its own, whose number is ``robust_acc``.
+    Raises:
+        ValueError: `facts` has a key that is measured here.
+    """
+    measured = {
+        "name": name,
+        "dataset": dataset,
+        "architecture": architecture,
+        "eps": result.eps,
+        "norm": result.norm,
+        "clean_acc": 100 * result.clean.value,
+        "robust_acc": 100 * result.robust.value,
+        "robust_low": 100 * result.robust.low,
+        "robust_high": 100 * result.robust.high,
+        "certified_acc": None if result.certified is None else 100 * result.certified.value,
+        "autoattack_acc": None,
+        "n": result.robust.n,
+        "battery": result.battery,
+        "attacks": [outcome.attack for outcome in result.attacks if not (outcome.error or outcome.skipped)],
+        "missing_attacks": result.missing,
+        "verdict": result.verdict,
+        "unreliable": not result.verdict.startswith("no symptom"),
+        "number_forward_passes": int(np.sum([outcome.queries for outcome in result.attacks])),
+        "evaluated_with": f"art-entropic {__version__}",
+    }
+    clash = sorted(set(measured) & set(facts))
+    if clash:
+        raise ValueError(f"`facts` must not hold what is measured here, got {', '.join(clash)}")
+    open_keys = {"link": None, "authors": None, "venue": None, "additional_data": None, "reported": None}
+    return {**open_keys, **facts, **measured}

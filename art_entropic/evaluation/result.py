@@ -1,0 +1,189 @@
+"""What an evaluation found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from art_entropic._validate import choice
+from art_entropic.evaluation.attacks import BATTERIES
+from art_entropic.evaluation.attempt import AttackRun
+from art_entropic.evaluation.checks import UPPER_BOUND
+from art_entropic.ops import Array
+from art_entropic.records import (
+    Accuracy,
+    AttackedExample,
+    AttackOutcome,
+    CheckOutcome,
+    CurvePoint,
+    Findings,
+    PointsRecord,
+    pack,
+)
+from art_entropic.statistics import accuracy
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+CURVE_BATTERY = "quick"
+# Raised with every change of the attacks' code or parameters, so that what was found before is not taken for new.
+EVALUATION_REVISION = 2
+
+
+class BatteryError(RuntimeError):
+    """No attack of a battery could run; the message says why, attack by attack."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What `evaluate` found. Every array has one entry per test point.
+
+    Attributes:
+        points_sha256: of the test points, channels last, and their classes, in their order.
+        clean_correct: bool (n,), right without an attack.
+        survived: bool (n,), right without an attack and under each attack of the battery.
+        broken_by: for each attack by name, bool (n,), the points that fell to it. In a cascade an attack sees only points that
+            the attacks before it left standing; those with a certificate meet the first attack alone, as a check of the proof.
+        runs: for each attack by name, what it did to each point, as `to_frame` shows it.
+        certified_points: bool (n,), no perturbation of the ball can change the prediction; None without a certificate.
+        clean, robust, certified: the shares, with Wilson 95 % intervals.
+        certified_reason: why there is no certificate.
+        attacks: one outcome per attack of the battery and seed, in order.
+        distances: for each of these, the distances (in the norm of the ball) of the adversarial examples that it found, inside
+            the ball or not.
+        curve: robust accuracy under the quick battery, one point per radius, ascending.
+        checks: of the evaluation, in the order of CHECKS; empty where they were not asked for.
+        verdict: "no symptom found ...", "suspicious: ..." or "broken by ...".
+        examples: points that fell, beside what they fell to.
+    """
+
+    eps: float
+    norm: str
+    battery: str
+    seeds: tuple[int, ...]
+    points_sha256: str
+    clean_correct: Array
+    survived: Array
+    broken_by: dict[str, Array]
+    runs: dict[str, AttackRun]
+    certified_points: Array | None
+    clean: Accuracy
+    robust: Accuracy
+    certified: Accuracy | None
+    certified_reason: str | None
+    attacks: list[AttackOutcome]
+    distances: list[Array]
+    curve: list[CurvePoint]
+    checks: list[CheckOutcome]
+    verdict: str
+    examples: list[AttackedExample]
+    seconds: float
+
+    @property
+    def missing(self) -> list[str]:
+        """The attacks of the battery that did not run, each with the reason."""
+        return [f"{one.attack}: {one.error or one.skipped}" for one in self.attacks if one.error or one.skipped]
+
+    def points_record(self) -> PointsRecord:
+        """What became of each point, for a record."""
+        return PointsRecord(
+            clean=pack(self.clean_correct),
+            robust=pack(self.survived),
+            certified=None if self.certified_points is None else pack(self.certified_points),
+            broken_by={name: pack(broken) for name, broken in self.broken_by.items()},
+        )
+
+    def findings(self) -> Findings:
+        """What `join_findings` takes: all but the checks, without an array as large as the points."""
+        return Findings(
+            clean=self.clean,
+            robust=self.robust,
+            certified=self.certified,
+            certified_reason=self.certified_reason,
+            attacks=self.attacks,
+            distances=[distances.tolist() for distances in self.distances],
+            curve=self.curve,
+            points=self.points_record(),
+            examples=self.examples,
+            seconds=self.seconds,
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but what became of each point, for a file in JSON."""
+        names = ("eps", "norm", "battery", "seeds", "clean", "robust", "certified", "certified_reason", "verdict", "missing",
+                 "attacks", "curve", "checks", "seconds")  # fmt: skip
+        return {name: getattr(self, name) for name in names} | {"points": self.points_record(), "note": UPPER_BOUND}
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each point and attack: attacked, success, distance (in the norm of the ball), queries, seconds.
+
+        The seconds of an attack are shared out by queries. Distance is that of the adversarial example found, inside the ball
+        or not, NaN without one. Queries are those of which the attack told what they are about.
+        """
+        import pandas as pd
+
+        n = len(self.clean_correct)
+        frames = []
+        for name, run in self.runs.items():
+            seconds = sum(one.seconds for one in self.attacks if one.attack == self._titles[name])
+            share = run.queries / max(1, int(run.queries.sum()))
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "point": np.arange(n),
+                        "attack": name,
+                        "clean": self.clean_correct,
+                        "attacked": run.attacked,
+                        "success": run.broken,
+                        "distance": run.distance,
+                        "queries": run.queries,
+                        "seconds": seconds * share,
+                    }
+                )
+            )
+        return pd.concat(frames, ignore_index=True)
+
+    def distance_curve(self, attack: str) -> list[CurvePoint]:
+        """Robust accuracy over the radius as an attack that looks for the nearest adversarial example sees it.
+
+        A point stands at every radius below the distance of what the attack found, everywhere if it found nothing, nowhere if
+        it is wrong without an attack. In a cascade the attack was given only what the others left standing: for a curve of
+        all points evaluate with `cascade=False`.
+
+        Args:
+            attack: a name of the battery's attacks; most telling for `minimum_norm` and `hop_skip_jump`.
+        Returns:
+            One point for each distance, ascending, of the points that the attack was given and those that are wrong.
+        Raises:
+            ValueError: no attack of that name ran, or it was given no point.
+        """
+        choice("attack", attack, self.runs)
+        run = self.runs[attack]
+        given = run.attacked
+        if not given.any():
+            raise ValueError(f"`attack` must have been given a point, got {attack!r}, which was given none")
+        kept = given | ~self.clean_correct
+        distance = np.where(self.clean_correct, np.where(np.isfinite(run.distance), run.distance, np.inf), 0.0)[kept]
+        radii = np.unique(np.concatenate([[0.0], distance[np.isfinite(distance)]]))
+        return [CurvePoint(eps=float(radius), robust=accuracy(distance > radius)) for radius in radii]
+
+    @property
+    def _titles(self) -> dict[str, str]:
+        names = BATTERIES[self.battery]
+        return {name: outcome.attack for name, outcome in zip(names * len(self.seeds), self.attacks, strict=True)}
+
+    def __str__(self) -> str:
+        shares = f"clean {_shown(self.clean)}, robust {_shown(self.robust)}"
+        certified = "" if self.certified is None else f", certified {_shown(self.certified)}"
+        missing = f" The battery was incomplete: {'; '.join(self.missing)}." if self.missing else ""
+        return (
+            f"{shares}{certified}; n = {self.robust.n}, L{self.norm} eps {self.eps:g}, battery {self.battery!r}. "
+            f"Verdict: {self.verdict}. {UPPER_BOUND}{missing}"
+        )
+
+
+def _shown(share: Accuracy) -> str:
+    return f"{share.value:.1%} [{share.low:.1%}, {share.high:.1%}]"

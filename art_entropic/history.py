@@ -1,0 +1,84 @@
+"""What a retraining tells: terms of each epoch, which epoch was taken, how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from art_entropic.palette import GREY, colours
+from art_entropic.records import Epoch
+
+# Of the data, on which the line at the end shows the clean accuracy before and after.
+SHOWN_POINTS = 512
+# Steps of the ramp below which eps grows faster than a network follows.
+LEAST_RAMP = 100
+Callback = Callable[[Epoch], Any]
+LOSS_TERMS = ("loss", "cross_entropy", "worst_case_cross_entropy", "information")
+SHARES = ("accuracy", "certified_accuracy")
+
+
+@dataclass
+class History:
+    """What a retraining did, epoch by epoch.
+
+    Attributes:
+        epochs: one record per finished epoch.
+        best_epoch: number of the epoch whose weights the classifier holds now; None before the first.
+        seconds: wall-clock time of training, validation included.
+        seed: that reproduces the run.
+        stopped_early: whether early stopping or a callback ended it.
+        settings: eps, beta, k and all else that determined the loss.
+    """
+
+    epochs: list[Epoch] = field(default_factory=list)
+    best_epoch: int | None = None
+    seconds: float = 0.0
+    seed: int = 0
+    stopped_early: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def terms(self, name: str) -> list[float]:
+        """One term of the loss over the epochs.
+
+        Raises:
+            KeyError: there is no such term; the message lists those that are.
+        """
+        known = sorted({term for epoch in self.epochs for term in epoch.terms})
+        if self.epochs and name not in known:
+            raise KeyError(f"no term {name!r} in this history, there are {', '.join(known)}")
+        return [epoch.terms[name] for epoch in self.epochs]
+
+    def plot(self) -> Any:
+        """Terms of the loss, and what is right and what is certified, over the epochs; validation dashed.
+
+        Returns:
+            A matplotlib figure.
+        Raises:
+            ValueError: no epoch has finished.
+        """
+        from matplotlib.figure import Figure
+
+        if not self.epochs:
+            raise ValueError("`history` must have at least one finished epoch to be drawn, got none")
+        figure = Figure(figsize=(9.2, 3.4), layout="constrained")
+        for axes, names, unit in zip(figure.subplots(1, 2), (LOSS_TERMS, SHARES), ("nats", "%"), strict=True):
+            shown = [name for name in names if name in self.epochs[0].terms]
+            for name, shade in colours(shown).items():
+                for line, validation in (("-", False), ("--", True)):
+                    at, values = self._series(name, validation=validation)
+                    told = {} if validation else {"label": name.replace("_", " ")}
+                    scaled = [100 * value for value in values] if unit == "%" else values
+                    axes.plot(at, scaled, line, marker=".", color=shade, **told)
+            if self.best_epoch is not None:
+                axes.axvline(self.best_epoch, color=GREY, alpha=0.5, linewidth=0.8, linestyle=":")
+            axes.set_xlabel("epoch (dotted: the best one; dashed: validation)")
+            axes.set_ylabel(unit)
+            axes.legend(frameon=False, fontsize=9)
+            axes.grid(alpha=0.2)
+        return figure
+
+    def _series(self, name: str, *, validation: bool) -> tuple[list[int], list[float]]:
+        """Epochs that have a term, and its values."""
+        sides = [(one.epoch, (one.validation or {}) if validation else one.terms) for one in self.epochs]
+        return [epoch for epoch, side in sides if name in side], [side[name] for _, side in sides if name in side]

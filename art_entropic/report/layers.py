@@ -1,0 +1,113 @@
+"""Where information goes in the networks of a section."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from art_entropic.analysis.figures import plot_layers
+from art_entropic.analysis.readings import PROFILE_MEASURES
+from art_entropic.backends.registry import FRAMEWORKS
+from art_entropic.benchmark.defences import DEFENCES
+from art_entropic.records import AnyRecord, Ground, ProfileRecord, ProfileRow, ground_of
+from art_entropic.report.figures import Figure, axes_of, inline_svg
+from art_entropic.report.sections import INK, Section, colour, title_of
+
+SHOWN_MEASURES = ("interval", "rivals")
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Where the information goes in the networks of one framework: a table and its figures."""
+
+    framework: str
+    n: int
+    resolution: float
+    measures: tuple[str, ...]  # titles
+    models: tuple[str, ...]  # titles
+    rows: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]  # layer -> for each measure the numbers of the models
+    sentence: str
+    notes: tuple[str, ...]
+    figures: tuple[Figure, ...]
+
+
+def information(section: Section, records: Iterable[AnyRecord], *, salt: str, drawing: bool) -> list[Layers]:
+    """The latest profile of each framework on the ground of a section.
+
+    Args:
+        salt: makes the SVG identifiers of several sections on one page differ.
+        drawing: whether there is matplotlib.
+    """
+    ground = Ground(section.problem, section.network, section.n_train_limit, section.eps, section.norm)
+    latest = {
+        record.framework: record
+        for record in records
+        if isinstance(record, ProfileRecord)
+        and (ground_of(record), record.first_example) == (ground, section.first_example)
+        and record.n <= section.n
+    }
+    return [
+        _layers(latest[framework], salt=f"{salt}-{framework}-information", drawing=drawing)
+        for framework in section.frameworks
+        if framework in latest
+    ]
+
+
+def _layers(record: ProfileRecord, *, salt: str, drawing: bool) -> Layers:
+    models = tuple(dict.fromkeys(row.model for row in record.rows))
+    measures = tuple(name for name in SHOWN_MEASURES if any(_is_layer(row, name) for row in record.rows))
+    places = dict.fromkeys((row.position, row.layer) for row in record.rows if row.layer)
+    framework = title_of(FRAMEWORKS, record.framework)
+    return Layers(
+        framework=framework,
+        n=record.n,
+        resolution=record.resolution,
+        measures=tuple(PROFILE_MEASURES[measure].title for measure in measures),
+        models=tuple(title_of(DEFENCES, model) for model in models),
+        rows=tuple(
+            (layer, tuple(tuple(_reading(record, model, layer, measure) for model in models) for measure in measures))
+            for _, layer in sorted(places)
+        ),
+        sentence=_said_of_layers(record, models),
+        notes=record.notes,
+        figures=tuple(_profile_figure(record, name, framework, salt=f"{salt}-{name}") for name in measures if drawing),
+    )
+
+
+def _is_layer(row: ProfileRow, measure: str) -> bool:
+    return row.measure == measure and bool(row.layer) and row.value is not None and math.isfinite(float(row.value))
+
+
+def _per_unit(row: ProfileRow) -> float:
+    return math.nan if row.value is None else float(row.value) / row.units
+
+
+def _reading(record: ProfileRecord, model: str, layer: str, measure: str) -> str:
+    found = [row for row in record.rows if (row.model, row.layer, row.measure) == (model, layer, measure)]
+    return f"{_per_unit(found[0]):.3g}" if found and found[0].value is not None else "-"
+
+
+def _said_of_layers(record: ProfileRecord, models: Sequence[str]) -> str:
+    """What reaches the decision, in one sentence."""
+    parts = []
+    for model in models:
+        rows = [row for row in record.rows if row.model == model and _is_layer(row, SHOWN_MEASURES[-1])]
+        if rows:
+            deepest = max(rows, key=lambda row: row.position)
+            parts.append(f"{title_of(DEFENCES, model)} {float(deepest.value or 0):.3g}")
+    said = "Nats at the logits, were the perturbations that aim at the rivals a Gaussian signal of the same covariance"
+    return f"{said}: {', '.join(parts)}." if parts else ""
+
+
+def _profile_figure(record: ProfileRecord, measure: str, framework: str, *, salt: str) -> Figure:
+    axes, figure = axes_of()
+    models = tuple(dict.fromkeys(row.model for row in record.rows))
+    plot_layers(axes, record.rows, measure, {model: colour(model) for model in models})
+    axes.set_title(f"{framework}: {PROFILE_MEASURES[measure].title}", loc="left", fontsize=10, color=INK)
+    caption = f"{PROFILE_MEASURES[measure].title}, nats per unit through the layers, {framework}"
+    lines = []
+    for model in models:
+        rows = [row for row in record.rows if row.model == model and _is_layer(row, measure)]
+        lines.append(f"{title_of(DEFENCES, model)} " + ", ".join(f"{_per_unit(row):.3g} in {row.layer}" for row in rows))
+    return Figure(caption, inline_svg(figure, f"{caption}: {'; '.join(lines)}", salt))

@@ -1,0 +1,416 @@
+"""Records, pooled over seeds: one section for each data set, network, radius and framework."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from art_entropic.backends.registry import FRAMEWORKS
+from art_entropic.benchmark.defences import DEFENCES
+from art_entropic.benchmark.problems import PROBLEMS
+from art_entropic.benchmark.provenance import OTHER_LOAD
+from art_entropic.benchmark.store import TITLE
+from art_entropic.evaluation.attacks import ATTACKS
+from art_entropic.palette import NATURAL, PALETTE
+from art_entropic.records import (
+    Accuracy,
+    AnyRecord,
+    AttackOutcome,
+    CheckOutcome,
+    ChecksRecord,
+    EvaluationRecord,
+    Ground,
+    MeasurementRecord,
+    ProfileRecord,
+    Seat,
+    TrainingRecord,
+    ground_of,
+    seat_of,
+    unpack,
+)
+from art_entropic.statistics import Difference, paired_difference
+
+UPPER_BOUND = "an upper bound: a better attack may do better"
+SECONDS_NOTE = (
+    "Training seconds are those of the defence alone, on top of the natural training that all of them start from; "
+    "the ratio is to that natural training."
+)
+RunRecord = TrainingRecord | EvaluationRecord | ChecksRecord | ProfileRecord
+BUSY = 0.1
+INK = "#010203"  # stands for the page's own text colour in a figure, see `inline_svg`
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An accuracy: of one seed with its Wilson 95 % interval, or the mean of several with their lowest and highest."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    n_seeds: int
+
+    def overlaps(self, other: Estimate) -> bool:
+        return self.low <= other.high and other.low <= self.high
+
+    def __str__(self) -> str:
+        return f"{percent(self.value)} [{percent(self.low)}, {percent(self.high)}]"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One defence, or a variant of it, on one framework, its seeds pooled.
+
+    What was not measured is None, and `remark` says why.
+    """
+
+    framework: str
+    defence: str
+    variant: str = ""
+    clean: Estimate | None = None
+    robust: Estimate | None = None
+    certified: Estimate | None = None
+    certified_reason: str | None = None
+    seconds: float | None = None
+    ratio: float | None = None
+    remark: str | None = None
+    notes: tuple[str, ...] = ()
+    curve: tuple[tuple[float, Estimate], ...] = ()
+    attacks: tuple[AttackOutcome, ...] = ()
+    tests: tuple[EvaluationRecord, ...] = ()  # one a seed
+    training: TrainingRecord | None = None
+    busy: bool = False  # others used the machine while it trained
+    diverged: bool = False  # in every seed
+    verdicts: tuple[str, ...] = ()  # of the sanity checks, one a seed
+    checks: tuple[CheckOutcome, ...] = ()  # of the first seed
+    colour: str = ""  # in figures: its defence's, for a variant one of its own
+
+    @property
+    def framework_title(self) -> str:
+        return title_of(FRAMEWORKS, self.framework)
+
+    @property
+    def defence_title(self) -> str:
+        title = title_of(DEFENCES, self.defence)
+        return f"{title}: {self.variant}" if self.variant else title
+
+    @property
+    def ours(self) -> bool:
+        return self.defence in DEFENCES and DEFENCES[self.defence].ours
+
+    @property
+    def css_colour(self) -> str:
+        return self.colour.replace(INK, "currentColor")
+
+    @property
+    def shown(self) -> EvaluationRecord | None:
+        """Of the first seed, for the gallery."""
+        return self.tests[0] if self.tests else None
+
+    @property
+    def verdict(self) -> str | None:
+        """In words, of every seed where they differ; None where nothing was checked."""
+        return " / ".join(dict.fromkeys(self.verdicts)) or None
+
+    @property
+    def settings(self) -> str:
+        """What the training was told, as one line."""
+        told = {} if self.training is None else self.training.settings
+        return ", ".join(f"{name} {value}" for name, value in told.items() if name not in ("data", TITLE))
+
+    @property
+    def passes(self) -> str | None:
+        """Forward and backward passes of one batch through the network over the whole training."""
+        if self.training is None or not self.training.forward_passes:
+            return None
+        return f"{self.training.forward_passes} / {self.training.backward_passes}"
+
+    def at(self, eps: float) -> Estimate | None:
+        """The point of the security curve at a radius."""
+        return dict(self.curve).get(eps)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One comparison: every row was attacked alike, on the same points."""
+
+    problem: str
+    network: str
+    n_train_limit: int | None
+    eps: float
+    norm: str
+    battery: str | None
+    n: int
+    first_example: int
+    seeds: tuple[int, ...]
+    rows: tuple[Row, ...]
+    name: str | None = None  # the title that its plan asked for
+
+    @property
+    def title(self) -> str:
+        """Name of the comparison, with its network, and the number of training points where there were not all of them."""
+        parts = [self.name or title_of(PROBLEMS, self.problem)]
+        if self.network:
+            parts.append(f"network {self.network}")
+        if self.n_train_limit is not None:
+            parts.append(f"first {self.n_train_limit} training points")
+        return ", ".join(parts)
+
+    @property
+    def radius(self) -> str:
+        return f"L{self.norm} eps {self.eps:g}"
+
+    @property
+    def frameworks(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(row.framework for row in self.rows))
+
+    @property
+    def groups(self) -> tuple[tuple[str, tuple[Row, ...]], ...]:
+        """Rows by framework title."""
+        return tuple(
+            (title_of(FRAMEWORKS, framework), tuple(row for row in self.rows if row.framework == framework))
+            for framework in self.frameworks
+        )
+
+    @property
+    def curve_eps(self) -> tuple[float, ...]:
+        return tuple(sorted({eps for row in self.rows for eps, _ in row.curve}))
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(attack.attack for row in self.rows for attack in row.attacks))
+
+    @property
+    def caption(self) -> str:
+        if self.battery is None:
+            return f"{self.radius}: no network has been attacked yet."
+        seeds = ", ".join(map(str, self.seeds))
+        attacks = f" ({'; '.join(title_of(ATTACKS, name) for name in self.attacks)})" if self.attacks else ""
+        brackets = (
+            "Brackets: Wilson 95 % interval."
+            if len(self.seeds) == 1
+            else f"Mean over {len(self.seeds)} seeds; brackets: lowest and highest seed."
+        )
+        points = f"{self.n} test points" + (f" from number {self.first_example} on" if self.first_example else "")
+        return (
+            f"Attack battery {self.battery}{attacks}, {self.radius}, n = {points}, "
+            f"seed{'s' if len(self.seeds) > 1 else ''} {seeds}. {brackets} Robust accuracy is {UPPER_BOUND}."
+        )
+
+
+def busy_note(section: Section) -> str | None:
+    """Whose seconds cannot be compared, None where all can."""
+    rows = [f"{row.defence_title} on {row.framework_title}" for row in section.rows if row.busy]
+    if not rows:
+        return None
+    return (
+        f"Training seconds are unsure, because other programs used more than {BUSY:.0%} of the machine during the training "
+        f"of {', '.join(rows)}. Run it again, in a new folder, with nothing else running."
+    )
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one decimal, without its sign."""
+    return f"{100 * share:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds with a precision that fits their size."""
+    return f"{seconds:.2g}" if seconds < 1 else f"{seconds:.1f}" if seconds < 100 else f"{seconds:.0f}"
+
+
+def title_of(table: Any, name: str) -> str:
+    row = table.get(name)
+    return name if row is None else str(row.title)
+
+
+def rank(table: Any, name: str) -> tuple[int, str]:
+    """Order of a table, names of another version's tables last."""
+    names = list(table)
+    return (names.index(name) if name in names else len(names), name)
+
+
+def pool(accuracies: Sequence[Accuracy]) -> Estimate | None:
+    """One accuracy per seed -> one estimate; None where there is none.
+
+    Seeds share their test points, so their counts are not added: several seeds show their own spread instead.
+    """
+    if not accuracies:
+        return None
+    if len(accuracies) == 1:
+        only = accuracies[0]
+        return Estimate(only.value, only.low, only.high, only.n, 1)
+    values = [accuracy.value for accuracy in accuracies]
+    return Estimate(sum(values) / len(values), min(values), max(values), accuracies[0].n, len(values))
+
+
+def paired(row: Row, rival: Row) -> Difference | None:
+    """Robust accuracy of a row less that of its rival, on the same points and over the seeds that both have.
+
+    None where the records of either do not tell what became of each point.
+    """
+    ours, theirs = ({test.seed: test for test in one.tests if test.points is not None} for one in (row, rival))
+    seeds = sorted(set(ours) & set(theirs))
+    if not seeds:
+        return None
+    first, second = (np.stack([_survivors(tests[seed]) for seed in seeds]) for tests in (ours, theirs))
+    return paired_difference(first, second)
+
+
+def _survivors(test: EvaluationRecord) -> np.ndarray:
+    if test.points is None:
+        raise ValueError(f"the record {test.key} must know what became of each point")
+    return unpack(test.points.robust, test.robust.n)
+
+
+def sections(records: Iterable[AnyRecord]) -> list[Section]:
+    """Records -> comparisons, in the order of their first appearance.
+
+    Evaluations belong together where problem, network, training points, eps, norm, battery and test points agree. A
+    training that has no evaluation (unavailable, diverged, interrupted) shows in every comparison on its ground.
+    """
+    trainings: dict[str, TrainingRecord] = {}
+    latest: dict[Ground, dict[Seat, TrainingRecord]] = {}
+    evaluations: dict[tuple[Ground, str | None, int, int], dict[Seat, EvaluationRecord]] = {}
+    checks: dict[str, ChecksRecord] = {}
+    for record in records:
+        if isinstance(record, (MeasurementRecord, ProfileRecord)):
+            continue
+        if isinstance(record, ChecksRecord):
+            checks[record.evaluation_key] = record
+            continue
+        ground, seat = ground_of(record), seat_of(record)
+        if isinstance(record, TrainingRecord):
+            trainings[record.key] = record
+            latest.setdefault(ground, {})[seat] = record
+        else:
+            points = record.clean.n, record.first_example
+            evaluations.setdefault((ground, record.battery, *points), {})[seat] = record
+    attacked = {ground for ground, *_ in evaluations}
+    for ground in latest:
+        if ground not in attacked:
+            evaluations[(ground, None, 0, 0)] = {}
+    return [
+        _section(ground, battery, n, first, tests, latest.get(ground, {}), trainings, checks)
+        for (ground, battery, n, first), tests in evaluations.items()
+    ]
+
+
+def _section(
+    ground: Ground,
+    battery: str | None,
+    n: int,
+    first_example: int,
+    evaluations: dict[Seat, EvaluationRecord],
+    latest: dict[Seat, TrainingRecord],
+    by_key: dict[str, TrainingRecord],
+    checks: dict[str, ChecksRecord],
+) -> Section:
+    trained = dict(latest)
+    for seat, evaluation in evaluations.items():
+        training = by_key.get(evaluation.training_key)
+        if training is not None:
+            trained[seat] = training
+    seats = dict.fromkeys([*trained, *evaluations])
+    variants = list(dict.fromkeys(seat.variant for seat in seats))
+    places = {(rank(FRAMEWORKS, s.framework), rank(DEFENCES, s.defence), variants.index(s.variant), s[:3]) for s in seats}
+    seeds = tuple(sorted({seat.seed for seat in seats}))
+    rows = [_row(*place, seeds, trained, evaluations, checks) for *_, place in sorted(places)]
+    names = {training.settings.get(TITLE) for training in trained.values()}
+    name = str(names.pop()) if len(names) == 1 and None not in names else None
+    return Section(*ground, battery=battery, n=n, first_example=first_example, seeds=seeds, rows=_coloured(rows), name=name)
+
+
+def _coloured(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Rows with their colours; a variant takes one that no defence of the section has, as long as there are any."""
+    taken = {colour(row.defence) for row in rows if not row.variant}
+    free = [shade for shade in PALETTE if shade not in taken] or list(PALETTE)
+    variants = list(dict.fromkeys((row.defence, row.variant) for row in rows if row.variant))
+    shades = {variant: free[number % len(free)] for number, variant in enumerate(variants)}
+    return tuple(replace(row, colour=shades.get((row.defence, row.variant), colour(row.defence))) for row in rows)
+
+
+def _row(
+    framework: str,
+    defence: str,
+    variant: str,
+    seeds: Sequence[int],
+    trained: dict[Seat, TrainingRecord],
+    evaluations: dict[Seat, EvaluationRecord],
+    checks: dict[str, ChecksRecord],
+) -> Row:
+    seats = [Seat(framework, defence, variant, seed) for seed in seeds]
+    runs = [trained[seat] for seat in seats if seat in trained]
+    tests = [evaluations[seat] for seat in seats if seat in evaluations]
+    done = [run for run in runs if run.status == "done"]
+    starts = [trained.get(Seat(framework, NATURAL, "", seed)) for seed in seeds]
+    natural = [run for run in starts if run is not None and run.status == "done"]
+    seconds = _mean([run.seconds for run in done])
+    base = _mean([run.seconds for run in natural if run.seed in {one.seed for one in done}])
+    certified = [test.certified for test in tests if test.certified is not None]
+    checked = [checks[test.key] for test in tests if test.key in checks]
+    return Row(
+        framework=framework,
+        defence=defence,
+        variant=variant,
+        clean=pool([test.clean for test in tests]),
+        robust=pool([test.robust for test in tests]),
+        certified=pool(certified),
+        certified_reason=next((test.certified_reason for test in tests if test.certified_reason), None),
+        seconds=seconds,
+        ratio=seconds / base if seconds is not None and base else None,
+        remark=_remark(runs, tests),
+        notes=tuple(dict.fromkeys(note for run in runs for note in run.notes)),
+        curve=_pool_curves(tests),
+        attacks=tuple(outcome for test in tests for outcome in test.attacks),
+        tests=tuple(tests),
+        training=done[0] if done else None,
+        busy=any(_other_load(run) > BUSY for run in done),
+        diverged=bool(runs) and all(run.status == "diverged" for run in runs),
+        verdicts=tuple(record.verdict for record in checked),
+        checks=tuple(checked[0].checks) if checked else (),
+    )
+
+
+def _other_load(run: TrainingRecord) -> float:
+    load = run.settings.get(OTHER_LOAD)
+    return float(load) if isinstance(load, (int, float)) else 0.0
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _remark(runs: Sequence[TrainingRecord], tests: Sequence[EvaluationRecord]) -> str | None:
+    """Why numbers are missing, in the words of the record; None where none is."""
+    parts = []
+    for status in ("unavailable", "diverged"):
+        failed = [run for run in runs if run.status == status]
+        if failed:
+            which = "" if len(failed) == len(runs) else f" ({len(failed)} of {len(runs)} seeds)"
+            parts.append(f"{failed[0].reason or f'{status}, no reason recorded'}{which}")
+    waiting = sum(run.status == "done" for run in runs) - len(tests)
+    if waiting > 0:
+        parts.append("trained, not attacked yet" + (f" ({waiting} of {len(runs)} seeds)" if len(runs) > 1 else ""))
+    return "; ".join(parts) or None
+
+
+def _pool_curves(tests: Sequence[EvaluationRecord]) -> tuple[tuple[float, Estimate], ...]:
+    points: dict[float, list[Accuracy]] = {}
+    for test in tests:
+        for point in test.curve:
+            points.setdefault(point.eps, []).append(point.robust)
+    pooled = ((eps, pool(points[eps])) for eps in sorted(points))
+    return tuple((eps, estimate) for eps, estimate in pooled if estimate is not None)
+
+
+def colour(defence: str) -> str:
+    """The one colour of a defence in all figures; natural training has the colour of the text."""
+    if defence == NATURAL:
+        return INK
+    names = sorted((name for name in DEFENCES if name != NATURAL), key=lambda name: not DEFENCES[name].default)
+    position = names.index(defence) if defence in names else len(names)
+    return PALETTE[position % len(PALETTE)]

@@ -1,0 +1,104 @@
+"""How strongly each part of the loss counts as a retraining goes on, and how the learning rate falls."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from art_entropic._validate import finite, non_negative
+from art_entropic.backends.protocol import Backend, Controls
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How eps, k and beta change over a retraining.
+
+    Nothing for a share `warmup`. Then, over the first share `pure` of the ramp, the pure form: eps grows to its full value and
+    beta to `pure_beta`, k stays 0. Over the rest of the ramp k grows to its full value and beta moves to its own. Without a
+    pure phase all three grow together over the ramp. Full strength from there on.
+
+    Args:
+        eps, k, beta: full values.
+        warmup: share of the retraining that stays at 0, in [0, 1].
+        ramp: share of the retraining after it until full strength, in [0, 1].
+        pure: share of the retraining, at the beginning of the ramp, in the pure form, in [0, ramp].
+        pure_beta: beta at the end of the pure phase.
+    """
+
+    eps: float
+    k: float
+    beta: float
+    warmup: float = 0.0
+    ramp: float = 0.5
+    pure: float = 0.0
+    pure_beta: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("warmup", "ramp", "pure"):
+            value = finite(name, getattr(self, name))
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"`{name}` must be a share of the retraining in [0, 1], got {value!r}")
+        if self.warmup + self.ramp > 1.0:
+            raise ValueError(f"`warmup` + `ramp` must not exceed 1, got {self.warmup!r} + {self.ramp!r}")
+        if self.pure > self.ramp:
+            raise ValueError(
+                f"`pure` must not exceed `ramp`, of which it is the beginning, got {self.pure!r} and {self.ramp!r}"
+            )
+        non_negative("pure_beta", self.pure_beta)
+
+    def is_full(self, progress: float) -> bool:
+        """Whether eps, k and beta have their full values at `progress` in [0, 1] of the retraining."""
+        # The end of the ramp is reached up to rounding, so that an epoch that ends there counts as one at full strength.
+        return progress >= self.warmup + self.ramp - 1e-9
+
+    def at(self, progress: float) -> Controls:
+        """Controls at `progress` in [0, 1] of the retraining."""
+        if self.is_full(progress):
+            return self.full()
+        if self.pure == 0.0:
+            strength = _share(progress, self.warmup, self.ramp)
+            return Controls(self.eps * strength, self.k * strength, self.beta * strength)
+        first = _share(progress, self.warmup, self.pure)
+        second = _share(progress, self.warmup + self.pure, self.ramp - self.pure)
+        beta = self.pure_beta * first + (self.beta - self.pure_beta) * second
+        return Controls(self.eps * first, self.k * second, beta)
+
+    def full(self) -> Controls:
+        return Controls(self.eps, self.k, self.beta)
+
+
+def _share(progress: float, start: float, length: float) -> float:
+    """How much of a stretch of the retraining is over, in [0, 1]."""
+    if length <= 0.0:
+        return float(progress >= start)
+    return min(1.0, max(0.0, (progress - start) / length))
+
+
+DECAY = 0.5
+
+
+@contextlib.contextmanager
+def falling_rate(backend: Backend, decay: float) -> Iterator[Callable[[float], None]]:
+    """Gives a function that sets the learning rates for a progress in [0, 1]; afterwards they are what they were.
+
+    With a decay of 0 nothing is touched: the optimizer may follow a schedule of its own.
+    """
+    if not decay:
+        yield lambda progress: None
+        return
+    rates = backend.learning_rates
+
+    def set_rates(progress: float) -> None:
+        factor = decayed(progress, decay)
+        backend.learning_rates = tuple(rate * factor for rate in rates)
+
+    try:
+        yield set_rates
+    finally:
+        backend.learning_rates = rates
+
+
+def decayed(progress: float, decay: float) -> float:
+    """Factor of the learning rate at `progress` in [0, 1]: 1, then falling linearly to 0 over the last share `decay`."""
+    return 1.0 if decay <= 0 or progress <= 1.0 - decay else max(0.0, (1.0 - progress) / decay)
