@@ -23,9 +23,9 @@ def accuracy(correct: np.ndarray | int, n: int | None = None) -> Accuracy:
         n: number of points, > 0. Taken from the array where one is given.
     Raises:
         ValueError: no point at all, or more right ones than points.
-    Source: Wilson 1927, through statsmodels.
+    Source: Wilson 1927, through SciPy.
     """
-    from statsmodels.stats.proportion import proportion_confint
+    from scipy.stats import binomtest
 
     if isinstance(correct, np.ndarray):
         _check_points("correct", correct)
@@ -35,8 +35,8 @@ def accuracy(correct: np.ndarray | int, n: int | None = None) -> Accuracy:
     count = int(np.sum(correct))
     if not 0 <= count <= n:
         raise ValueError(f"`correct` must lie between 0 and n = {n}, got {count}")
-    low, high = proportion_confint(count, n, alpha=0.05, method="wilson")
-    return Accuracy(correct=count, n=int(n), low=max(0.0, float(low)), high=min(1.0, float(high)))
+    interval = binomtest(count, n).proportion_ci(0.95, "wilson")
+    return Accuracy(correct=count, n=int(n), low=max(0.0, float(interval.low)), high=min(1.0, float(interval.high)))
 
 
 def bootstrap_interval(values: np.ndarray, *, median: bool = False, seed: int = 0) -> tuple[float, float]:
@@ -91,7 +91,7 @@ def paired_difference(first: np.ndarray, second: np.ndarray, seed: int = 0) -> D
         seed: of the bootstrap.
     Raises:
         ValueError: not two arrays of the same shape.
-    Source: exact McNemar test (McNemar 1947) through statsmodels; percentile bootstrap of the paired difference through SciPy.
+    Source: exact McNemar test (McNemar 1947), percentile bootstrap of the paired difference, both through SciPy.
     """
     from scipy.stats import bootstrap
 
@@ -118,30 +118,23 @@ def paired_difference(first: np.ndarray, second: np.ndarray, seed: int = 0) -> D
 
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact two-sided p of a difference between paired shares, from the points on which they disagree."""
-    from statsmodels.stats.contingency_tables import mcnemar as test
+    from scipy.stats import binomtest
 
-    return float(test([[0, only_first], [only_second, 0]], exact=True).pvalue)
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean over repetitions, with the sample standard deviation; NaN for one repetition."""
-
-    n: int
-    mean: float
-    deviation: float
+    apart = only_first + only_second
+    return float(binomtest(only_first, apart).pvalue) if apart else 1.0
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation over seeds.
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number, each test at its rank: of m, the k-th smallest counts m - k + 1 times (Holm 1979).
 
-    Raises:
-        ValueError: no value at all, or one that is not finite.
+    >>> holm([0.04, 0.01, 0.03])
+    [0.06, 0.03, 0.06]
     """
-    array = np.asarray(values, np.float64)
-    if array.ndim != 1 or len(array) == 0 or not np.isfinite(array).all():
-        raise ValueError(f"`values` must be at least one finite number, got {values!r}")
-    return Spread(len(array), float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else math.nan)
+    order = np.argsort(p_values, kind="stable")
+    steps = np.arange(len(p_values), 0, -1) * np.asarray(p_values, np.float64)[order]
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    return [float(p) for p in corrected]
 
 
 def _check_points(name: str, points: np.ndarray) -> None:

@@ -23,7 +23,7 @@ from art_entropic.cli.main import _COMMANDS, _parser, main
 from art_entropic.cli.user_code import load_arrays, made_by
 
 HEAVY = (
-    "art", "torch", "tensorflow", "keras", "sklearn", "scipy", "statsmodels", "matplotlib", "rich", "jinja2", "pooch",
+    "art", "torch", "tensorflow", "keras", "sklearn", "scipy", "matplotlib", "rich", "jinja2", "pooch",
     "tqdm",
 )  # fmt: skip
 

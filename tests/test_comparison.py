@@ -11,7 +11,7 @@ from art_entropic.benchmark.changes import compare_runs
 from art_entropic.cli.main import main
 from art_entropic.evaluation.evaluate import evaluate
 from art_entropic.records import PointsRecord, pack
-from art_entropic.statistics import accuracy, mcnemar, paired_difference, spread
+from art_entropic.statistics import accuracy, mcnemar, paired_difference
 
 
 @pytest.fixture
@@ -63,14 +63,6 @@ def test_seeds_share_their_points():
 def test_points_that_are_no_pairs_are_refused(second):
     with pytest.raises(ValueError, match="`second` must"):
         paired_difference(np.ones(4, bool), second)
-
-
-def test_spread_over_seeds():
-    assert (spread([1.0, 2.0, 4.0]).mean, spread([1.0, 2.0, 4.0]).n) == (pytest.approx(7 / 3), 3)
-    np.testing.assert_allclose(spread([1.0, 2.0, 4.0]).deviation, np.std([1, 2, 4], ddof=1))
-    assert np.isnan(spread([1.0]).deviation)
-    with pytest.raises(ValueError, match="at least one finite number"):
-        spread([])
 
 
 def test_defences_side_by_side(result):

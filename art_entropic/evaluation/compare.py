@@ -17,7 +17,7 @@ from art_entropic.ops import Array
 from art_entropic.palette import GREY
 from art_entropic.palette import colours as palette
 from art_entropic.records import Accuracy, CurvePoint, EvaluationRecord, unpack
-from art_entropic.statistics import Difference, paired_difference
+from art_entropic.statistics import Difference, holm, paired_difference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,8 +144,6 @@ def compare(results: Mapping[str, Evaluation | EvaluationRecord]) -> Comparison:
     Raises:
         ValueError: fewer than two, or not of the same points, ball and battery, or a record without its points.
     """
-    from statsmodels.stats.multitest import multipletests
-
     if not isinstance(results, Mapping):
         raise TypeError(f"`results` must map names to evaluations, got {results!r} of type {type(results).__name__}")
     for name, result in results.items():
@@ -164,8 +162,8 @@ def compare(results: Mapping[str, Evaluation | EvaluationRecord]) -> Comparison:
     points = {name: points_in(name, results[name]) for name in ranked}
     names = list(itertools.combinations(ranked, 2))
     differences = [paired_difference(points[one], points[two]) for one, two in names]
-    corrected = multipletests([difference.p for difference in differences], method="holm")[1]
-    pairs = [Pair(*both, difference, float(p)) for both, difference, p in zip(names, differences, corrected, strict=True)]
+    corrected = holm([difference.p for difference in differences])
+    pairs = [Pair(*both, difference, p) for both, difference, p in zip(names, differences, corrected, strict=True)]
     eps, norm, battery, _n, _points_of = _ground(results[first])
     return Comparison(eps, norm, battery, tuple(_row(name, results[name]) for name in ranked), tuple(pairs))
 
