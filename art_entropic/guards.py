@@ -180,7 +180,8 @@ def check_bounds(backend: Backend, x: Array, eps: float) -> None:
 
 def _check_alone(backend: Backend, x: Array) -> None:
     """Refuse a network that answers otherwise in other company, or the next time: its bounds hold for this batch alone."""
-    together = np.asarray(backend.logits(np.concatenate([x, _far_from(backend, x)])), np.float64)[: len(x)]
+    crowd = np.concatenate([x, _far_from(backend, x)])
+    together = np.asarray(backend.logits(crowd), np.float64)[: len(x)]
     scale = np.max(np.abs(together), initial=0.0)
 
     def differ(logits: Array) -> float | None:
@@ -200,7 +201,7 @@ def _check_alone(backend: Backend, x: Array) -> None:
     alone = differ(np.concatenate(parts))
     if alone is None:
         return
-    again = differ(np.asarray(backend.logits(np.concatenate([x, _far_from(backend, x)])), np.float64)[: len(x)])
+    again = differ(backend.logits(crowd)[: len(x)])
     if again is not None:
         raise BoundsMismatchError("logits", f"it gives other logits each time (the same points differ by {again:.3g})")
     raise BoundsMismatchError(

@@ -58,8 +58,9 @@ def test_wings_import_downwards(name):
 
 
 def test_no_files_import_each_other_in_a_circle():
-    """Not even inside functions: prepare() raises CycleError with the files on the circle."""
-    graphlib.TopologicalSorter({name: own_imports(name) - {"art_entropic"} for name in MODULES}).prepare()
+    """Not even inside functions; what fails names the files on the circle."""
+    files = graphlib.TopologicalSorter({name: own_imports(name) - {"art_entropic"} for name in MODULES})
+    assert set(MODULES) <= set(files.static_order())
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if wing(name) != "backends"])

@@ -41,7 +41,7 @@ def as_written() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if "torch._dynamo" in sys.modules:  # else nothing has been compiled, and importing it takes seconds
             stack.enter_context(_uncompiled)
-        stack.enter_context(_without_checkpoints())
+        stack.enter_context(_without_checkpoints)
         yield
 
 
@@ -58,22 +58,6 @@ def _turn(context: Callable[[], contextlib.AbstractContextManager[Any]]) -> Held
 
 _uncompiled = _turn(lambda: torch.compiler.set_stance("force_eager"))
 _plain_attention = _turn(lambda: sdpa_kernel(SDPBackend.MATH))
-
-
-@contextlib.contextmanager
-def _without_checkpoints() -> Iterator[None]:
-    """PyTorch's checkpoints are the functions themselves while somebody is inside, in whichever thread."""
-    with _patching:
-        _inside.append(None)
-        for name, plain in _PLAIN_CHECKPOINTS.items():
-            setattr(checkpoint, name, plain)
-    try:
-        yield
-    finally:
-        with _patching:
-            _inside.pop()
-            for name, own in _OWN_CHECKPOINTS.items() if not _inside else ():
-                setattr(checkpoint, name, own)
 
 
 class _PlainFunction:
@@ -94,9 +78,15 @@ _PLAIN_CHECKPOINTS: dict[str, Any] = {
     "CheckpointFunction": _PlainFunction,
     "_checkpoint_without_reentrant_generator": _plain_generator,
 }
-_OWN_CHECKPOINTS = {name: getattr(checkpoint, name) for name in _PLAIN_CHECKPOINTS}
-_patching = threading.Lock()
-_inside: list[None] = []
+
+
+def _take_checkpoints_away() -> Callable[[], None]:
+    own = {name: getattr(checkpoint, name) for name in _PLAIN_CHECKPOINTS}
+    vars(checkpoint).update(_PLAIN_CHECKPOINTS)
+    return lambda: vars(checkpoint).update(own)
+
+
+_without_checkpoints = HeldSwitch(_take_checkpoints_away)
 
 
 @contextlib.contextmanager
