@@ -241,14 +241,8 @@ def _structure(model: Any) -> tuple[Any, ...]:
     return tuple((id(layer), id(getattr(layer, "activation", None)), *_settings(layer)) for layer in model._flatten_layers())
 
 
-# What Keras notes in a layer as it runs.
-_OF_KERAS = {"built", "_called", "_losses_override", "_is_compiled", "supports_jit", "_jit_compile", "jit_compile"}
-
-
 def _settings(layer: Any) -> Iterator[tuple[str, Any]]:
     for name, value in vars(layer).items():
-        if name in _OF_KERAS:
-            continue
         if isinstance(value, np.ndarray):
             yield name, value.tobytes()
         elif _is_plain(value):
