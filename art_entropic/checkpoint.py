@@ -19,7 +19,7 @@ from art_entropic.records import Epoch
 
 CHECKPOINT_SCHEMA = 1
 # What held for checkpoints from before there was a choice, which do not mention it.
-BEFORE = {"mixed_precision": False, "label_smoothing": 0.0}
+BEFORE = {"label_smoothing": 0.0}
 
 
 class Snapshot(NamedTuple):

@@ -110,14 +110,6 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         pure_beta: beta at the end of the pure phase; None takes the measure's own.
         decay: share of the retraining, at its end, over which the learning rate falls linearly to 0. None takes half of it, or
             nothing where `fit` is given a scheduler or the optimizer follows a schedule of its own.
-        mixed_precision: the natural forward pass in bfloat16, where a step has one: with "channel", and where `read_share` is
-            below 1. Bounds and the gradients of "channel" stay in float32, so certificates hold as they do without it. It pays
-            on GPUs that have bfloat16. PyTorch only: Keras' precision is a policy of its layers.
-        compile: loss and gradients of a step become machine code when the first one is taken, which needs a C++ compiler and,
-            for the small MNIST network on one core, 12 to 25 seconds. The steps behind it took 0.84 ("interval") and 0.83
-            ("channel") of the time that they take without: it pays in long trainings alone. What the network's forward method
-            decides in Python it decides once, and last batches of another length are not compiled. On TensorFlow, whose steps
-            are compiled graphs anyway, XLA compiles them once more, for each length of a batch.
         verbose: progress bar, and what was chosen and reached, on stderr.
     Raises:
         TypeError: not an estimator of a supported kind, or an argument of the wrong type.
@@ -142,18 +134,12 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         pure: float | None = None,
         pure_beta: float | None = None,
         decay: float | None = None,
-        mixed_precision: bool = False,
-        compile: bool = False,
         verbose: bool = True,
     ) -> None:
         self._backend: Backend = backend_for(classifier)
         self._backend.check_trainable()
         if hasattr(eps, "generate"):
             raise TypeError(f"`eps` must be a number, got an attack of type {type(eps).__name__}: take its radius, attack.eps")
-        # How a step computes, by argument; those that are off are not mentioned.
-        switches = {"mixed_precision": mixed_precision, "compile": compile}
-        self._manner = {name: True for name, wanted in switches.items() if flag(name, wanted)}
-        self._backend.check_step(**self._manner)
         super().__init__(classifier)
         self._wishes = Wishes(
             eps,
@@ -428,8 +414,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             check_bounds(backend, x, eps)
             check_training_bounds(backend, x[:8], eps)
         try:
-            precision = self._manner.get("mixed_precision", False)
-            terms = backend.dry_step(self._objective, batch, self._schedule.full(), mixed_precision=precision)
+            terms = backend.dry_step(self._objective, batch, self._schedule.full())
             backend.measuring_step(self._objective)(batch, self._schedule.full())
             return terms
         except (ValueError, NoIntervalRuleError, MemoryError):
@@ -443,7 +428,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             ) from error
 
     def _settings(self) -> dict[str, Any]:
-        settings = {**asdict(self._schedule), **asdict(self._objective), "mixed_precision": "mixed_precision" in self._manner}
+        settings = {**asdict(self._schedule), **asdict(self._objective)}
         # As JSON gives it back.
         return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
@@ -572,7 +557,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
 
     def _loop(self, progress: Progress, source: Source, options: Options, set_rates: Callable[[float], None]) -> None:
         backend, history = self._backend, progress.history
-        step = backend.training_step(self._objective, **self._manner)
+        step = backend.training_step(self._objective)
         measure = backend.measuring_step(replace(self._objective, read_share=1.0))
         bar = tqdm(
             total=options.nb_epochs * source.steps,

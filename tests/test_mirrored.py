@@ -147,8 +147,6 @@ def test_what_cannot_train_on_several_devices_is_refused_by_name():
         with pytest.raises(ValueError, match=message):
             EntropicTrainer(classifier_of(network_, optimizer_), eps=0.1)
     backend = backend_for(classifier_of(model, optimizer))
-    with pytest.raises(ValueError, match=r"`compile` must be False for a model under a tf\.distribute"):
-        backend.training_step(INTERVAL, compile=True)
     with strategy.scope(), pytest.raises(RuntimeError, match=r"outside of `strategy.scope\(\)`"):
         backend.training_step(INTERVAL)
 

@@ -755,33 +755,6 @@ def test_a_loss_without_gradient_is_refused() -> None:
         step(batch_of(4), CONTROLS)
 
 
-@pytest.mark.parametrize("measure", ["interval", "channel"])
-def test_xla_trains_as_tensorflow_does_over_uneven_batches(measure: str) -> None:
-    def run(*, compile: bool) -> dict[str, np.ndarray]:
-        keras.utils.set_random_seed(0)
-        backend = backend_for(classifier_of(keras_network()))
-        with backend.training(seed=0):
-            step = backend.training_step(EntropicObjective(measure, 1.0, read_share=0.5), compile=compile)
-            for n in (16, 16, 7, 16):
-                step(batch_of(n, seed=n), CONTROLS)
-        assert step.trace_count == 1
-        return backend.state()
-
-    plain, xla = run(compile=False), run(compile=True)
-    for name, array in plain.items():
-        np.testing.assert_allclose(xla[name], array, atol=1e-5, err_msg=name)
-
-
-def test_what_xla_cannot_compile_names_the_switch_before_any_weight_changes() -> None:
-    backend = backend_for(classifier_of(keras_network()))
-    before = backend.state()
-    step = backend.training_step(EntropicObjective("coding", 1.0), compile=True)
-    with pytest.raises(ValueError, match=r"`compile` must be False .*LogMatrixDeterminant"):
-        step(batch_of(8), CONTROLS)
-    for name, array in backend.state().items():
-        np.testing.assert_array_equal(before[name], array)
-
-
 def test_measuring_changes_nothing() -> None:
     backend = backend_for(classifier_of(keras_network(L.Dropout(0.5))))
     before = backend.state()

@@ -241,23 +241,13 @@ class Backend(Protocol):
         What is returned has `shape` and `len`, and gives batches for arrays of indices; steps take them in place of arrays.
         """
 
-    def check_step(self, *, compile: bool = False, mixed_precision: bool = False) -> None:
-        """Raise ValueError where `training_step` cannot have what is asked for."""
-
-    def training_step(self, objective: Objective, *, compile: bool = False, mixed_precision: bool = False) -> Step:
+    def training_step(self, objective: Objective) -> Step:
         """A step that descends on objective's ``loss`` with the estimator's own optimizer.
 
         The step leaves the weights alone and still returns the terms where the loss or a gradient is not finite.
-
-        Args:
-            compile: loss and gradients become machine code in the first step, which raises ValueError where that cannot be.
-            mixed_precision: `View.logits` computes in bfloat16 where that is safe, and returns float32. Bounds and input
-                gradients are always computed in the network's own precision.
         """
 
-    def dry_step(
-        self, objective: Objective, batch: Batch, controls: Controls, *, mixed_precision: bool = False
-    ) -> dict[str, float]:
+    def dry_step(self, objective: Objective, batch: Batch, controls: Controls) -> dict[str, float]:
         """The terms of one training step and "gradient_norm", in training mode; no weight is changed.
 
         Buffers, modes, gradients and random generators are as before, whether the step works or raises.

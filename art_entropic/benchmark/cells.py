@@ -25,7 +25,6 @@ from art_entropic.schedule import DECAY
 
 VALIDATION_SHARE = 0.1
 N_GALLERY = 6
-SWITCHES = ("mixed_precision", "compile")  # of EntropicTrainer, newer than published trainings
 CHECKS_REVISION = 1
 PROFILED = (NATURAL, "madry_pgd", "entropic")  # whose information is read: what adversarial training does, and what ours does
 N_PROFILED = 1000
@@ -123,8 +122,6 @@ def _option_facts(defence: str, variant: Variant | None) -> dict[str, str]:
     if not row.ours:
         return {name: repr(value) for name, value in row.constants.items()}
     options = {**option_defaults(), **row.options, **({} if variant is None else variant.options)}
-    # Left out where they are off, as before there was a choice: the trainings are the same.
-    options = {name: value for name, value in options.items() if not (name in SWITCHES and value is False)}
     measure = options["measure"]
     read = MEASURES if measure is None else {measure: MEASURES[measure]}
     defaults = {

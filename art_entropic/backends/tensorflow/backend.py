@@ -114,11 +114,11 @@ class TensorFlowView:
         return logits, differentiated(tape, score, x)
 
 
-def _compiled(*signature: tf.TensorSpec, xla: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`tf.function` for batches of any length; XLA compiles what was traced anew for each length."""
+def _compiled(*signature: tf.TensorSpec) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`tf.function` for batches of any length."""
 
     def decorate(function: Callable[..., Any]) -> Any:
-        compiled = tf.function(function, input_signature=signature, autograph=False, jit_compile=xla or None)
+        compiled = tf.function(function, input_signature=signature, autograph=False)
         # TensorFlow takes the functions of many models, each traced once, for one that is traced over and over.
         compiled._omit_frequent_tracing_warning = True
         return compiled
@@ -130,14 +130,11 @@ Compute = Callable[[Batch, Controls], dict[str, tf.Tensor]]
 
 
 class TensorFlowStep:
-    """A compiled `Step`, traced once for batches of any length.
+    """A compiled `Step`, traced once for batches of any length."""
 
-    With XLA the trace is compiled once for each length that turns up: a fit has two or three.
-    """
-
-    def __init__(self, compute: Compute, nb_classes: int, *, xla: bool = False) -> None:
+    def __init__(self, compute: Compute, nb_classes: int) -> None:
         self.trace_count = 0
-        self._xla, self._compute, self._nb_classes = xla, compute, nb_classes
+        self._compute, self._nb_classes = compute, nb_classes
         self._names: tuple[str, ...] = ()
         self._made: dict[tuple[tuple[int, ...], bool], Callable[..., tf.Tensor]] = {}
 
@@ -149,7 +146,7 @@ class TensorFlowStep:
         labels, scalar = tf.TensorSpec((None, self._nb_classes), tf.float32), tf.TensorSpec((), tf.float32)
         batch = [images, labels, images, numbers, *([numbers] if weighted else [])]
 
-        @_compiled(*batch, scalar, scalar, scalar, xla=self._xla)
+        @_compiled(*batch, scalar, scalar, scalar)
         def terms(*inputs: tf.Tensor) -> tf.Tensor:
             self.trace_count += 1
             values = self._compute(Batch(*inputs[: len(batch)]), Controls(*inputs[len(batch) :]))
@@ -161,14 +158,7 @@ class TensorFlowStep:
 
     def __call__(self, batch: Batch, controls: Controls) -> dict[str, float]:
         inputs = [np.asarray(part, np.float32) for part in (*batch, *controls) if part is not None]
-        try:
-            values = self._terms(tuple(batch.x.shape[1:]), batch.weight is not None)(*inputs)
-        except tf.errors.OpError as error:
-            if not self._xla or isinstance(error, tf.errors.ResourceExhaustedError):
-                raise
-            reason = str(error.message).splitlines()[0]
-            # XLA compiles the whole step before it runs any of it, so nothing has changed.
-            raise ValueError(f"`compile` must be False for this step, which XLA refuses, got True: {reason}") from error
+        values = self._terms(tuple(batch.x.shape[1:]), batch.weight is not None)(*inputs)
         return dict(zip(self._names, values.numpy().tolist(), strict=True))
 
 
@@ -524,32 +514,19 @@ class TensorFlowBackend:
         with _seeded(self.model, seed):
             yield
 
-    def _step(self, compute: Compute, *, xla: bool = False) -> TensorFlowStep:
-        return TensorFlowStep(compute, self._nb_classes, xla=xla)
+    def _step(self, compute: Compute) -> TensorFlowStep:
+        return TensorFlowStep(compute, self._nb_classes)
 
     def hold(self, x: Array) -> Any:
         return x
 
-    def check_step(self, *, compile: bool = False, mixed_precision: bool = False) -> None:
-        if compile and mirrored_strategy(self.model) is not None:
-            raise ValueError(
-                "`compile` must be False for a model under a tf.distribute strategy: XLA compiles for one device, got True"
-            )
-        if mixed_precision:
-            raise ValueError(
-                "`mixed_precision` must be False on TensorFlow, got True: there precision is a policy of each layer, set when "
-                "the model is built (keras.config.set_dtype_policy)"
-            )
-
-    def training_step(self, objective: Objective, *, compile: bool = False, mixed_precision: bool = False) -> TensorFlowStep:
-        """See `Backend`. On every device of the model's MirroredStrategy; `compile` by XLA, which draws dropout of its own.
+    def training_step(self, objective: Objective) -> TensorFlowStep:
+        """See `Backend`. On every device of the model's MirroredStrategy.
 
         Raises:
-            ValueError: the model cannot train under its strategy, or not with `compile`. The step raises it where XLA lacks
-                an operation, before any weight changes.
+            ValueError: the model cannot train under its strategy.
             RuntimeError: called within a `strategy.scope()`.
         """
-        self.check_step(compile=compile, mixed_precision=mixed_precision)
         optimizer, variables = self._optimizer, self.model.trainable_variables
         statistics = [variable for variable in self.model.non_trainable_weights]
         replicas = Replicas(self.model)
@@ -573,7 +550,7 @@ class TensorFlowBackend:
             tf.cond(tf.math.is_finite(terms["loss"]) & tf.math.is_finite(norm), descend, undo)
             return {**terms, "gradient_norm": norm}
 
-        return self._step(compute, xla=compile)
+        return self._step(compute)
 
     def _gradients_of(self, objective: Objective) -> Passes:
         variables = self.model.trainable_variables
@@ -592,9 +569,7 @@ class TensorFlowBackend:
 
         return passes
 
-    def dry_step(
-        self, objective: Objective, batch: Batch, controls: Controls, *, mixed_precision: bool = False
-    ) -> dict[str, float]:
+    def dry_step(self, objective: Objective, batch: Batch, controls: Controls) -> dict[str, float]:
         """See `Backend`. Operation by operation: compiling it would take longer than running it."""
         replicas, statistics = Replicas(self.model), list(self.model.non_trainable_weights)
         parts = [tf.constant(np.asarray(part, np.float32)) for part in batch if part is not None]

@@ -44,7 +44,6 @@ from art_entropic.backends.protocol import (
 )
 from art_entropic.backends.torch.art import before_each_step, for_art_trainers, reference_attack, untouched
 from art_entropic.backends.torch.bounds import BoundTensor, Recorder, Trace, TwiceDifferentiated, is_out_of_memory, uncompiled
-from art_entropic.backends.torch.compiled import CompiledGradients, Gradients, check_compiler
 from art_entropic.backends.torch.devices import (
     accelerators,
     device_title,
@@ -78,17 +77,12 @@ class TorchView:
 
     ops = ops
 
-    def __init__(self, backend: TorchBackend, differentiable: bool, *, mixed_precision: bool = False) -> None:
+    def __init__(self, backend: TorchBackend, differentiable: bool) -> None:
         self._backend = backend
         self._differentiable = differentiable
-        self._mixed_precision = mixed_precision
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        if not self._mixed_precision:
-            return self._backend.forward(x)
-        # Of the passes this one alone: a bound that is rounded to 8 bits bounds nothing.
-        with torch.autocast(x.device.type, torch.bfloat16):
-            return self._backend.forward(x)
+        return self._backend.forward(x)
 
     def ball(self, x: torch.Tensor, eps: torch.Tensor | float) -> Interval:
         return self._backend.ball(x, eps)
@@ -463,20 +457,12 @@ class TorchBackend:
         # Python floats as controls: PyTorch needs no retracing, and a scalar tensor would cost a kernel each.
         return Batch(*(None if part is None else self._tensor(part) for part in batch)), controls
 
-    def check_step(self, *, compile: bool = False, mixed_precision: bool = False) -> None:
-        if compile:
-            check_compiler()
-
-    def training_step(self, objective: Objective, *, compile: bool = False, mixed_precision: bool = False) -> Step:
-        self.check_step(compile=compile, mixed_precision=mixed_precision)
-        view = TorchView(self, differentiable=True, mixed_precision=mixed_precision)
+    def training_step(self, objective: Objective) -> Step:
+        view = TorchView(self, differentiable=True)
         optimizer = self._optimizer
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         shares = Shares()
         shares.agree([*self.model.state_dict().values()])
-        gradients_of = Gradients(lambda batch, controls: objective(view, batch, controls))
-        if compile:
-            gradients_of = CompiledGradients(self.model, gradients_of, self.is_out_of_memory)
 
         def step(batch: Batch, controls: Controls) -> dict[str, float]:
             with lock_of(self.model):
@@ -485,7 +471,8 @@ class TorchBackend:
         def descend(batch: Batch, controls: Controls) -> dict[str, float]:
             optimizer.zero_grad(set_to_none=True)
             batch, weight = shares.of(batch)
-            terms = gradients_of(*self._inputs(batch, controls))
+            terms = dict(objective(view, *self._inputs(batch, controls)))
+            terms["loss"].backward()
             terms = shares.average(parameters, terms, weight)
             shares.agree([*self.model.buffers()])
             gradients = [p.grad for p in parameters if p.grad is not None]
@@ -496,10 +483,8 @@ class TorchBackend:
 
         return step
 
-    def dry_step(
-        self, objective: Objective, batch: Batch, controls: Controls, *, mixed_precision: bool = False
-    ) -> dict[str, float]:
-        view = TorchView(self, differentiable=True, mixed_precision=mixed_precision)
+    def dry_step(self, objective: Objective, batch: Batch, controls: Controls) -> dict[str, float]:
+        view = TorchView(self, differentiable=True)
         parameters = [p for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
         with unchanged(self.model, self.device, seed=0), as_written():
             self.model.train()
