@@ -11,7 +11,7 @@ from art_entropic._validate import check_eps, check_inputs, check_labels, check_
 from art_entropic.backends.numpy import ops
 from art_entropic.backends.registry import backend_for
 from art_entropic.guards import ROUNDING, check_bounds, check_predictions, some_of
-from art_entropic.ops import Interval
+from art_entropic.ops import Box
 
 
 def certify(classifier: Any, x: np.ndarray, y: np.ndarray, eps: float, *, batch_size: int = 256) -> np.ndarray:
@@ -42,4 +42,4 @@ def certify(classifier: Any, x: np.ndarray, y: np.ndarray, eps: float, *, batch_
     lower, upper = (np.asarray(end, np.float64) for end in backend.logit_bounds(x, eps, batch_size))
     slack = ROUNDING * np.maximum(np.abs(lower), np.abs(upper)).max(axis=1, keepdims=True)
     one_hot = ops.one_hot(labels, classifier.nb_classes)
-    return np.asarray(intervals.certified(ops, Interval(lower - slack, upper), one_hot) > 0, bool)
+    return np.asarray(intervals.certified(ops, Box(lower - slack, upper), one_hot) > 0, bool)

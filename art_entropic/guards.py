@@ -16,7 +16,7 @@ from art_entropic import intervals
 from art_entropic.backends.errors import SAME_LOGITS, BoundsMismatchError, OutputError, check_joint_pass
 from art_entropic.backends.numpy import ops
 from art_entropic.backends.protocol import Backend
-from art_entropic.ops import Array, Interval
+from art_entropic.ops import Array, Box
 
 # Of each data set, spread over it.
 COMPARED_POINTS = 16
@@ -240,7 +240,7 @@ def _of_the_ball(backend: Backend, x: Array, eps: float, copies: int) -> Array:
     return points.reshape(-1, *x.shape[1:])
 
 
-def _outside(values: Array, box: Interval, copies: int) -> str | None:
+def _outside(values: Array, box: Box, copies: int) -> str | None:
     """How far the values of the points of each example lie outside its box, in words; None where all lie inside."""
     values = np.asarray(values, np.float64).reshape(len(box.lower), copies, -1)
     lower, upper = (np.asarray(end, np.float64).reshape(len(box.lower), 1, -1) for end in box)
@@ -253,6 +253,6 @@ def _outside(values: Array, box: Interval, copies: int) -> str | None:
     return f"a point of the ball lies outside by {far:.3g}, where values go up to {scale:.3g}"
 
 
-def _first_outside(backend: Backend, points: Array, boxes: dict[str, Interval], copies: int) -> str | None:
+def _first_outside(backend: Backend, points: Array, boxes: dict[str, Box], copies: int) -> str | None:
     values = backend.activations(points)
     return next((name for name, box in boxes.items() if name in values and _outside(values[name], box, copies)), None)

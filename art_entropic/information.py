@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from art_entropic.backends.protocol import Batch, LayerActivation, LayerInterval, View
 from art_entropic.intervals import worst_case_logits
-from art_entropic.ops import Interval, Ops, Tensor
+from art_entropic.ops import Box, Ops, Tensor
 
 Layers: TypeAlias = str | tuple[str, ...]  # a word of LAYER_CHOICES, or names of layers
 LAYER_CHOICES = ("all", "dense", "logits")
@@ -149,7 +149,7 @@ def coding_rate(ops: Ops, vectors: Tensor, *, resolution: float) -> Tensor:
     return 0.5 * ops.cast_like(ops.logdet1p(gram / resolution**2), vectors)
 
 
-def channel_information(ops: Ops, gradient: Tensor, ball: Interval, *, resolution: float) -> Tensor:
+def channel_information(ops: Ops, gradient: Tensor, ball: Box, *, resolution: float) -> Tensor:
     """Capacity of the linearised channel from a perturbation into the decision, 1/2 log(1 + (w / 2 tau)^2).
 
     Args:
@@ -170,7 +170,7 @@ def channel_information(ops: Ops, gradient: Tensor, ball: Interval, *, resolutio
     return 0.5 * ops.log1p(amplitude * amplitude)
 
 
-def first_order_loss_of_margin(ops: Ops, gradient: Tensor, x: Tensor, ball: Interval) -> Tensor:
+def first_order_loss_of_margin(ops: Ops, gradient: Tensor, x: Tensor, ball: Box) -> Tensor:
     """How far the margin can fall over the ball to first order, s = sum_i max(g_i (x_i - l_i), g_i (x_i - u_i)).
 
     Args:
@@ -217,10 +217,10 @@ class Reading(NamedTuple):
     logits: Tensor  # (n, nb_classes), at the data
     information: Tensor  # (n,), nats
     worst: Tensor | None = None  # worst-case logits over the ball, (n, nb_classes), where the measure knows of any
-    box: Interval | None = None  # around the logits over the ball, where the measure bounds them
+    box: Box | None = None  # around the logits over the ball, where the measure bounds them
 
 
-def _random_point(ops: Ops, batch: Batch, eps: Tensor, ball: Interval) -> Tensor:
+def _random_point(ops: Ops, batch: Batch, eps: Tensor, ball: Box) -> Tensor:
     return ops.minimum(ops.maximum(batch.x + eps * batch.ball_noise, ball.lower), ball.upper)
 
 

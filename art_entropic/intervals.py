@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from art_entropic.ops import Interval, Ops, Tensor
+from art_entropic.ops import Box, Ops, Tensor
 
 # Where the smooth activations that are not monotone have their only minimum. They are flat there, so an error of 1e-9 in
 # the place is one of 1e-18 in the value.
@@ -20,30 +20,30 @@ MISH_ARGMIN = -1.1924312145154952
 Map = Callable[[Tensor], Tensor]
 
 
-def ball(ops: Ops, x: Tensor, eps: Tensor, clip_values: tuple[Tensor, Tensor] | None) -> Interval:
+def ball(ops: Ops, x: Tensor, eps: Tensor, clip_values: tuple[Tensor, Tensor] | None) -> Box:
     """The part of the Linf ball of radius eps around x that lies within clip_values; x itself, shape (n, ...)."""
     if clip_values is None:
-        return Interval(x - eps, x + eps)
+        return Box(x - eps, x + eps)
     low, high = clip_values
     # A point outside the range is no point of the threat model; the box still has to hold x itself.
-    return Interval(
+    return Box(
         ops.minimum(ops.maximum(x - eps, low), x),
         ops.maximum(ops.minimum(x + eps, high), x),
     )
 
 
-def monotone(f: Map, box: Interval) -> Interval:
+def monotone(f: Map, box: Box) -> Box:
     """A map that never decreases in any of its inputs: ReLU, sigmoid, max and average pooling, reshape, padding."""
-    return Interval(f(box.lower), f(box.upper))
+    return Box(f(box.lower), f(box.upper))
 
 
-def valley(ops: Ops, f: Map, argmin: float, box: Interval) -> Interval:
+def valley(ops: Ops, f: Map, argmin: float, box: Box) -> Box:
     """An element-wise map that falls up to `argmin` and rises after it: SiLU, GELU, abs, square."""
     place = ops.minimum(ops.maximum(box.lower * 0.0 + argmin, box.lower), box.upper)
-    return Interval(f(place), ops.maximum(f(box.lower), f(box.upper)))
+    return Box(f(place), ops.maximum(f(box.lower), f(box.upper)))
 
 
-def affine(signed: Map, magnitude: Map, box: Interval) -> Interval:
+def affine(signed: Map, magnitude: Map, box: Box) -> Box:
     """An affine map W x + b.
 
     Args:
@@ -52,29 +52,29 @@ def affine(signed: Map, magnitude: Map, box: Interval) -> Interval:
     """
     radius = magnitude((box.upper - box.lower) * 0.5)
     centre = signed((box.upper + box.lower) * 0.5)
-    return Interval(centre - radius, centre + radius)
+    return Box(centre - radius, centre + radius)
 
 
-def subtract(box: Interval, other: Interval) -> Interval:
-    return Interval(box.lower - other.upper, box.upper - other.lower)
+def subtract(box: Box, other: Box) -> Box:
+    return Box(box.lower - other.upper, box.upper - other.lower)
 
 
-def scale(ops: Ops, box: Interval, factor: Tensor) -> Interval:
+def scale(ops: Ops, box: Box, factor: Tensor) -> Box:
     """Product with constants of either sign, broadcast."""
     one, two = box.lower * factor, box.upper * factor
-    return Interval(ops.minimum(one, two), ops.maximum(one, two))
+    return Box(ops.minimum(one, two), ops.maximum(one, two))
 
 
-def multiply(ops: Ops, box: Interval, other: Interval) -> Interval:
+def multiply(ops: Ops, box: Box, other: Box) -> Box:
     """Product of two boxes (gates, squeeze and excitation)."""
     corners = [a * b for a in box for b in other]
     lower, upper = corners[0], corners[0]
     for corner in corners[1:]:
         lower, upper = ops.minimum(lower, corner), ops.maximum(upper, corner)
-    return Interval(lower, upper)
+    return Box(lower, upper)
 
 
-def standardise(ops: Ops, box: Interval, mean: Map, count: int, epsilon: float) -> Interval:
+def standardise(ops: Ops, box: Box, mean: Map, count: int, epsilon: float) -> Box:
     """(x - mean) / sqrt(variance + epsilon) over the normalised axes, without gain and bias (layer and group norm).
 
     Args:
@@ -95,10 +95,10 @@ def standardise(ops: Ops, box: Interval, mean: Map, count: int, epsilon: float) 
     limit = low * 0.0 + float(count - 1) ** 0.5
     lower = ops.where(low >= 0, low / deviation_high, low / deviation_low)
     upper = ops.where(high >= 0, high / deviation_low, high / deviation_high)
-    return Interval(ops.maximum(lower, -limit), ops.minimum(upper, limit))
+    return Box(ops.maximum(lower, -limit), ops.minimum(upper, limit))
 
 
-def worst_case_logits(box: Interval, y: Tensor) -> Tensor:
+def worst_case_logits(box: Box, y: Tensor) -> Tensor:
     """The logits of the ball that are worst for the label: its lower bound, every other class's upper bound.
 
     Args:
@@ -109,7 +109,7 @@ def worst_case_logits(box: Interval, y: Tensor) -> Tensor:
     return y * box.lower + (1.0 - y) * box.upper
 
 
-def certified(ops: Ops, box: Interval, y: Tensor) -> Tensor:
+def certified(ops: Ops, box: Box, y: Tensor) -> Tensor:
     """1.0 where no point of the ball can change the decision, else 0.0; shape (n,).
 
     Args:

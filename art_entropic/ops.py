@@ -52,13 +52,13 @@ def division(n: int, share: float) -> tuple[int, int]:
     return place, place
 
 
-class Interval(NamedTuple):
+class Box(NamedTuple):
     """An axis-aligned box around a tensor: lower <= value <= upper for every input of the ball."""
 
     lower: Tensor
     upper: Tensor
 
 
-def concatenated(parts: Sequence[Interval]) -> Interval:
+def concatenated(parts: Sequence[Box]) -> Box:
     """The boxes of batches as those of all points."""
-    return Interval(np.concatenate([part.lower for part in parts]), np.concatenate([part.upper for part in parts]))
+    return Box(np.concatenate([part.lower for part in parts]), np.concatenate([part.upper for part in parts]))

@@ -24,7 +24,7 @@ from art_entropic import (
 from art_entropic.backends.errors import check_joint_pass
 from art_entropic.backends.registry import backend_for
 from art_entropic.guards import check_bounds, check_predictions
-from art_entropic.ops import Interval
+from art_entropic.ops import Box
 
 EPS = 0.03
 
@@ -281,7 +281,7 @@ class Sloped:
 
     def intervals(self, x, eps):
         reach = 2 * eps * self._factor
-        return {"hidden": Interval(2 * x - 2 * eps, 2 * x + 2 * eps), "logits": Interval(2 * x - reach, 2 * x + reach)}
+        return {"hidden": Box(2 * x - 2 * eps, 2 * x + 2 * eps), "logits": Box(2 * x - reach, 2 * x + reach)}
 
     def logit_bounds(self, x, eps):
         return self.intervals(x, eps)["logits"]

@@ -22,7 +22,7 @@ from art_entropic.information import (
     rival_direction,
     transmitted_information,
 )
-from art_entropic.ops import Interval
+from art_entropic.ops import Box
 
 
 def test_transmitted_information_by_hand():
@@ -58,7 +58,7 @@ def test_transmitted_information_grows_with_the_width(width, more, tau):
 def test_mean_over_units_and_sum_over_layers():
     def layer(widths):
         upper = np.array([widths])
-        return LayerInterval("layer", Interval(np.zeros_like(upper), upper))
+        return LayerInterval("layer", Box(np.zeros_like(upper), upper))
 
     layers = [layer([[1.0, 3.0]]), layer([7.0])]
     expected = (np.log(2) + np.log(4)) / 2 + np.log(8)
@@ -85,12 +85,12 @@ def test_coding_rate_of_parallel_units_adds_up_and_of_one_unit_is_the_capacity_o
 
 def test_width_may_be_read_in_shares_of_the_spread_between_examples():
     # Centres 1 and 5: a standard deviation of 2. Widths 4 and 8 are then 2 and 4 deviations.
-    box = Interval(np.array([[-1.0], [1.0]]), np.array([[3.0], [9.0]]))
+    box = Box(np.array([[-1.0], [1.0]]), np.array([[3.0], [9.0]]))
     information = mean_transmitted_information(ops, [LayerInterval("layer", box)], resolution=0.5, relative=True)
     np.testing.assert_allclose(information, np.log1p([4.0, 8.0]), rtol=1e-6)
 
 
-BALL = Interval(np.array([[[0.4, 0.0]], [[0.4, 0.0]]]), np.array([[[0.6, 0.1]], [[0.6, 0.1]]]))
+BALL = Box(np.array([[[0.4, 0.0]], [[0.4, 0.0]]]), np.array([[[0.6, 0.1]], [[0.6, 0.1]]]))
 MIDDLE = np.array([[[0.5, 0.0]], [[0.5, 0.0]]])
 
 
@@ -119,7 +119,7 @@ class Linear:
         return x @ self.w
 
     def ball(self, x, eps):
-        return Interval(np.clip(x - eps, 0, 1), np.clip(x + eps, 0, 1))
+        return Box(np.clip(x - eps, 0, 1), np.clip(x + eps, 0, 1))
 
     def input_gradient(self, x, direction):
         logits = self.logits(x)
@@ -137,7 +137,7 @@ def test_worst_case_logits_of_the_channel_are_exact_for_a_linear_network(rng):
 
 @given(gradient=arrays(float, (1, 3), elements=st.floats(-5, 5)), share=arrays(float, (1, 3), elements=st.floats(0, 1)))
 def test_no_point_of_the_ball_lowers_a_linear_margin_further(gradient, share):
-    x, ball = np.array([[0.0, 0.5, 1.0]]), Interval(np.array([[0.0, 0.2, 0.7]]), np.array([[0.3, 0.8, 1.0]]))
+    x, ball = np.array([[0.0, 0.5, 1.0]]), Box(np.array([[0.0, 0.2, 0.7]]), np.array([[0.3, 0.8, 1.0]]))
     point = ball.lower + share * (ball.upper - ball.lower)
     lost = -np.sum(gradient * (point - x))
     assert lost <= first_order_loss_of_margin(ops, gradient, x, ball)[0] + 1e-9
@@ -179,16 +179,16 @@ class Reference:
         return np.maximum(x.reshape(len(x), -1) @ self.w1 + self.b1, 0) @ self.w2 + self.b2
 
     def ball(self, x, eps):
-        return Interval(np.clip(x - eps, 0, 1), np.clip(x + eps, 0, 1))
+        return Box(np.clip(x - eps, 0, 1), np.clip(x + eps, 0, 1))
 
     def propagate(self, x, eps):
         def through(box, w, b):
             centre, radius = (box.lower + box.upper) / 2 @ w + b, (box.upper - box.lower) / 2 @ np.abs(w)
-            return Interval(centre - radius, centre + radius)
+            return Box(centre - radius, centre + radius)
 
         flat = x.reshape(len(x), -1)
-        hidden = through(Interval(np.clip(flat - eps, 0, 1), np.clip(flat + eps, 0, 1)), self.w1, self.b1)
-        box = through(Interval(np.maximum(hidden.lower, 0), np.maximum(hidden.upper, 0)), self.w2, self.b2)
+        hidden = through(Box(np.clip(flat - eps, 0, 1), np.clip(flat + eps, 0, 1)), self.w1, self.b1)
+        box = through(Box(np.maximum(hidden.lower, 0), np.maximum(hidden.upper, 0)), self.w2, self.b2)
         return Propagation(self.logits(x), box, (LayerInterval("hidden", hidden), LayerInterval("logits", box)))
 
     def activations(self, x):

@@ -8,10 +8,10 @@ from scipy.special import erf, expit
 
 from art_entropic import intervals
 from art_entropic.backends.numpy import ops
-from art_entropic.ops import Interval
+from art_entropic.ops import Box
 
 boxes = st.builds(
-    lambda centre, radius: Interval(np.array(centre) - radius, np.array(centre) + radius),
+    lambda centre, radius: Box(np.array(centre) - radius, np.array(centre) + radius),
     st.lists(st.floats(-6, 6), min_size=5, max_size=5),
     st.floats(0, 4),
 )
@@ -51,7 +51,7 @@ def test_argmin_is_the_minimum(f, argmin):
 
 def test_affine_by_hand():
     weight = np.array([[1.0, -2.0], [3.0, 0.5]])
-    box = Interval(np.array([0.0, 1.0]), np.array([2.0, 1.5]))
+    box = Box(np.array([0.0, 1.0]), np.array([2.0, 1.5]))
     result = intervals.affine(lambda x: weight @ x + 1, lambda x: np.abs(weight) @ x, box)
     # Row 0: 1 + [0, 2] - 2 [1, 1.5] = [-2, 1]; row 1: 1 + 3 [0, 2] + 0.5 [1, 1.5] = [1.5, 7.75].
     np.testing.assert_allclose(result.lower, [-2.0, 1.5])
@@ -90,5 +90,5 @@ def test_certified_by_hand():
     lower = np.array([[2.0, -9, -9], [-9, 1.0, -9], [-9, -9, -5.0], [np.nan, 0, 0]])
     upper = np.array([[9.0, 1.9, 0], [1.0, 9, 0], [-6, -5.5, 9], [9, 0, 0]])
     # Certain; a tie is not; certain below zero; NaN is not.
-    np.testing.assert_array_equal(intervals.certified(ops, Interval(lower, upper), y), [1, 0, 1, 0])
-    np.testing.assert_allclose(intervals.worst_case_logits(Interval(lower, upper), y)[0], [2.0, 1.9, 0.0])
+    np.testing.assert_array_equal(intervals.certified(ops, Box(lower, upper), y), [1, 0, 1, 0])
+    np.testing.assert_allclose(intervals.worst_case_logits(Box(lower, upper), y)[0], [2.0, 1.9, 0.0])

@@ -12,7 +12,7 @@ from art_entropic.backends.protocol import Activations, Batch, Controls, LayerAc
 from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module
 from art_entropic.information import MEASURES
 from art_entropic.objective import EntropicObjective, natural_objective
-from art_entropic.ops import Interval
+from art_entropic.ops import Box
 from art_entropic.schedule import Schedule
 
 LOGITS = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
@@ -31,7 +31,7 @@ class Logits:
         return None
 
     def propagate(self, x, eps):
-        box = Interval(x - 0.5, x + 0.5)
+        box = Box(x - 0.5, x + 0.5)
         return Propagation(x, box, (LayerInterval("logits", box),))
 
 
@@ -106,7 +106,7 @@ class Layered(Logits):
     """An image-shaped layer, one with one axis per example, and the logits, whose widths and values differ."""
 
     def propagate(self, x, eps):
-        boxes = {name: Interval(np.zeros(shape), np.full(shape, WIDTHS[name])) for name, shape in SHAPES.items()}
+        boxes = {name: Box(np.zeros(shape), np.full(shape, WIDTHS[name])) for name, shape in SHAPES.items()}
         return Propagation(LOGITS, boxes["logits"], tuple(LayerInterval(*item) for item in boxes.items()))
 
     def activations(self, x):

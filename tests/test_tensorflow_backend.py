@@ -26,7 +26,7 @@ from art_entropic.backends.tensorflow.backend import TensorFlowView, build_class
 from art_entropic.backends.tensorflow.bounds import _FUNCTIONS, Joint, Walk  # noqa: E402
 from art_entropic.backends.tensorflow.ops import ops  # noqa: E402
 from art_entropic.objective import EntropicObjective  # noqa: E402
-from art_entropic.ops import Interval  # noqa: E402
+from art_entropic.ops import Box  # noqa: E402
 
 L = keras.layers
 VECTOR, SEQUENCE, IMAGE, VOLUME = (6,), (7, 3), (6, 6, 3), (4, 4, 4, 2)
@@ -63,7 +63,7 @@ def ball_points(x: np.ndarray, eps: float, n: int, seed: int) -> Iterator[np.nda
         yield x + eps * rng.uniform(-1, 1, x.shape).astype(np.float32)
 
 
-def assert_inside(value: Any, box: Interval, tolerance: float = 1e-5) -> None:
+def assert_inside(value: Any, box: Box, tolerance: float = 1e-5) -> None:
     value, lower, upper = (np.asarray(part, np.float64) for part in (value, *box))
     assert np.all(np.isfinite(lower)) and np.all(np.isfinite(upper))
     slack = tolerance * (1.0 + np.abs(lower) + np.abs(upper))
@@ -256,7 +256,7 @@ def test_training_sends_the_ball_through_the_network_that_the_data_sees(case: st
     def joint(box: tuple[np.ndarray, np.ndarray]) -> Joint:
         def run() -> Joint:
             model.set_weights(weights)
-            return Walk(training=True).logits(model, Joint(tf.constant(x), Interval(*map(tf.constant, box)), "input"))
+            return Walk(training=True).logits(model, Joint(tf.constant(x), Box(*map(tf.constant, box)), "input"))
 
         return with_generators_reset(model, run)
 
@@ -363,7 +363,7 @@ def test_activation_function_stays_inside_its_bounds(name: str, ends: tuple[floa
     points = np.linspace(lower, upper, 65, dtype=np.float32)[:, None].clip(lower, upper)
     ones = np.ones_like(points)
     layer = L.Activation(function)
-    joint = Joint(tf.constant(points), Interval(tf.constant(ones * lower), tf.constant(ones * upper)), "input")
+    joint = Joint(tf.constant(points), Box(tf.constant(ones * lower), tf.constant(ones * upper)), "input")
     result = Walk(training=False).call(layer, (joint,), {})
     assert_inside(function(points), result.box, tolerance=2e-6)
 
@@ -686,7 +686,7 @@ def test_bounds_are_differentiated_as_tensorflow_does() -> None:
         box = view_of(model).propagate(x, tf.constant(eps)).box
         ours = tf.reduce_sum(tf.square(box.lower) + 3.0 * tf.math.log1p(box.upper - box.lower))
     with tf.GradientTape() as reference:
-        box = Interval(x - eps, x + eps)
+        box = Box(x - eps, x + eps)
         for layer in model.layers:
             box = intervals.affine(
                 lambda t, w=layer: t @ w.kernel.value + w.bias.value, lambda t, w=layer: t @ tf.abs(w.kernel.value), box
@@ -920,9 +920,9 @@ def test_mobilenet_goes_through(training: bool) -> None:
     sources: list[str] = []
 
     @tf.function(autograph=False)
-    def joint(lower: Any, upper: Any) -> tuple[Any, Interval]:
+    def joint(lower: Any, upper: Any) -> tuple[Any, Box]:
         walk = Walk(training=training)
-        logits = walk.logits(model, Joint(x, Interval(lower, upper), "input"))
+        logits = walk.logits(model, Joint(x, Box(lower, upper), "input"))
         sources.extend(name for name, _ in walk.layers())
         return logits.value, logits.box
 
@@ -961,7 +961,7 @@ def test_bounds_of_the_compiled_pass_are_those_of_the_plain_one(case, rng):
     x = rng.uniform(size=(4, 6, 6, 2)).astype(np.float32)
     compiled = list(backend_for(classifier).intervals(x, 0.1).values())[-1]
     ends = (tf.constant(np.clip(x + step, 0, 1)) for step in (np.float32(-0.1), np.float32(0.1)))
-    box = Walk(training=False).logits(model, Joint(tf.constant(x), Interval(*ends), "input")).box
+    box = Walk(training=False).logits(model, Joint(tf.constant(x), Box(*ends), "input")).box
     for one, other in zip(compiled, box, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 

@@ -20,7 +20,7 @@ keras = pytest.importorskip("keras")
 from art_entropic.backends.errors import NoIntervalRuleError  # noqa: E402
 from art_entropic.backends.tensorflow import bounds  # noqa: E402
 from art_entropic.backends.tensorflow.bounds import Joint, Walk  # noqa: E402
-from art_entropic.ops import Interval  # noqa: E402
+from art_entropic.ops import Box  # noqa: E402
 
 L, K = keras.layers, keras.ops
 A = keras.activations
@@ -46,7 +46,7 @@ def network(build: Build, shape: tuple[int, ...], **options: Any) -> Any:
 
 
 def walk(model: Any, x: Any, eps: float = 0.1, *, training: bool = False) -> Joint:
-    box = Interval(tf.constant(x - np.float32(eps)), tf.constant(x + np.float32(eps)))
+    box = Box(tf.constant(x - np.float32(eps)), tf.constant(x + np.float32(eps)))
     return Walk(training=training).logits(model, Joint(tf.constant(x), box, "input"))
 
 
@@ -69,7 +69,7 @@ def assert_sound(model: Any, x: np.ndarray, compiled: Callable[[Any], Any] = lam
 
     @compiled
     def joint_pass(eps: Any) -> tuple[Any, Any, Any]:
-        joint = Walk(training=False).logits(model, Joint(tf.constant(x), Interval(x - eps, x + eps), "input"))
+        joint = Walk(training=False).logits(model, Joint(tf.constant(x), Box(x - eps, x + eps), "input"))
         return joint.value, *bounds.box_of(joint)
 
     own = np.asarray(predict(tf.constant(x)))
@@ -741,7 +741,7 @@ def test_a_norm_over_axes_of_unknown_length_is_refused_by_name() -> None:
 
     @tf.function(autograph=False, input_signature=[tf.TensorSpec((None, None, 4))])
     def bound(x: Any) -> Any:
-        return Walk(training=False).logits(model, Joint(x, Interval(x - 0.1, x + 0.1), "input")).value
+        return Walk(training=False).logits(model, Joint(x, Box(x - 0.1, x + 0.1), "input")).value
 
     with pytest.raises(NoIntervalRuleError, match=r"GroupNormalization.*length"):
         bound(data((3, 4)))

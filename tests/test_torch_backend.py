@@ -13,7 +13,7 @@ from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.registry import backend_for
 from art_entropic.backends.torch.backend import TorchBackend
 from art_entropic.backends.torch.bounds import BoundTensor
-from art_entropic.ops import Interval
+from art_entropic.ops import Box
 
 
 def lambda_module(function):
@@ -333,7 +333,7 @@ def test_batch_norm_statistics_move_once_per_joint_pass():
 def test_intervals_are_of_numpy_kind():
     backend = backend_of(nn.Sequential(nn.Linear(6, 3)), FLAT)
     box = backend.intervals(np.zeros((5, 6), np.float32), 0.1, batch_size=2)["0"]
-    assert isinstance(box, Interval) and box.lower.shape == (5, 3) and isinstance(box.lower, np.ndarray)
+    assert isinstance(box, Box) and box.lower.shape == (5, 3) and isinstance(box.lower, np.ndarray)
 
 
 def test_a_step_leaves_no_bound_behind():

@@ -15,7 +15,7 @@ from torch import nn
 
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.torch.bounds import _RULES, BoundTensor, Trace
-from art_entropic.ops import Interval
+from art_entropic.ops import Box
 
 RADII, POINTS = (0.0, 0.1, 0.5, 1.0, 3.0), 50  # so 200 points and more of each setting, one in two a corner
 # Relative to the value, and to 1 where it is smaller: rounding takes 1e-12, the jump of softplus where it becomes a line 1e-10.
@@ -31,9 +31,9 @@ class B:
     def box(self, radius):
         low, high = (torch.full(self.shape, end, dtype=torch.float64) for end in (self.low, self.high))
         if self.whole:
-            return Interval(low, high)
+            return Box(low, high)
         centre = low + torch.rand_like(low) * (high - low)
-        return Interval(*(torch.clamp(centre + sign * radius * torch.rand_like(low), low, high) for sign in (-1, 1)))
+        return Box(*(torch.clamp(centre + sign * radius * torch.rand_like(low), low, high) for sign in (-1, 1)))
 
 
 class C(B):
@@ -437,7 +437,7 @@ def bound(setting, boxes, points):
     """What stands for each part of a call: a bound tensor of its own, since some functions work in place, or a constant."""
     trace = Trace(nn.Identity().train(setting.training))
     return {
-        part: points[part].clone() if isinstance(part, C) else BoundTensor(points[part].clone(), Interval(*box), "input", trace)
+        part: points[part].clone() if isinstance(part, C) else BoundTensor(points[part].clone(), Box(*box), "input", trace)
         for part, box in boxes.items()
     }
 
@@ -569,7 +569,7 @@ def test_every_function_with_a_rule_is_in_this_table():
 def bounds_of(*ends, training=False):
     """A bound tensor whose value is the middle of the box."""
     lower, upper = (torch.tensor(end, dtype=torch.float64) for end in ends)
-    return BoundTensor((lower + upper) / 2, Interval(lower, upper), "input", Trace(nn.Identity().train(training)))
+    return BoundTensor((lower + upper) / 2, Box(lower, upper), "input", Trace(nn.Identity().train(training)))
 
 
 def double(*values):
@@ -601,7 +601,7 @@ BY_HAND = {
 def test_bounds_by_hand(case):
     function, low, high, lower, upper = BY_HAND[case]
     result = function(bounds_of(low, high))
-    torch.testing.assert_close(result.box, Interval(*(torch.tensor(end).double() for end in (lower, upper))))
+    torch.testing.assert_close(result.box, Box(*(torch.tensor(end).double() for end in (lower, upper))))
 
 
 def test_batch_norm_in_training_bounds_every_point_at_the_statistics_of_the_data():
@@ -648,7 +648,7 @@ def test_a_bound_that_has_overflowed_to_nan_stays_so(name):
         torch.manual_seed(0)
         boxes = {part: part.box(0.5) for part in setting.parts()}
         middle = {part: points_of(box)[1] for part, box in boxes.items()}
-        nans = {part: Interval(*(end * torch.nan for end in box)) for part, box in boxes.items()}
+        nans = {part: Box(*(end * torch.nan for end in box)) for part, box in boxes.items()}
         try:
             results = ran(resolved(name), setting, bound(setting, {**nans, **constants(boxes)}, middle))
         except NoIntervalRuleError:
@@ -687,4 +687,4 @@ def test_a_refusal_names_the_layer_and_the_reason(function, reason):
     model = nn.Sequential(nn.Linear(4, 4), Applied(function)).double().eval()
     trace, x = Trace(model), torch.rand(3, 4).double()
     with pytest.raises(NoIntervalRuleError, match=f"layer '1'.*{reason}"), trace.following(model):
-        model(BoundTensor(x, Interval(x - 0.1, x + 0.1), "input", trace))
+        model(BoundTensor(x, Box(x - 0.1, x + 0.1), "input", trace))

@@ -12,7 +12,7 @@ from art_entropic._validate import check_logits
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.protocol import Backend
 from art_entropic.guards import check_bounds, check_predictions
-from art_entropic.ops import Array, Interval
+from art_entropic.ops import Array, Box
 
 INPUT = "input"
 LOGITS = "logits"
@@ -60,7 +60,7 @@ class Network:
                 self.blind = error.reason
         return {INPUT: x, LOGITS: self._backend.logits(x, self._batch_size)}
 
-    def boxes(self, x: Array) -> dict[str, Interval]:
+    def boxes(self, x: Array) -> dict[str, Box]:
         if not self._bounds_were_checked:
             check_bounds(self._backend, x, self.eps)
             self._bounds_were_checked = True

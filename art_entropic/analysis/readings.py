@@ -13,7 +13,7 @@ from art_entropic import intervals
 from art_entropic.analysis.network import BLOCK, Network, behind_input
 from art_entropic.backends.numpy import ops
 from art_entropic.information import coding_rate, first_order_loss_of_margin, gaussian_channels, transmitted_information
-from art_entropic.ops import Array, Interval
+from art_entropic.ops import Array, Box
 
 LEAST = 10  # points that such an estimate needs, and blocks that an interval needs
 MOST_RIVALS = 9
@@ -32,11 +32,11 @@ class Chunk:
         return self.network.activations(self.x)
 
     @cached_property
-    def ball(self) -> Interval:
+    def ball(self) -> Box:
         return intervals.ball(ops, self.x, self.network.eps, self.network.clip_values)
 
     @cached_property
-    def boxes(self) -> dict[str, Interval]:
+    def boxes(self) -> dict[str, Box]:
         """Bounds of each layer over the ball.
 
         Raises:
@@ -153,7 +153,7 @@ def _kept_on_the_data(chunk: Chunk) -> Array:
 
 
 def _kept_in_the_worst_case(chunk: Chunk) -> Array:
-    box = Interval(*(np.asarray(end, np.float64) for end in list(chunk.boxes.values())[-1]))
+    box = Box(*(np.asarray(end, np.float64) for end in list(chunk.boxes.values())[-1]))
     return _kept(chunk, intervals.worst_case_logits(box, chunk.one_hot))
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from art_entropic.backends.architecture import Activation
-from art_entropic.ops import Array, Interval, Ops, Tensor
+from art_entropic.ops import Array, Box, Ops, Tensor
 
 
 class LayerInterval(NamedTuple):
     """The box around one layer's pre-activations."""
 
     name: str
-    box: Interval
+    box: Box
     radius: Tensor | None = None  # half the width, where it is at hand: cheaper to differentiate than upper - lower
 
     @property
@@ -37,7 +37,7 @@ class Propagation(NamedTuple):
     """One joint pass of the data and of the ball around it."""
 
     logits: Tensor  # (n, nb_classes), at the data itself
-    box: Interval  # around the logits, (n, nb_classes)
+    box: Box  # around the logits, (n, nb_classes)
     layers: tuple[LayerInterval, ...]  # every pre-activation in the order of computation, the logits last
 
 
@@ -95,7 +95,7 @@ class View(Protocol):
     def logits(self, x: Tensor) -> Tensor:
         """Logits at x, (n, nb_classes), in the step's own mode (dropout and batch statistics active in training)."""
 
-    def ball(self, x: Tensor, eps: Tensor) -> Interval:
+    def ball(self, x: Tensor, eps: Tensor) -> Box:
         """The ball |d|_inf <= eps around raw x, cut at clip_values."""
 
     def propagate(self, x: Tensor, eps: Tensor) -> Propagation:
@@ -190,7 +190,7 @@ class Backend(Protocol):
     def activations(self, x: Array, batch_size: int = 256) -> dict[str, Array]:
         """Values of the measured layers at x in inference mode."""
 
-    def intervals(self, x: Array, eps: float, batch_size: int = 256) -> dict[str, Interval]:
+    def intervals(self, x: Array, eps: float, batch_size: int = 256) -> dict[str, Box]:
         """Bounds of the measured layers over the ball, in inference mode.
 
         Raises:
@@ -198,7 +198,7 @@ class Backend(Protocol):
             BoundsMismatchError: the pass that carries bounds gives other logits than the network itself.
         """
 
-    def logit_bounds(self, x: Array, eps: float, batch_size: int = 256) -> Interval:
+    def logit_bounds(self, x: Array, eps: float, batch_size: int = 256) -> Box:
         """The last of `intervals`, without holding those of the other layers for all points."""
         ...
 

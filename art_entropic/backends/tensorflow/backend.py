@@ -45,16 +45,16 @@ from art_entropic.backends.tensorflow.network import differentiated, one_output,
 from art_entropic.backends.tensorflow.ops import ops
 from art_entropic.backends.tensorflow.precision import full_float32
 from art_entropic.backends.tensorflow.replicas import Gradients, Passes, Replicas, check_optimizer, mirrored_strategy
-from art_entropic.ops import Array, Interval, concatenated
+from art_entropic.ops import Array, Box, concatenated
 
 Standardise = Callable[[tf.Tensor], tf.Tensor]
 # Of an axis whose length a model leaves open, where only the layers' names are asked for.
 USUAL_LENGTH = 32
 
 
-def _single(box: Interval) -> Interval:
+def _single(box: Box) -> Box:
     """In the precision that objectives compute in; layers may have their own."""
-    return Interval(*(tf.cast(end, tf.float32) for end in box))
+    return Box(*(tf.cast(end, tf.float32) for end in box))
 
 
 class TensorFlowView:
@@ -85,11 +85,11 @@ class TensorFlowView:
         if self._training and alone and (added := losses()):
             self._added.append((tf.cast(tf.shape(x)[0], tf.float32), total(added)))
 
-    def ball(self, x: tf.Tensor, eps: tf.Tensor) -> Interval:
+    def ball(self, x: tf.Tensor, eps: tf.Tensor) -> Box:
         return intervals.ball(ops, x, eps, self._clip_values)
 
     def propagate(self, x: tf.Tensor, eps: tf.Tensor) -> Propagation:
-        box = Interval(*map(self._standardise, self.ball(x, eps)))
+        box = Box(*map(self._standardise, self.ball(x, eps)))
         walk = Walk(training=self._training)
         logits = walk.logits(self._model, Joint(self._standardise(x), box, "input"))
         self._keep(x, lambda: walk.losses)
@@ -203,9 +203,9 @@ class _Inference:
         # what both have in common, and the comparison costs what they have not.
         def bounds_of(chosen: slice) -> Any:
             @_compiled(images, images, images)
-            def bounds(x: tf.Tensor, lower: tf.Tensor, upper: tf.Tensor) -> tuple[list[Interval], tf.Tensor, tf.Tensor]:
+            def bounds(x: tf.Tensor, lower: tf.Tensor, upper: tf.Tensor) -> tuple[list[Box], tf.Tensor, tf.Tensor]:
                 model = _alive(reference)
-                layers = self._walk(model, Joint(x, Interval(lower, upper), "input"))
+                layers = self._walk(model, Joint(x, Box(lower, upper), "input"))
                 return [box_of(layer) for layer in layers[chosen]], layers[-1].value, one_output(model(x, training=False))
 
             return bounds
@@ -409,7 +409,7 @@ class TensorFlowBackend:
 
     def curved_operation(self, x: Array) -> str | None:
         points, walk = self._standardise(tf.constant(x, tf.float32)), Walk(training=False)
-        walk.logits(self.model, Joint(points, Interval(points, points), "input"))
+        walk.logits(self.model, Joint(points, Box(points, points), "input"))
         return walk.curved
 
     @full_float32
@@ -420,23 +420,23 @@ class TensorFlowBackend:
         return dict(zip(passes.names, values, strict=True))
 
     @full_float32
-    def intervals(self, x: Array, eps: float, batch_size: int = 256) -> dict[str, Interval]:
+    def intervals(self, x: Array, eps: float, batch_size: int = 256) -> dict[str, Box]:
         passes = self._passes(x.shape[1:])
         layers = zip(*self._bounds(passes, passes.bounds, x, eps, batch_size), strict=True)
         return dict(zip(passes.names, map(concatenated, layers), strict=True))
 
     @full_float32
-    def logit_bounds(self, x: Array, eps: float, batch_size: int = 256) -> Interval:
+    def logit_bounds(self, x: Array, eps: float, batch_size: int = 256) -> Box:
         passes = self._passes(x.shape[1:])
         return concatenated([box for (box,) in self._bounds(passes, passes.logit_bounds, x, eps, batch_size)])
 
-    def _bounds(self, passes: _Inference, ask: Any, x: Array, eps: float, batch_size: int) -> Iterator[list[Interval]]:
+    def _bounds(self, passes: _Inference, ask: Any, x: Array, eps: float, batch_size: int) -> Iterator[list[Box]]:
         """Of each batch the bounds of the layers that `ask` returns."""
         for chunk in self._chunks(x, batch_size):
             box = intervals.ball(ops, chunk, tf.constant(eps, tf.float32), self._clip_values)
             layers, joint, plain = ask(*map(self._standardise, (chunk, *box)))
             check_joint_pass(plain.numpy(), joint.numpy(), lambda: passes.names[-1])
-            yield [Interval(lower.numpy(), upper.numpy()) for lower, upper in layers]
+            yield [Box(lower.numpy(), upper.numpy()) for lower, upper in layers]
 
     @full_float32
     def input_gradient(self, x: Array, v: Array, batch_size: int = 256) -> Array:

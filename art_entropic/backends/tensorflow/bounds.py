@@ -19,7 +19,7 @@ from art_entropic import intervals
 from art_entropic.backends.curvature import bends
 from art_entropic.backends.errors import FINAL_SOFTMAX, NoIntervalRuleError
 from art_entropic.backends.tensorflow.ops import ops
-from art_entropic.ops import Interval
+from art_entropic.ops import Box
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +27,12 @@ class Joint:
     """One tensor of the network: at the data, and a box around it where bounds are wanted."""
 
     value: tf.Tensor
-    box: Interval | None
+    box: Box | None
     source: str  # name of the operation that computed it
     batch_axis: int | None = 0  # which tells the points of a batch apart, None where nobody knows
 
 
-def box_of(x: Joint) -> Interval:
+def box_of(x: Joint) -> Box:
     if x.box is None:
         raise TypeError(f"the tensor of {x.source!r} has no box")
     return x.box
@@ -46,8 +46,8 @@ def _upper(x: Joint) -> tf.Tensor:
     return box_of(x).upper
 
 
-def _in_precision(box: Interval, like: tf.Tensor) -> Interval:
-    return Interval(*(tf.cast(end, like.dtype) for end in box))
+def _in_precision(box: Box, like: tf.Tensor) -> Box:
+    return Box(*(tf.cast(end, like.dtype) for end in box))
 
 
 class _Call:
@@ -105,7 +105,7 @@ class _Call:
         value = self.on([x.value for x in self.joints], **mode)
         return keras.tree.map_structure(lambda v: Joint(v, None, self.name), value)
 
-    def through(self, value: Callable[[tf.Tensor], tf.Tensor], box: Callable[[Interval], Interval]) -> Joint:
+    def through(self, value: Callable[[tf.Tensor], tf.Tensor], box: Callable[[Box], Box]) -> Joint:
         """The only joint sent through a map of the value and a map of the box."""
         x = self.only
         result = value(x.value)
@@ -125,7 +125,7 @@ def _monotone(call: _Call) -> Any:
     if not call.bounded:
         return keras.tree.map_structure(lambda v: Joint(v, None, call.name), value)
     return keras.tree.map_structure(
-        lambda v, lower, upper: Joint(v, Interval(lower, upper), call.name),
+        lambda v, lower, upper: Joint(v, Box(lower, upper), call.name),
         value,
         call.on([_lower(x) for x in call.joints]),
         call.on([_upper(x) for x in call.joints]),
@@ -138,7 +138,7 @@ def _multilinear(call: _Call) -> Joint:
     if not call.bounded:
         return Joint(value, None, call.name)
     corners = [call.on(corner) for corner in itertools.product(*(box_of(x) for x in call.joints))]
-    box = Interval(functools.reduce(tf.minimum, corners), functools.reduce(tf.maximum, corners))
+    box = Box(functools.reduce(tf.minimum, corners), functools.reduce(tf.maximum, corners))
     return Joint(value, box, call.name)
 
 
@@ -159,7 +159,7 @@ def _subtract(call: _Call) -> Joint:
     if not call.bounded:
         return Joint(value, None, call.name)
     minuend, subtrahend = map(box_of, call.joints)
-    box = Interval(call.on([minuend.lower, subtrahend.upper]), call.on([minuend.upper, subtrahend.lower]))
+    box = Box(call.on([minuend.lower, subtrahend.upper]), call.on([minuend.upper, subtrahend.lower]))
     return Joint(value, box, call.name)
 
 
@@ -199,7 +199,7 @@ def _activate(call: _Call, f: Callable[[tf.Tensor], tf.Tensor], argmin: float | 
         box = intervals.monotone(f, box) if argmin is None else intervals.valley(ops, f, argmin, box)
         # TensorFlow's graph optimiser takes a maximum before the monotone function that it follows, and gets it wrong where
         # it does so for both ends: pooled upper bounds came out too low. It does not look behind this.
-        box = Interval(*tf.raw_ops.IdentityN(input=list(box)))
+        box = Box(*tf.raw_ops.IdentityN(input=list(box)))
     return Joint(f(x.value), box, call.name)
 
 
@@ -256,10 +256,10 @@ def _prelu(call: _Call) -> Joint:
     x = call.only
     call.walk.enter(x)
 
-    def bend(box: Interval) -> Interval:
+    def bend(box: Box) -> Box:
         places = (box.lower, box.upper, tf.minimum(tf.maximum(0.0, box.lower), box.upper))
         ends = [call.one(place) for place in places]
-        return Interval(functools.reduce(tf.minimum, ends), functools.reduce(tf.maximum, ends))
+        return Box(functools.reduce(tf.minimum, ends), functools.reduce(tf.maximum, ends))
 
     return call.through(call.one, bend)
 
@@ -367,7 +367,7 @@ def _affine(x: Joint, linear: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], kerne
     centre, width = _spread(*x.box)
     # Half of the small kernel instead of half of the large width.
     radius = linear(width, tf.abs(kernel) * 0.5)
-    return Joint(value, Interval(*_ends(signed(centre), radius)), source)
+    return Joint(value, Box(*_ends(signed(centre), radius)), source)
 
 
 def _bias(layer: Any) -> Any:
@@ -449,12 +449,12 @@ def _separable(call: _Call) -> Any:
     return _apply_activation(call, layer.activation, x)
 
 
-def _gain(box: Interval, gain: Any, bias: Any, shape: Sequence[int]) -> Interval:
+def _gain(box: Box, gain: Any, bias: Any, shape: Sequence[int]) -> Box:
     if gain is not None:
         box = intervals.scale(ops, box, tf.reshape(tf.cast(gain, box.lower.dtype), shape))
     if bias is not None:
         shift = tf.reshape(tf.cast(bias, box.lower.dtype), shape)
-        box = Interval(box.lower + shift, box.upper + shift)
+        box = Box(box.lower + shift, box.upper + shift)
     return box
 
 
@@ -473,7 +473,7 @@ def _batch_norm(call: _Call) -> Joint:
         return Joint(value, None, call.name)
     if not by_batch:
         ends = [call.on([end], training=False) for end in x.box]
-        return Joint(value, Interval(tf.minimum(*ends), tf.maximum(*ends)), call.name)
+        return Joint(value, Box(tf.minimum(*ends), tf.maximum(*ends)), call.name)
     if getattr(layer, "renorm", False):
         call.refuse("renorm=True has none in training")
     if call.option("mask") is not None:
@@ -494,7 +494,7 @@ def _layer_norm(call: _Call) -> Joint:
         call.refuse("rms_scaling=True has none")
     axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
 
-    def bound(box: Interval) -> Interval:
+    def bound(box: Box) -> Box:
         shape = _along(axes, box.lower)
 
         def mean(t: tf.Tensor) -> tf.Tensor:
@@ -509,7 +509,7 @@ def _layer_norm(call: _Call) -> Joint:
 def _group_norm(call: _Call) -> Joint:
     layer = call.operation
 
-    def bound(box: Interval) -> Interval:
+    def bound(box: Box) -> Box:
         shape = list(box.lower.shape)
         if None in shape[1:]:
             call.refuse("the length of an axis that it averages over is not known")
@@ -521,9 +521,9 @@ def _group_norm(call: _Call) -> Joint:
             return tf.reduce_mean(t, axes, keepdims=True)
 
         count = int(np.prod([grouped[axis] for axis in axes]))
-        parts = Interval(*(tf.reshape(end, grouped) for end in box))
+        parts = Box(*(tf.reshape(end, grouped) for end in box))
         parts = intervals.standardise(ops, parts, mean, count, layer.epsilon)
-        box = Interval(*(tf.reshape(end, [-1, *shape[1:]]) for end in parts))
+        box = Box(*(tf.reshape(end, [-1, *shape[1:]]) for end in parts))
         return _gain(box, layer.gamma, layer.beta, _along([layer.axis], box.lower))
 
     return call.through(call.one, bound)
@@ -540,7 +540,7 @@ def _gaussian_noise(call: _Call) -> Joint:
     if not call.walk.training:
         return _same(call)
     noise = call.on([tf.zeros_like(call.only.value)], training=True)
-    return call.through(lambda t: t + noise, lambda box: Interval(box.lower + noise, box.upper + noise))
+    return call.through(lambda t: t + noise, lambda box: Box(box.lower + noise, box.upper + noise))
 
 
 _SELU_FLOOR = -1.0507009873554805 * 1.6732632423543772
@@ -928,7 +928,7 @@ def _as_input(call: _Call, x: Joint, like: Any) -> Joint:
 
     if x.value.dtype == like.dtype and rank == wanted:
         return x
-    return replace(x, value=adjust(x.value), box=None if x.box is None else Interval(*map(adjust, x.box)))
+    return replace(x, value=adjust(x.value), box=None if x.box is None else Box(*map(adjust, x.box)))
 
 
 def _cast(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -940,7 +940,7 @@ def _cast(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     def cast(leaf: Any) -> Any:
         if not isinstance(leaf, Joint) or leaf.value.dtype == dtype or not leaf.value.dtype.is_floating:
             return leaf
-        box = None if leaf.box is None else Interval(*(tf.cast(end, dtype) for end in leaf.box))
+        box = None if leaf.box is None else Box(*(tf.cast(end, dtype) for end in leaf.box))
         return replace(leaf, value=tf.cast(leaf.value, dtype), box=box)
 
     args, kwargs = keras.tree.map_structure(cast, (args, kwargs))

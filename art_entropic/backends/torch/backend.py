@@ -68,7 +68,7 @@ from art_entropic.backends.torch.network import (
 from art_entropic.backends.torch.ops import ops
 from art_entropic.backends.torch.precision import full_float32
 from art_entropic.backends.torch.shares import Shares
-from art_entropic.ops import Array, Interval, concatenated
+from art_entropic.ops import Array, Box, concatenated
 from art_entropic.states import plain_state, restored_state
 
 
@@ -84,7 +84,7 @@ class TorchView:
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         return self._backend.forward(x)
 
-    def ball(self, x: torch.Tensor, eps: torch.Tensor | float) -> Interval:
+    def ball(self, x: torch.Tensor, eps: torch.Tensor | float) -> Box:
         return self._backend.ball(x, eps)
 
     def propagate(self, x: torch.Tensor, eps: torch.Tensor | float) -> Propagation:
@@ -255,7 +255,7 @@ class TorchBackend:
         mean, std = self._standardisation
         return (x - mean) / std
 
-    def ball(self, x: torch.Tensor, eps: torch.Tensor | float) -> Interval:
+    def ball(self, x: torch.Tensor, eps: torch.Tensor | float) -> Box:
         return intervals.ball(ops, x, eps, self._clip_values)
 
     def propagate(self, x: torch.Tensor, eps: torch.Tensor | float) -> Propagation:
@@ -263,7 +263,7 @@ class TorchBackend:
         return self._propagate(x, eps, Trace(self.model))
 
     def _propagate(self, x: torch.Tensor, eps: torch.Tensor | float, trace: Trace) -> Propagation:
-        box = Interval(*map(self._standardised, self.ball(x, eps)))
+        box = Box(*map(self._standardised, self.ball(x, eps)))
         with as_written(), trace.refusing(self.model):
             outputs = self.model(self._processed(BoundTensor(self._own(x), box, "input", trace)))
         logits = self._logits_of(outputs)
@@ -344,22 +344,22 @@ class TorchBackend:
         return {name: np.concatenate(values) for name, values in parts.items()}
 
     @full_float32
-    def intervals(self, x: Array, eps: float, batch_size: int = 256) -> dict[str, Interval]:
+    def intervals(self, x: Array, eps: float, batch_size: int = 256) -> dict[str, Box]:
         parts = list(self._bounds(x, eps, batch_size, slice(None)))
         return {name: concatenated([part[name] for part in parts]) for name in parts[0]}
 
     @full_float32
-    def logit_bounds(self, x: Array, eps: float, batch_size: int = 256) -> Interval:
+    def logit_bounds(self, x: Array, eps: float, batch_size: int = 256) -> Box:
         return concatenated([box for part in self._bounds(x, eps, batch_size, slice(-1, None)) for box in part.values()])
 
-    def _bounds(self, x: Array, eps: float, batch_size: int, chosen: slice) -> Iterator[dict[str, Interval]]:
+    def _bounds(self, x: Array, eps: float, batch_size: int, chosen: slice) -> Iterator[dict[str, Box]]:
         """Of each batch the bounds of the chosen layers."""
         with self.inference(), torch.no_grad():
             for chunk in self._chunks(x, batch_size):
                 joint, plain = self.propagate(chunk, eps), self.forward(chunk)
                 check_joint_pass(_array(plain), _array(joint.logits), lambda: self._first_other(chunk, joint))  # noqa: B023
                 yield {
-                    layer.name: Interval(layer.box.lower.cpu().numpy(), layer.box.upper.cpu().numpy())
+                    layer.name: Box(layer.box.lower.cpu().numpy(), layer.box.upper.cpu().numpy())
                     for layer in joint.layers[chosen]
                 }
 

@@ -23,7 +23,7 @@ from art_entropic import intervals
 from art_entropic.backends.curvature import bends
 from art_entropic.backends.errors import FINAL_SOFTMAX, NoIntervalRuleError
 from art_entropic.backends.torch.ops import ops
-from art_entropic.ops import Interval
+from art_entropic.ops import Box
 
 _PRECISIONS = (torch.float32, torch.float64)
 
@@ -43,7 +43,7 @@ def uncompiled(name: str) -> str:
 class Bounds:
     """The box around a tensor, as it is recorded: one object for each state of a tensor that a network changes in place."""
 
-    def __init__(self, box: Interval, radius: torch.Tensor | None = None) -> None:
+    def __init__(self, box: Box, radius: torch.Tensor | None = None) -> None:
         self.box, self.radius = box, radius
 
 
@@ -178,7 +178,7 @@ class BoundTensor(torch.Tensor):
     path: Trace
 
     @staticmethod
-    def __new__(cls, value: torch.Tensor, box: Interval | Bounds, source: str, path: Trace) -> BoundTensor:
+    def __new__(cls, value: torch.Tensor, box: Box | Bounds, source: str, path: Trace) -> BoundTensor:
         bound: BoundTensor = torch.Tensor._make_wrapper_subclass(
             cls,
             value.shape,
@@ -193,7 +193,7 @@ class BoundTensor(torch.Tensor):
         return bound
 
     @property
-    def box(self) -> Interval:
+    def box(self) -> Box:
         return self.bounds.box
 
     @classmethod
@@ -346,7 +346,7 @@ class _Call:
         result: torch.Tensor = self.func(x, *self.args[1:], **{**self.kwargs, **changed})
         return result
 
-    def bind(self, value: torch.Tensor, box: Interval | Bounds) -> BoundTensor:
+    def bind(self, value: torch.Tensor, box: Box | Bounds) -> BoundTensor:
         if value.dtype not in _PRECISIONS:
             self.refuse(f"bounds need float32 or float64 arithmetic, it gives {value.dtype}")
         return BoundTensor(value, box, self.trace.source(_name(self.func)), self.trace)
@@ -395,14 +395,14 @@ def _monotone_in_all(call: _Call) -> Any:
     """Never decreasing in any bound argument: the function on each part."""
     value, lower, upper = (call.apply(part) for part in (_value, _lower, _upper))
     if isinstance(value, torch.Tensor):
-        return call.bind(value, Interval(lower, upper))
-    return type(value)(call.bind(v, Interval(lo, up)) for v, lo, up in zip(value, lower, upper, strict=True))
+        return call.bind(value, Box(lower, upper))
+    return type(value)(call.bind(v, Box(lo, up)) for v, lo, up in zip(value, lower, upper, strict=True))
 
 
 def _falling(call: _Call) -> BoundTensor:
     """Never increasing in its first argument, which is the only bound one."""
     bound = call.sole()
-    return call.bind(call.on(bound.value), Interval(call.on(bound.box.upper), call.on(bound.box.lower)))
+    return call.bind(call.on(bound.value), Box(call.on(bound.box.upper), call.on(bound.box.lower)))
 
 
 def _joined(call: _Call) -> Any:
@@ -459,9 +459,9 @@ def _values(call: _Call) -> Any:
     call.sole()
     value, lower, upper = (call.apply(part) for part in (_value, _lower, _upper))
     if isinstance(value, torch.Tensor):
-        return call.bind(value, Interval(lower, upper))
+        return call.bind(value, Box(lower, upper))
     places = _Unbounded(value[1], call.trace.running(_name(call.func)))
-    return type(value)((call.bind(value[0], Interval(lower[0], upper[0])), places))
+    return type(value)((call.bind(value[0], Box(lower[0], upper[0])), places))
 
 
 def _extreme(call: _Call) -> Any:
@@ -512,7 +512,7 @@ def _prelu(call: _Call) -> Any:
     lower, upper = bound.box
     left = call.on(lower)
     bend = call.on((lower * 0.0).clamp(lower, upper))
-    return call.bind(call.on(bound.value), Interval(torch.minimum(left, bend), torch.maximum(left, call.on(upper))))
+    return call.bind(call.on(bound.value), Box(torch.minimum(left, bend), torch.maximum(left, call.on(upper))))
 
 
 def _rrelu(call: _Call) -> Any:
@@ -534,8 +534,8 @@ def _glu(call: _Call) -> BoundTensor:
     bound = call.sole()
     dim = int(call.number(1, "dim", -1))
     (low, low_gate), (high, high_gate) = (end.chunk(2, dim) for end in bound.box)
-    gate = Interval(low_gate.sigmoid(), high_gate.sigmoid())
-    return call.bind(call.on(bound.value), intervals.multiply(ops, Interval(low, high), gate))
+    gate = Box(low_gate.sigmoid(), high_gate.sigmoid())
+    return call.bind(call.on(bound.value), intervals.multiply(ops, Box(low, high), gate))
 
 
 def _above(bottom: float, rule: Rule) -> Rule:
@@ -609,7 +609,7 @@ def _linear(call: _Call) -> BoundTensor:
     total, width = _SumAndWidth.apply(*bound.box)
     centre = call.func(total, half, bias, *rest, **options)
     radius = call.func(width, half.abs(), None, *rest, **options)
-    return call.bind(call.on(bound.value), Bounds(Interval(*_Ends.apply(centre, radius)), radius))
+    return call.bind(call.on(bound.value), Bounds(Box(*_Ends.apply(centre, radius)), radius))
 
 
 def _matmul(call: _Call) -> BoundTensor:
@@ -636,7 +636,7 @@ def _add_matmul(call: _Call) -> BoundTensor:
     widths = {"beta": abs(beta) if _is_bound(added) else 0, "alpha": abs(alpha) if any(map(_is_bound, factors)) else 0}
     radii = [(x.box.upper - x.box.lower) * 0.5 if _is_bound(x) else x.abs() for x in call.args]
     radius = call.func(*radii, **{**call.kwargs, **widths})
-    return call.bind(call.apply(_value), Interval(centre - radius, centre + radius))
+    return call.bind(call.apply(_value), Box(centre - radius, centre + radius))
 
 
 def _einsum(call: _Call) -> BoundTensor:
@@ -662,13 +662,13 @@ def _per_channel(x: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | N
     return None if x is None else x.reshape(1, -1, *([1] * (like.ndim - 2)))
 
 
-def _gain(box: Interval, gain: torch.Tensor | None, bias: torch.Tensor | None) -> Interval:
+def _gain(box: Box, gain: torch.Tensor | None, bias: torch.Tensor | None) -> Box:
     if gain is not None:
         box = intervals.scale(ops, box, gain)
-    return box if bias is None else Interval(box.lower + bias, box.upper + bias)
+    return box if bias is None else Box(box.lower + bias, box.upper + bias)
 
 
-def _fixed_norm(box: Interval, mean: torch.Tensor, variance: torch.Tensor, weight: Any, bias: Any, eps: float) -> Interval:
+def _fixed_norm(box: Box, mean: torch.Tensor, variance: torch.Tensor, weight: Any, bias: Any, eps: float) -> Box:
     """(x - mean) / sqrt(variance + eps) for each channel, whose statistics are the same at each point of the box."""
     gain = torch.rsqrt(variance + eps)
     gain = gain if weight is None else gain * weight
@@ -703,15 +703,15 @@ def _epsilon(call: _Call, position: int, default: float = 1e-5) -> float:
     return eps
 
 
-def _standardise(bound: BoundTensor, axes: list[int], eps: float, groups: int | None = None) -> Interval:
+def _standardise(bound: BoundTensor, axes: list[int], eps: float, groups: int | None = None) -> Box:
     box = bound.box
     shape = box.lower.shape
     if groups is not None:
         grouped = (shape[0], groups, -1)
-        box, axes = Interval(box.lower.reshape(grouped), box.upper.reshape(grouped)), [2]
+        box, axes = Box(box.lower.reshape(grouped), box.upper.reshape(grouped)), [2]
     count = int(np.prod([box.lower.shape[axis] for axis in axes]))
     box = intervals.standardise(ops, box, lambda x: x.mean(axes, keepdim=True), count, eps)
-    return Interval(box.lower.reshape(shape), box.upper.reshape(shape))
+    return Box(box.lower.reshape(shape), box.upper.reshape(shape))
 
 
 def _layer_norm(call: _Call) -> BoundTensor:
@@ -739,17 +739,17 @@ def _instance_norm(call: _Call) -> BoundTensor:
     return call.bind(value, _gain(box, _per_channel(weight, value), _per_channel(bias, value)))
 
 
-def _magnitude(box: Interval) -> Interval:
+def _magnitude(box: Box) -> Box:
     """|x|."""
     nearest = torch.maximum(box.lower, -box.upper).clamp(min=0)
-    return Interval(nearest, torch.maximum(-box.lower, box.upper))
+    return Box(nearest, torch.maximum(-box.lower, box.upper))
 
 
-def _shares(box: Interval, size: Interval, limit: float) -> Interval:
+def _shares(box: Box, size: Box, limit: float) -> Box:
     """x / size, where size is positive and x nowhere larger than limit * size."""
     lower = torch.where(box.lower >= 0, box.lower / size.upper, box.lower / size.lower)
     upper = torch.where(box.upper >= 0, box.upper / size.lower, box.upper / size.upper)
-    return Interval(lower.clamp(min=-limit), upper.clamp(max=limit))
+    return Box(lower.clamp(min=-limit), upper.clamp(max=limit))
 
 
 def _rms_norm(call: _Call) -> BoundTensor:
@@ -757,7 +757,7 @@ def _rms_norm(call: _Call) -> BoundTensor:
     shape = call.argument(1, "normalized_shape")
     axes, given = list(range(-len(shape), 0)), call.argument(3, "eps")
     eps = torch.finfo(bound.value.dtype).eps if given is None else _epsilon(call, 3)
-    size = Interval(*(torch.sqrt(end.square().mean(axes, keepdim=True) + eps) for end in _magnitude(bound.box)))
+    size = Box(*(torch.sqrt(end.square().mean(axes, keepdim=True) + eps) for end in _magnitude(bound.box)))
     box = _shares(bound.box, size, float(np.prod(shape)) ** 0.5)
     return call.bind(call.on(bound.value), _gain(box, call.argument(2, "weight"), None))
 
@@ -769,7 +769,7 @@ def _normalize(call: _Call) -> BoundTensor:
     if not p > 0:
         call.refuse("p is not positive, so that it divides by no norm")
     ends = (torch.linalg.vector_norm(end, p, dim, keepdim=True).clamp(min=eps) for end in _magnitude(bound.box))
-    return call.bind(call.on(bound.value), _shares(bound.box, Interval(*ends), 1.0))
+    return call.bind(call.on(bound.value), _shares(bound.box, Box(*ends), 1.0))
 
 
 def _vector_norm(call: _Call) -> BoundTensor:
@@ -778,7 +778,7 @@ def _vector_norm(call: _Call) -> BoundTensor:
     p = call.argument(1, "ord" if call.func is torch.linalg.vector_norm else "p", 2)
     if p != "fro" and not (isinstance(p, _NUMBERS) and p > 0):
         call.refuse(f"of the norms only those with a positive number have one, not {p!r}")
-    return call.bind(call.on(bound.value), Interval(*map(call.on, _magnitude(bound.box))))
+    return call.bind(call.on(bound.value), Box(*map(call.on, _magnitude(bound.box))))
 
 
 _RANDOM = "it is random in inference mode, where each prediction would be of another network"
@@ -792,7 +792,7 @@ def _dropout(call: _Call) -> BoundTensor:
     if not call.trace.training:
         call.refuse(_RANDOM)
     mask = call.on(torch.ones_like(bound.value), **_in_place(call))
-    return call.bind(bound.value * mask, Interval(bound.box.lower * mask, bound.box.upper * mask))
+    return call.bind(bound.value * mask, Box(bound.box.lower * mask, bound.box.upper * mask))
 
 
 def _in_place(call: _Call) -> dict[str, bool]:
@@ -815,7 +815,7 @@ def _combine(call: _Call, signs: tuple[float, float]) -> BoundTensor:
         result: torch.Tensor = call.func(*map(_replace, operands, parts), **call.kwargs)
         return result
 
-    return call.bind(call.apply(_value), Interval(end(_lower, _upper), end(_upper, _lower)))
+    return call.bind(call.apply(_value), Box(end(_lower, _upper), end(_upper, _lower)))
 
 
 def _alpha(call: _Call) -> float:
@@ -837,7 +837,7 @@ def _subtract(call: _Call) -> BoundTensor:
 
 def _negative(call: _Call) -> BoundTensor:
     bound = call.sole()
-    return call.bind(-bound.value, Interval(-bound.box.upper, -bound.box.lower))
+    return call.bind(-bound.value, Box(-bound.box.upper, -bound.box.lower))
 
 
 def _multiply(call: _Call) -> BoundTensor:
@@ -848,7 +848,7 @@ def _multiply(call: _Call) -> BoundTensor:
     if _is_bound(left) and _is_bound(right):
         return call.bind(value, intervals.multiply(ops, left.box, right.box))
     one, two = call.apply(_lower), call.apply(_upper)
-    return call.bind(value, Interval(torch.minimum(one, two), torch.maximum(one, two)))
+    return call.bind(value, Box(torch.minimum(one, two), torch.maximum(one, two)))
 
 
 def _add_product(call: _Call) -> BoundTensor:
@@ -862,7 +862,7 @@ def _add_product(call: _Call) -> BoundTensor:
     def sums(part: Part) -> list[torch.Tensor]:
         return [call.func(_replace(added, part), *corner, **call.kwargs) for corner in corners]
 
-    box = Interval(functools.reduce(torch.minimum, sums(_lower)), functools.reduce(torch.maximum, sums(_upper)))
+    box = Box(functools.reduce(torch.minimum, sums(_lower)), functools.reduce(torch.maximum, sums(_upper)))
     return call.bind(call.apply(_value), box)
 
 
@@ -881,8 +881,8 @@ def _divide(call: _Call) -> BoundTensor:
     if not _is_bound(divisor):
         return _multiply(call)
     _check_divisor(call, divisor)
-    inverse = Interval(divisor.box.upper.reciprocal(), divisor.box.lower.reciprocal())
-    box = intervals.multiply(ops, dividend.box if _is_bound(dividend) else Interval(dividend, dividend), inverse)
+    inverse = Box(divisor.box.upper.reciprocal(), divisor.box.lower.reciprocal())
+    box = intervals.multiply(ops, dividend.box if _is_bound(dividend) else Box(dividend, dividend), inverse)
     return call.bind(call.apply(_value), box)
 
 
@@ -919,7 +919,7 @@ def _changed(call: _Call, rule: Rule) -> BoundTensor:
     updates = [_seen_through(alias, target, parts) for alias in aliases]
     for bound, (value, lower, upper) in zip((target, *aliases), (parts, *updates), strict=True):
         same = bound is target and result.dtype == target.dtype
-        bound.value, bound.bounds = value, Bounds(Interval(lower, upper), result.bounds.radius if same else None)
+        bound.value, bound.bounds = value, Bounds(Box(lower, upper), result.bounds.radius if same else None)
         bound.source = result.source
     if aliases:
         call.trace.sever((target, *aliases))
