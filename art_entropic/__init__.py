@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from art_entropic.evaluation.evaluate import evaluate
     from art_entropic.evaluation.result import Evaluation
     from art_entropic.history import History
-    from art_entropic.information import MEASURES
+    from art_entropic.measures import MEASURES, Activation, Channel, Coding, Interval, Schedule
     from art_entropic.report.page import write_report
     from art_entropic.trainer import EntropicTrainer, TrainingDivergedError
 
@@ -48,7 +48,12 @@ _HOMES = {
     "Evaluation": "evaluation.result",
     "History": "history",
     "InformationProfile": "analysis.profile",
-    "MEASURES": "information",
+    "MEASURES": "measures",
+    "Activation": "measures",
+    "Channel": "measures",
+    "Coding": "measures",
+    "Interval": "measures",
+    "Schedule": "measures",
     "PROBLEMS": "benchmark.problems",
     "PROFILE_MEASURES": "analysis.readings",
     "TensorBoard": "callbacks",
@@ -67,12 +72,11 @@ _HOMES = {
 }
 
 __all__ = [
-    "ATTACKS", "BATTERIES", "CHECKS", "DEFENCES", "MEASURES", "PROBLEMS", "PROFILE_MEASURES", "BenchmarkPlan",
-    "BoundsMismatchError", "Comparison", "EntropicTrainer", "Evaluation", "History", "InformationProfile",
-    "MissingFrameworkError", "NoIntervalRuleError", "TensorBoard", "TrainingDivergedError", "Variant", "__version__",
-    "certify", "compare",
-    "evaluate", "information_profile", "leaderboard_entry", "load_weights", "move_to", "run_benchmark", "save_weights",
-    "smooth_activations", "to_logits", "write_report",
+    "ATTACKS", "BATTERIES", "CHECKS", "DEFENCES", "MEASURES", "PROBLEMS", "PROFILE_MEASURES", "Activation", "BenchmarkPlan",
+    "BoundsMismatchError", "Channel", "Coding", "Comparison", "EntropicTrainer", "Evaluation", "History", "InformationProfile",
+    "Interval", "MissingFrameworkError", "NoIntervalRuleError", "Schedule", "TensorBoard", "TrainingDivergedError", "Variant",
+    "__version__", "certify", "compare", "evaluate", "information_profile", "leaderboard_entry", "load_weights", "move_to",
+    "run_benchmark", "save_weights", "smooth_activations", "to_logits", "write_report",
 ]  # fmt: skip
 
 

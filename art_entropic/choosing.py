@@ -1,22 +1,18 @@
-"""Settings of a retraining that fit the problem at hand, so that nobody has to tune them; their ablation: benchmarks/plans/."""
+"""The measure and the network that fit a problem, so that nobody has to tune them; their ablation: benchmarks/plans/."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from art_entropic._validate import check_eps, choice, finite, non_negative
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.protocol import Backend
 from art_entropic.backends.registry import backend_for
 from art_entropic.guards import data_range
-from art_entropic.information import MEASURES, Layers
-from art_entropic.objective import EntropicObjective
 from art_entropic.ops import Array
-from art_entropic.schedule import Schedule
 
+# Between them chooses who names no measure.
 AUTOMATIC = ("interval", "channel")
 # Between CIFAR-10's 8/255, where the worst case costs too much clean accuracy, and MNIST's 0.1, where it is the better one.
 LARGE_EPS = 0.05
@@ -27,89 +23,6 @@ _BEGINNING = 1e-3
 # Of the entries of a gradient. Networks of ReLU and max pooling have 0.33 and more (a tie in a constant background counts as a
 # change), those of SiLU and GELU 0.03 at most.
 _EQUAL_SHARE = 0.15
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What the caller asked for; None where the measure's own default shall hold."""
-
-    eps: float
-    clip_values: Any
-    beta: float | None = None
-    k: float | None = None
-    resolution: float | None = None
-    relative: bool = False
-    layers: Layers = "all"
-    eps_factor: float | None = None
-    read_share: float | None = None
-    warmup: float = 0.0
-    ramp: float | None = None
-    pure: float | None = None
-    pure_beta: float | None = None
-
-    def settle(self, measure: str) -> tuple[Schedule, EntropicObjective]:
-        """Schedule and objective for a measure.
-
-        Raises:
-            TypeError, ValueError: a wish is out of its range, or not to be had with this measure.
-        """
-        row = MEASURES[choice("measure", measure, MEASURES)]
-        eps = check_eps(self.eps, self.clip_values)
-        ramp = row.ramp if self.ramp is None else finite("ramp", self.ramp)
-        schedule = Schedule(
-            eps=self._scaled(eps, row.eps_factor),
-            k=row.k if self.k is None else _weight_of_worst_case(self.k, measure),
-            beta=row.beta if self.beta is None else _weight_of_information(self.beta, measure),
-            warmup=self.warmup,
-            ramp=ramp,
-            # A ramp that is shorter than the measure's own pure phase is all pure.
-            pure=min(row.pure, ramp) if self.pure is None else self.pure,
-            pure_beta=row.pure_beta if self.pure_beta is None else self.pure_beta,
-        )
-        resolution = row.resolution if self.resolution is None else self.resolution
-        read_share = row.read_share if self.read_share is None else self.read_share
-        return schedule, EntropicObjective(measure, resolution, self.layers, self.relative, read_share)
-
-    def _scaled(self, eps: float, default: float) -> float:
-        factor = default if self.eps_factor is None else finite("eps_factor", self.eps_factor)
-        if factor <= 0:
-            raise ValueError(f"`eps_factor` must be positive, got {factor!r}")
-        try:
-            return check_eps(eps * factor, self.clip_values)
-        except ValueError as error:
-            raise ValueError(f"`eps_factor` {factor!r} takes `eps` {eps!r} too far: {error}") from error
-
-    def settle_either(self) -> None:
-        """Check that each measure that may be chosen later could be told this: it must not wait for the data to fail.
-
-        Raises:
-            TypeError, ValueError: as for `settle`; the message says which measure to ask for.
-        """
-        refused: dict[str, ValueError] = {}
-        for measure in AUTOMATIC:
-            try:
-                self.settle(measure)
-            except ValueError as error:
-                refused[measure] = error
-        if len({str(error) for error in refused.values()}) == 1 and len(refused) == len(AUTOMATIC):
-            raise refused[AUTOMATIC[0]]  # nothing that another measure would help
-        for measure, reason in refused.items():
-            able = [name for name in MEASURES if name != measure]
-            raise ValueError(f"{reason}; `measure` is None, which may choose it: name another, of {able}") from reason
-
-
-def _weight_of_worst_case(k: Any, measure: str) -> float:
-    value = non_negative("k", k)
-    if value > 1:
-        raise ValueError(f"`k` must be in [0, 1], got {k!r}")
-    if value > 0 and not MEASURES[measure].worst_case:
-        able = ", ".join(repr(name) for name, other in MEASURES.items() if other.worst_case)
-        raise ValueError(f"`k` > 0 needs a measure with worst-case logits ({able}), got k={k!r} with {measure!r}")
-    return value
-
-
-def _weight_of_information(beta: Any, measure: str) -> float:
-    return finite("beta", beta) if MEASURES[measure].signed else non_negative("beta", beta)
 
 
 class Choice(NamedTuple):

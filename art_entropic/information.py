@@ -8,8 +8,7 @@ Only `activation` knows of no perturbation: it reads what the data themselves se
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from art_entropic.backends.protocol import Batch, LayerActivation, LayerInterval, View
@@ -203,14 +202,6 @@ def rival_direction(ops: Ops, logits: Tensor, y: Tensor, noise: Tensor) -> Tenso
     return y - ops.cast_like(ops.one_hot(index, int(y.shape[1])), y)
 
 
-class ReadOut(NamedTuple):
-    """How finely a measure reads, and where."""
-
-    resolution: float  # tau
-    layers: Layers = "all"
-    relative: bool = False  # tau is in shares of each unit's spread
-
-
 class Reading(NamedTuple):
     """What a measure says of one batch."""
 
@@ -224,28 +215,30 @@ def _random_point(ops: Ops, batch: Batch, eps: Tensor, ball: Box) -> Tensor:
     return ops.minimum(ops.maximum(batch.x + eps * batch.ball_noise, ball.lower), ball.upper)
 
 
-def interval(view: View, batch: Batch, eps: Tensor, read_out: ReadOut) -> Reading:
+def interval(
+    view: View, batch: Batch, eps: Tensor, *, resolution: float, layers: Layers = "all", relative: bool = False
+) -> Reading:
     """Equation (1): the worst case over the whole ball, by interval propagation."""
     propagation = view.propagate(batch.x, eps)
-    chosen = choose_layers(propagation.layers, read_out.layers)
-    information = mean_transmitted_information(view.ops, chosen, resolution=read_out.resolution, relative=read_out.relative)
+    chosen = choose_layers(propagation.layers, layers)
+    information = mean_transmitted_information(view.ops, chosen, resolution=resolution, relative=relative)
     worst = worst_case_logits(propagation.box, batch.y)
     return Reading(propagation.logits, information, worst, propagation.box)
 
 
-def channel(view: View, batch: Batch, eps: Tensor, read_out: ReadOut) -> Reading:
+def channel(view: View, batch: Batch, eps: Tensor, *, resolution: float) -> Reading:
     """Equation (1) linearised at a random point of the ball, for the margin against one likely rival."""
     ops = view.ops
     logits = view.logits(batch.x)
     ball = view.ball(batch.x, eps)
     point = _random_point(ops, batch, eps, ball)
     there, gradient = view.input_gradient(point, lambda z: rival_direction(ops, z, batch.y, batch.class_noise))
-    information = channel_information(ops, gradient, ball, resolution=read_out.resolution)
+    information = channel_information(ops, gradient, ball, resolution=resolution)
     loss = first_order_loss_of_margin(ops, gradient, point, ball)
     return Reading(logits, information, there - batch.y * loss[:, None])
 
 
-def coding(view: View, batch: Batch, eps: Tensor, read_out: ReadOut) -> Reading:
+def coding(view: View, batch: Batch, eps: Tensor, *, resolution: float, layers: Layers = "all") -> Reading:
     """Equation (1) on average over the ball: the coding rate of the shifts that random perturbations cause in each layer.
 
     The shifts are read against the spread of the layer over the batch, so that scaling a layer up or down gains nothing.
@@ -256,22 +249,22 @@ def coding(view: View, batch: Batch, eps: Tensor, read_out: ReadOut) -> Reading:
     point = _random_point(ops, batch, eps, view.ball(batch.x, eps))
     both = view.activations(ops.concatenate(batch.x, point))
     total: Tensor = 0.0
-    for layer in choose_layers(both.layers, read_out.layers):
+    for layer in choose_layers(both.layers, layers):
         natural, shifted = ops.halves(ops.flatten(layer.value))
         shifts = _relative(ops, shifted - natural, natural)
-        total = total + coding_rate(ops, shifts, resolution=read_out.resolution) / _units(layer)
+        total = total + coding_rate(ops, shifts, resolution=resolution) / _units(layer)
     return Reading(ops.halves(both.logits)[0], _for_each(total, batch))
 
 
-def activation(view: View, batch: Batch, eps: Tensor, read_out: ReadOut) -> Reading:
+def activation(view: View, batch: Batch, *, resolution: float, layers: Layers = "all") -> Reading:
     """What each layer says of which point of the natural batch came in; blind to perturbations, the negative control."""
     ops = view.ops
     natural = view.activations(batch.x)
     total: Tensor = 0.0
-    for layer in choose_layers(natural.layers, read_out.layers):
+    for layer in choose_layers(natural.layers, layers):
         values = ops.flatten(layer.value)
         centred = values - ops.mean(values, axis=0)
-        total = total + coding_rate(ops, centred, resolution=read_out.resolution) / _units(layer)
+        total = total + coding_rate(ops, centred, resolution=resolution) / _units(layer)
     return Reading(natural.logits, _for_each(total, batch))
 
 
@@ -285,76 +278,3 @@ def _relative(ops: Ops, shifts: Tensor, values: Tensor) -> Tensor:
 def _for_each(total: Tensor, batch: Batch) -> Tensor:
     """A number of the whole batch as one number per example, (n,)."""
     return total + 0.0 * batch.class_noise
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One row of MEASURES: how to read the information, and the defaults of equation (2) that suit it."""
-
-    title: str
-    read: Callable[[View, Batch, Tensor, ReadOut], Reading]
-    worst_case: bool  # knows worst-case logits, so that k > 0 is possible
-    reads_layers: bool  # and not the decision alone, so that there are layers to choose from
-    beta: float
-    k: float
-    resolution: float
-    ramp: float
-    passes: tuple[int, int]  # forward and backward passes of a batch through the network in one step that reads all of it
-    read_share: float = 1.0  # of each batch, read in a step of training
-    eps_factor: float = 1.0  # retrains with this times eps
-    pure: float = 0.0  # share of the retraining that begins the ramp in the pure form
-    pure_beta: float = 0.0  # beta at its end
-    signed: bool = False  # beta may be negative too: more information is a wish that makes sense
-
-
-MEASURES: dict[str, Measure] = {
-    "interval": Measure(
-        "worst case, by interval propagation",
-        interval,
-        worst_case=True,
-        reads_layers=True,
-        beta=0.1,
-        k=0.5,
-        resolution=1.0,
-        ramp=0.6,
-        passes=(3, 3),  # value, centre and radius
-        read_share=0.5,
-        pure=0.3,
-        pure_beta=0.3,
-    ),
-    "channel": Measure(
-        "first-order channel into the decision",
-        channel,
-        worst_case=True,
-        reads_layers=False,
-        beta=0.5,
-        k=0.5,
-        resolution=1.0,
-        ramp=0.2,
-        passes=(2, 4),  # the double backward pass is worth two
-        read_share=0.5,
-    ),
-    "coding": Measure(
-        "average case, by the coding rate of random shifts",
-        coding,
-        worst_case=False,
-        reads_layers=True,
-        beta=1.0,
-        k=0.0,
-        resolution=1.0,
-        ramp=0.5,
-        passes=(2, 2),
-    ),
-    "activation": Measure(
-        "information about the natural input, a control",
-        activation,
-        worst_case=False,
-        reads_layers=True,
-        beta=0.1,
-        k=0.0,
-        resolution=1.0,
-        ramp=0.5,
-        passes=(1, 1),
-        signed=True,
-    ),
-}

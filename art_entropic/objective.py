@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from art_entropic._validate import choice, finite
 from art_entropic.backends.protocol import Batch, Controls, View
-from art_entropic.information import LAYER_CHOICES, MEASURES, Layers, ReadOut
 from art_entropic.intervals import certified
+from art_entropic.measures import Measure
 from art_entropic.ops import Ops, Tensor
 
 
@@ -56,18 +55,6 @@ def hits(ops: Ops, logits: Tensor, y: Tensor) -> Tensor:
     return ops.mean(ops.cast_like(label >= ops.max(logits, axis=1), logits))
 
 
-def _check_layers(layers: Layers, measure: str) -> None:
-    wish = f"`layers` must be one of {', '.join(map(repr, LAYER_CHOICES))}, or a tuple of at least one layer's name"
-    names = (layers,) if isinstance(layers, str) else layers
-    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{wish}, got {layers!r}")
-    if not names or (isinstance(layers, str) and layers not in LAYER_CHOICES):
-        raise ValueError(f"{wish}, got {layers!r}")
-    if layers != "all" and not MEASURES[measure].reads_layers:
-        able = ", ".join(repr(name) for name, row in MEASURES.items() if row.reads_layers)
-        raise ValueError(f"`layers` must be 'all' unless the measure reads layers ({able}), got {layers!r} with {measure!r}")
-
-
 @dataclass(frozen=True)
 class EntropicObjective:
     """The loss of entropic retraining as a function of one step.
@@ -75,47 +62,22 @@ class EntropicObjective:
     loss = (1 - k) CE(z(x), y) + k CE(worst-case logits over the ball, y) + beta * information
 
     Args:
-        measure: key of MEASURES, how the information is read.
-        resolution: tau of the read-out noise, in the scale of the units (`interval`, `activation`), of their standard
-            deviation over the batch (`coding`) or of the margin (`channel`).
-        layers: those that the information is read from: "all", "dense" (with one axis per example), "logits" (the last), or
-            a tuple of names of `Backend.layer_names`. An unknown name is an error of the first step.
-        relative: tau is in shares of each unit's standard deviation over the batch, for `interval`.
-        read_share: of each batch, in (0, 1], the first examples of which the information and the worst case are read. The
-            cross-entropy is always that of the whole batch.
+        measure: how the information is read, and of which share of each batch. A name in its `layers` that no layer has is an
+            error of the first step.
         class_weights, label_smoothing: of both cross-entropies, see `cross_entropy`.
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of its range, or layers are chosen for a measure that reads the decision alone.
     """
 
-    measure: str
-    resolution: float
-    layers: Layers = "all"
-    relative: bool = False
-    read_share: float = 1.0
+    measure: Measure
     class_weights: tuple[float, ...] | None = None
     label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        choice("measure", self.measure, MEASURES)
-        if finite("resolution", self.resolution) <= 0:
-            raise ValueError(f"`resolution` must be positive, got {self.resolution!r}")
-        _check_layers(self.layers, self.measure)
-        if not isinstance(self.relative, bool):
-            raise TypeError(f"`relative` must be True or False, got {self.relative!r}")
-        if not 0.0 < finite("read_share", self.read_share) <= 1.0:
-            raise ValueError(f"`read_share` must be in (0, 1], got {self.read_share!r}")
-        if self.relative and self.measure != "interval":
-            raise ValueError(f"`relative` must be False unless the measure is 'interval', got True with {self.measure!r}")
 
     def __call__(self, view: View, batch: Batch, controls: Controls) -> dict[str, Tensor]:
         """Scalar terms of the step: loss, cross_entropy, information (nats), accuracy; worst_case_cross_entropy where the
         measure knows worst-case logits, and certified_accuracy where these are bounds."""
         ops = view.ops
-        read_out = ReadOut(self.resolution, self.layers, self.relative)
-        batch, others = (batch, None) if self.read_share == 1.0 else _divided(ops, batch, self.read_share)
-        reading = MEASURES[self.measure].read(view, batch, controls.eps, read_out)
+        share = self.measure.read_share
+        batch, others = (batch, None) if share == 1.0 else _divided(ops, batch, share)
+        reading = self.measure.read(view, batch, controls.eps)
         logits, y, weight = reading.logits, batch.y, batch.weight
         if others is not None:
             logits, y = ops.concatenate(logits, view.logits(others.x)), ops.concatenate(y, others.y)

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import msgspec
 import numpy as np
 
-SCHEMA = 1
+SCHEMA = 2
 Status = Literal["done", "diverged", "unavailable"]
 Setting = str | float | int | bool | None
 
@@ -332,6 +332,11 @@ def read_shard(path: Path) -> ShardRecord:
     return shard
 
 
+def _what_to_do(schema: object, path: Path) -> str:
+    known = f"this version reads schema {SCHEMA}"
+    return f"{known}: python -m art_entropic.benchmark.upgrade {path} rewrites it" if schema == SCHEMA - 1 else known
+
+
 def append_record(path: Path, record: AnyRecord) -> None:
     """Append one record to a JSON Lines file and force it to disk, so that a kill right after loses nothing."""
     line = msgspec.json.encode(record) + b"\n"
@@ -340,6 +345,16 @@ def append_record(path: Path, record: AnyRecord) -> None:
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
+
+
+def decode_record(line: bytes) -> AnyRecord:
+    """One record from its line.
+
+    Raises:
+        msgspec.MsgspecError: it is none.
+    """
+    record: AnyRecord = _decoder.decode(line)
+    return record
 
 
 def read_records(path: Path) -> Iterator[AnyRecord]:
@@ -356,8 +371,8 @@ def read_records(path: Path) -> Iterator[AnyRecord]:
             found = json.loads(line)
             schema = found.get("schema") if isinstance(found, dict) else None
             if isinstance(found, dict) and schema != SCHEMA:
-                raise AnotherSchemaError(f"{path}:{number}: record of schema {schema!r}, this version reads schema {SCHEMA}")
-            yield _decoder.decode(line)
+                raise AnotherSchemaError(f"{path}:{number}: record of schema {schema!r}, {_what_to_do(schema, path)}")
+            yield decode_record(line)
         except AnotherSchemaError:
             raise
         except (ValueError, RecursionError, msgspec.MsgspecError) as error:

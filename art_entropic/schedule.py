@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from art_entropic._validate import finite, non_negative
 from art_entropic.backends.protocol import Backend, Controls
 
 
-@dataclass(frozen=True)
-class Schedule:
+class ControlSchedule(NamedTuple):
     """How eps, k and beta change over a retraining.
 
     Nothing for a share `warmup`. Then, over the first share `pure` of the ramp, the pure form: eps grows to its full value and
     beta to `pure_beta`, k stays 0. Over the rest of the ramp k grows to its full value and beta moves to its own. Without a
     pure phase all three grow together over the ramp. Full strength from there on.
 
-    Args:
+    Attributes:
         eps, k, beta: full values.
         warmup: share of the retraining that stays at 0, in [0, 1].
-        ramp: share of the retraining after it until full strength, in [0, 1].
+        ramp: share of the retraining after it until full strength, in [0, 1 - warmup].
         pure: share of the retraining, at the beginning of the ramp, in the pure form, in [0, ramp].
         pure_beta: beta at the end of the pure phase.
     """
@@ -33,19 +31,6 @@ class Schedule:
     ramp: float = 0.5
     pure: float = 0.0
     pure_beta: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("warmup", "ramp", "pure"):
-            value = finite(name, getattr(self, name))
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"`{name}` must be a share of the retraining in [0, 1], got {value!r}")
-        if self.warmup + self.ramp > 1.0:
-            raise ValueError(f"`warmup` + `ramp` must not exceed 1, got {self.warmup!r} + {self.ramp!r}")
-        if self.pure > self.ramp:
-            raise ValueError(
-                f"`pure` must not exceed `ramp`, of which it is the beginning, got {self.pure!r} and {self.ramp!r}"
-            )
-        non_negative("pure_beta", self.pure_beta)
 
     def is_full(self, progress: float) -> bool:
         """Whether eps, k and beta have their full values at `progress` in [0, 1] of the retraining."""

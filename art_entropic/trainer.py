@@ -20,12 +20,12 @@ from art.defences.trainer import Trainer
 from tqdm.auto import tqdm
 
 from art_entropic._validate import (
+    check_eps,
     check_inputs,
     check_labels,
     check_logits,
     file_path,
     file_to_write,
-    finite,
     flag,
     is_seed,
     listed,
@@ -36,11 +36,13 @@ from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.protocol import Backend, Batch, Controls, Step
 from art_entropic.backends.registry import backend_for
 from art_entropic.batches import Arrays, Generated, LabelledBatch, Source
-from art_entropic.checkpoint import BEFORE, CHECKPOINT_SCHEMA, Options, Progress, Snapshot, as_tuple, read_checkpoint
-from art_entropic.choosing import AUTOMATIC, Wishes, measure_for, overflowing_layer
+from art_entropic.checkpoint import BEFORE, CHECKPOINT_SCHEMA, Options, Progress, Snapshot, read_checkpoint
+from art_entropic.choosing import AUTOMATIC, measure_for, overflowing_layer
 from art_entropic.files import replacing
 from art_entropic.guards import check_bounds, check_predictions, check_training_bounds
 from art_entropic.history import LEAST_RAMP, SHOWN_POINTS, Callback, History
+from art_entropic.measures import Interval, Measure, measure_of
+from art_entropic.objective import EntropicObjective
 from art_entropic.ops import Array
 from art_entropic.records import Epoch
 from art_entropic.schedule import DECAY, falling_rate
@@ -89,27 +91,12 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         classifier: ART PyTorchClassifier, TensorFlowV2Classifier or KerasClassifier, already trained, with optimizer and
             loss, returning logits.
         eps: Linf radius to become robust against, in the units of the raw input.
-        measure: how the information is read, a name of MEASURES: "interval" (worst case, gives certificates, needs an interval
-            rule for every operation and wants ReLU), "channel" (first order, any differentiable network, wants smooth
-            activations or a small eps), "coding" (average case) or "activation" (the natural data only: a control, not a
-            defence). None lets `fit` choose between the first two by the network and by eps; `history.settings` says which.
-        beta: weight of the information; None takes the measure's own. Only "activation" takes a negative one.
-        k: weight of the worst-case cross-entropy, in [0, 1]; 0 is the pure form; more needs "interval" or "channel". None takes
-            the measure's own.
-        resolution: tau, the width of the read-out noise; None takes the measure's own.
-        relative: tau in shares of each unit's standard deviation over the batch ("interval" only).
-        layers: those that the information is read from: "all", "dense" (fully connected), "logits", or names.
-        eps_factor: retrains with eps times this; None takes the measure's own.
-        read_share: share of each batch, in (0, 1], of which the information and the worst case are read; the cross-entropy is
-            always that of all. Less is cheaper. None takes the measure's own.
-        warmup: share of the retraining before the ramp, with natural cross-entropy alone.
-        ramp: share of the retraining until eps, k and beta have their full value; None takes the measure's own.
-        pure: share of the retraining, at the beginning of the ramp, in the pure form: eps grows to its full value and beta to
-            `pure_beta`, k stays 0; over the rest of the ramp k grows and beta moves to its own value. 0 lets all three grow
-            together. None takes the measure's own.
-        pure_beta: beta at the end of the pure phase; None takes the measure's own.
-        decay: share of the retraining, at its end, over which the learning rate falls linearly to 0. None takes half of it, or
-            nothing where `fit` is given a scheduler or the optimizer follows a schedule of its own.
+        measure: how the information is read, and with it all hyperparameters of the loss: a name of MEASURES, or a value such
+            as ``Interval(beta=0.3, schedule=Schedule(ramp=0.4))``. `Interval` is the worst case: it gives certificates, needs
+            an interval rule for every operation and wants ReLU. `Channel` is first order: it takes any differentiable network,
+            and wants smooth activations or a small eps. `Coding` is the average case, `Activation` reads the natural data
+            only: a control, not a defence. None lets `fit` choose between the first two by the network and by eps;
+            `history.settings` says which.
         verbose: progress bar, and what was chosen and reached, on stderr.
     Raises:
         TypeError: not an estimator of a supported kind, or an argument of the wrong type.
@@ -120,20 +107,8 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         self,
         classifier: Any,
         eps: float,
+        measure: str | Measure | None = None,
         *,
-        measure: str | None = None,
-        beta: float | None = None,
-        k: float | None = None,
-        resolution: float | None = None,
-        relative: bool = False,
-        layers: str | Sequence[str] = "all",
-        eps_factor: float | None = None,
-        read_share: float | None = None,
-        warmup: float = 0.0,
-        ramp: float | None = None,
-        pure: float | None = None,
-        pure_beta: float | None = None,
-        decay: float | None = None,
         verbose: bool = True,
     ) -> None:
         self._backend: Backend = backend_for(classifier)
@@ -141,33 +116,16 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         if hasattr(eps, "generate"):
             raise TypeError(f"`eps` must be a number, got an attack of type {type(eps).__name__}: take its radius, attack.eps")
         super().__init__(classifier)
-        self._wishes = Wishes(
-            eps,
-            classifier.clip_values,
-            beta,
-            k,
-            resolution,
-            relative,
-            as_tuple(layers),
-            eps_factor,
-            read_share,
-            warmup,
-            ramp,
-            pure,
-            pure_beta,
-        )
+        self._eps = check_eps(eps, classifier.clip_values)
         self._automatic = measure is None
-        if measure is None:
-            self._wishes.settle_either()
-        self._settle(AUTOMATIC[0] if measure is None else measure)
-        self._decay = None if decay is None else _share("decay", decay)
+        self._settle(measure_of(AUTOMATIC[0] if measure is None else measure))
         self._verbose = flag("verbose", verbose)
         self._progress: Progress | None = None
         self._resuming = False
 
     def __repr__(self) -> str:
-        measure = "automatic" if self._automatic and self._progress is None else self._objective.measure
-        return f"EntropicTrainer({type(self._classifier).__name__}, eps={self._wishes.eps!r}, measure={measure!r})"
+        measure = "automatic" if self._automatic and self._progress is None else self._measure
+        return f"EntropicTrainer({type(self._classifier).__name__}, eps={self._eps!r}, measure={measure!r})"
 
     @property
     def history(self) -> History | None:
@@ -295,7 +253,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         if self._automatic:
             if measure not in AUTOMATIC:
                 raise ValueError(f"`measure` must be as in the checkpoint {path}: {measure!r}, got None")
-            self._settle(measure)
+            self._settle(measure_of(measure))
         self._refuse_other(about.plan, self._settings(), str(path))
         for weights in (parts["weights"], parts["best"] or parts["weights"]):
             self._refuse_other_network(weights, str(path))
@@ -371,10 +329,10 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         Raises:
             ValueError: neither works; the message says why.
         """
-        chosen, reason = measure_for(self._backend, x, self._wishes.eps)
+        chosen, reason = measure_for(self._backend, x, self._eps)
         failures: dict[str, Exception] = {}
         for measure in (chosen, *(name for name in AUTOMATIC if name != chosen)):
-            self._settle(measure)
+            self._settle(measure_of(measure))
             try:
                 terms = self._rehearse(x, labels)
                 # Asked for by name it may start all the same: the ramp begins with narrow boxes.
@@ -388,10 +346,15 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         reasons = "; ".join(f"{name!r}: {error}" for name, error in failures.items())
         raise ValueError(f"`classifier` cannot be retrained with any of the measures that are chosen by themselves. {reasons}")
 
-    def _settle(self, measure: str) -> None:
-        self._schedule, objective = self._wishes.settle(measure)
+    def _settle(self, measure: Measure) -> None:
+        self._measure = measure
+        self._schedule = measure.controls(self._eps)
+        try:
+            check_eps(self._schedule.eps, self._classifier.clip_values)
+        except ValueError as error:
+            raise ValueError(f"`eps_factor` of {measure!r} takes `eps` {self._eps!r} too far: {error}") from error
         loss = self._backend.own_loss()
-        self._objective = replace(objective, class_weights=loss.class_weights, label_smoothing=loss.label_smoothing)
+        self._objective = EntropicObjective(measure, loss.class_weights, loss.label_smoothing)
 
     def _rehearse(self, x: Array, labels: Array) -> dict[str, float]:
         """One step of training and one of validation, with everything put back: what cannot work fails before any work.
@@ -404,7 +367,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         """
         backend, eps = self._backend, self._schedule.eps
         batch = self._batch(LabelledBatch(x[:8], labels[:8]), np.random.default_rng(0))
-        if self._objective.measure == "interval":
+        if isinstance(self._measure, Interval):
             layer = overflowing_layer(backend, x, eps)
             if layer is not None:
                 raise ValueError(
@@ -423,12 +386,13 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             if backend.is_out_of_memory(error):
                 raise MemoryError(f"no memory for a step with {len(batch.x)} examples") from error
             raise ValueError(
-                f"`classifier` cannot be retrained with measure={self._objective.measure!r}, whose step fails with "
+                f"`classifier` cannot be retrained with measure={self._measure.name!r}, whose step fails with "
                 f"{type(error).__name__}: {error}"
             ) from error
 
     def _settings(self) -> dict[str, Any]:
-        settings = {**asdict(self._schedule), **asdict(self._objective)}
+        loss = {"class_weights": self._objective.class_weights, "label_smoothing": self._objective.label_smoothing}
+        settings = {**self._schedule._asdict(), **self._measure.facts(), **loss}
         # As JSON gives it back.
         return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
@@ -460,9 +424,10 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             ValueError: both were asked for.
         """
         own = "a `scheduler`" if scheduler is not None else None if self._backend.rate_is_settable else "one in the optimizer"
-        if own is not None and self._decay:
-            raise ValueError(f"`decay` must be 0 beside a learning rate schedule, got decay={self._decay!r} and {own}")
-        return 0.0 if own is not None else DECAY if self._decay is None else self._decay
+        decay = self._measure.schedule.decay
+        if own is not None and decay:
+            raise ValueError(f"`decay` must be 0 beside a learning rate schedule, got decay={decay!r} and {own}")
+        return 0.0 if own is not None else DECAY if decay is None else decay
 
     # -- the loop
 
@@ -485,9 +450,9 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         if self._automatic and not self._resuming:
             reason = self._choose_measure(x[few], labels[few])
             if options.verbose:
-                print(f"entropic retraining with measure {self._objective.measure!r}: {reason}", file=sys.stderr)
+                print(f"entropic retraining with measure {self._measure.name!r}: {reason}", file=sys.stderr)
         else:
-            self._settle(self._objective.measure)
+            self._settle(self._measure)
             self._rehearse(x[few], labels[few])
         shown = options.validation or (x, labels)
         before = self._accuracy(*shown)
@@ -522,7 +487,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         last = history.epochs[-1]
         parts = [
             f"entropic retraining: {len(history.epochs)} epochs in {history.seconds:.1f} s with measure "
-            f"{self._objective.measure!r}; clean accuracy on {where} {100 * before:.1f} % -> {100 * after:.1f} %"
+            f"{self._measure.name!r}; clean accuracy on {where} {100 * before:.1f} % -> {100 * after:.1f} %"
         ]
         kept = history.epochs[(history.best_epoch or last.epoch) - 1]
         share = (kept.validation or kept.terms).get("certified_accuracy")
@@ -558,7 +523,8 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
     def _loop(self, progress: Progress, source: Source, options: Options, set_rates: Callable[[float], None]) -> None:
         backend, history = self._backend, progress.history
         step = backend.training_step(self._objective)
-        measure = backend.measuring_step(replace(self._objective, read_share=1.0))
+        whole = replace(self._objective, measure=msgspec.structs.replace(self._measure, read_share=1.0))
+        measure = backend.measuring_step(whole)
         bar = tqdm(
             total=options.nb_epochs * source.steps,
             initial=progress.last.epoch * source.steps,
@@ -669,13 +635,6 @@ def _callables(name: str, values: Any) -> tuple[Callback, ...]:
         if not callable(value):
             raise TypeError(f"`{name}` must be callables, got {value!r} of type {type(value).__name__}")
     return tuple(values)
-
-
-def _share(name: str, value: Any) -> float:
-    share = finite(name, value)
-    if not 0.0 <= share <= 1.0:
-        raise ValueError(f"`{name}` must be a share of the retraining in [0, 1], got {value!r}")
-    return share
 
 
 def _postfix(epoch: int, nb_epochs: int, controls: Controls, terms: Mapping[str, float]) -> dict[str, str]:

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from art_entropic.backends.registry import backend_for
-from art_entropic.benchmark.cells import digest, plan_jobs
+from art_entropic.benchmark.cells import plan_jobs
 from art_entropic.benchmark.data import for_framework
-from art_entropic.benchmark.plan import read_plan, settings_of
+from art_entropic.benchmark.keys import digest
+from art_entropic.benchmark.plan import read_plan, resolved
 from art_entropic.benchmark.problems import Problem, build_classifier, load_data, to_pytorch
 from art_entropic.benchmark.provenance import machine_provenance
 from art_entropic.benchmark.store import Store
@@ -103,31 +104,31 @@ def beside_pytorch(classifier: Any, x: np.ndarray, y: np.ndarray, eps: float, tw
     }
 
 
-def main(plan: str, folder: str) -> None:
-    settings = settings_of(read_plan(plan))
-    data = load_data(settings.problem.name)
+def main(file: str, folder: str) -> None:
+    plan = resolved(read_plan(file))
+    data = load_data(plan.problem)
     store = Store(Path(folder))
-    (framework,) = settings.frameworks
+    (framework,) = plan.frameworks
     x, y = for_framework(data.x_test[:N], framework), data.y_test[:N]
     name = "evaluation" if framework == "pytorch" else "frameworks"
-    for job in plan_jobs(settings, data.sha256):
+    for job in plan_jobs(plan, data.sha256):
         training = store.training(job.training_key)
         if job.defence not in DEFENCES or job.variant or job.seed or training is None:
             continue
-        classifier = build_classifier(settings.problem, framework, 0, settings.network)
+        classifier = build_classifier(plan.problem_spec, framework, 0, plan.network)
         backend_for(classifier).load_weights(store.home / str(training.weights))
         if framework == "pytorch":
-            values = beside_autoattack(classifier, x, y, settings.eps, settings.problem)
+            values = beside_autoattack(classifier, x, y, plan.eps, plan.problem_spec)
         else:
-            values = beside_pytorch(classifier, x, y, settings.eps, to_pytorch(classifier, settings.problem, settings.network))
-        facts = {"plan": Path(plan).stem, "defence": job.defence, "n": N, "n_plain": N_PLAIN, "eps": settings.eps}
+            values = beside_pytorch(classifier, x, y, plan.eps, to_pytorch(classifier, plan.problem_spec, plan.network))
+        facts = {"plan": Path(file).stem, "defence": job.defence, "n": N, "n_plain": N_PLAIN, "eps": plan.eps}
         record = MeasurementRecord(
             key=digest(name=name, training=job.training_key, **facts),
             name=name,
             values={name: round(value, 4) for name, value in values.items()},
             settings=facts,
             provenance=machine_provenance(
-                f"python benchmarks/evaluation.py {plan} {folder}",
+                f"python benchmarks/evaluation.py {file} {folder}",
                 ("pytorch", "tensorflow")[: 1 + (framework != "pytorch")],
                 data.sha256,
             ),

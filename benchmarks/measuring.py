@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from art_entropic.backends.protocol import Controls
-from art_entropic.benchmark.cells import digest
+from art_entropic.benchmark.keys import digest
 from art_entropic.benchmark.provenance import machine_provenance
-from art_entropic.information import MEASURES
+from art_entropic.measures import measure_of
 from art_entropic.objective import EntropicObjective
 from art_entropic.records import MeasurementRecord, append_record
 
@@ -28,8 +28,8 @@ def timed(act: Callable[[], object]) -> float:
 
 def entropic(measure: str, eps: float) -> tuple[EntropicObjective, Controls]:
     """A step of a measure with its own settings, at full strength."""
-    row = MEASURES[measure]
-    return EntropicObjective(measure, row.resolution, read_share=row.read_share), Controls(eps, row.k, row.beta)
+    one = measure_of(measure)
+    return EntropicObjective(one), one.controls(eps).full()
 
 
 def keep(

@@ -17,7 +17,7 @@ from measuring import keep
 from art_entropic.backends.registry import installed_frameworks
 from art_entropic.benchmark.data import for_framework
 from art_entropic.benchmark.problems import PROBLEMS, build_classifier, load_data
-from art_entropic.information import MEASURES
+from art_entropic.measures import MEASURES
 
 
 def train(framework: str, measure: str) -> None:

@@ -17,7 +17,7 @@ from measuring import RESULTS
 
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.registry import FRAMEWORKS
-from art_entropic.benchmark.cells import digest
+from art_entropic.benchmark.keys import digest
 from art_entropic.benchmark.provenance import machine_provenance
 from art_entropic.records import SCHEMA, Provenance, Record, append_record, installed_version
 

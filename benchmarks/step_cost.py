@@ -18,7 +18,7 @@ from art_entropic.backends.protocol import Batch
 from art_entropic.backends.registry import backend_for, installed_frameworks
 from art_entropic.benchmark.data import for_framework
 from art_entropic.benchmark.problems import PROBLEMS, build_classifier
-from art_entropic.information import MEASURES
+from art_entropic.measures import MEASURES
 from art_entropic.objective import natural_objective
 
 BATCH, TURNS, BLOCK, WARM_UP = 128, 7, 30, 5

@@ -18,7 +18,7 @@ from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.benchmark.defences import DEFENCES
 from art_entropic.benchmark.plan import read_plan
 from art_entropic.benchmark.problems import PROBLEMS
-from art_entropic.information import MEASURES
+from art_entropic.measures import MEASURES
 from art_entropic.palette import NATURAL
 from art_entropic.records import MeasurementRecord, ProfileRecord, ProfileRow, Provenance, TrainingRecord, read_records
 from art_entropic.report.sections import INK, Row, Section, busy_note, colour, duration, paired, percent, sections

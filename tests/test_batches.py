@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from art_entropic import EntropicTrainer
 from art_entropic.backends.registry import backend_for
 from art_entropic.batches import Generated
+from art_entropic.measures import Channel, Schedule
 from art_entropic.states import plain_state, restored_state
 
 N, BATCH = 10, 4
@@ -159,7 +160,7 @@ def kernel(classifier):
 
 def natural(classifier):
     """A trainer with nothing but the cross-entropy on the data."""
-    return EntropicTrainer(classifier, 0.1, measure="channel", beta=0.0, k=0.0, decay=0.0, verbose=False)
+    return EntropicTrainer(classifier, 0.1, Channel(beta=0.0, k=0.0, schedule=Schedule(decay=0.0)), verbose=False)
 
 
 def one_step(x, y, weight, target=None):

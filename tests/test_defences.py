@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module
-from art_entropic.benchmark.defences import DEFENCES, Passes, option_defaults
-from art_entropic.information import MEASURES
+from art_entropic.benchmark.defences import DEFENCES, Passes
+from art_entropic.measures import MEASURES, Channel, Interval
 
 SETTINGS = dict(eps=0.1, nb_epochs=2, batch_size=20, seed=0, learning_rate=0.02)
 RUNS = [(framework, name) for framework in FRAMEWORKS for name, row in DEFENCES.items() if not row.unavailable(framework)]
@@ -34,7 +34,7 @@ def test_defence_trains_the_estimator_it_is_given(framework, name, make_classifi
     assert all(isinstance(note, str) for note in results[0].notes)
     wanted = (DEFENCES[name].passes or Passes(0, 0)).times(2 * 3)  # 2 epochs of 50 points in batches of 20
     if DEFENCES[name].ours:
-        row = MEASURES[results[0].settings["trainer.measure"]]
+        row = MEASURES[results[0].settings["trainer.measure"]]()
         wanted = tuple(6 * (1 + row.read_share * (number - 1)) for number in row.passes)
     assert results[0].passes == wanted
     assert bool(results[0].settings) == DEFENCES[name].ours
@@ -90,8 +90,8 @@ def test_uniform_noise_trains_on_points_of_the_ball_drawn_anew_each_epoch(framew
         assert np.abs(noisy - x).max() > 0.29
 
 
-def test_options_reach_the_trainer_and_its_settings_come_back(framework, make_classifier, points):
-    result = trained(framework, "entropic_interval", make_classifier(framework), points, options={"beta": 0.25, "k": 0.0})
+def test_a_measure_reaches_the_trainer_and_its_settings_come_back(framework, make_classifier, points):
+    result = trained(framework, "entropic_interval", make_classifier(framework), points, measure=Interval(beta=0.25, k=0.0))
     wanted = {"trainer.measure": "interval", "trainer.beta": 0.25, "trainer.k": 0.0, "trainer.eps": 0.1}
     assert wanted.items() <= result.settings.items()
     assert [epoch.k for epoch in result.history] == [0.0, 0.0]
@@ -103,19 +103,18 @@ def test_the_pure_form_has_no_worst_case_term(make_classifier, points):
     assert wanted.items() <= result.settings.items()
 
 
-def test_bad_options_are_refused_before_work_starts(make_classifier, points):
+def test_bad_measures_are_refused_before_work_starts(make_classifier, points):
     row = DEFENCES["entropic_interval"]
-    for options, message in [
-        ({"betta": 1.0}, "`options` must be one of 'measure', 'beta', .* got 'betta'"),
-        ({"beta": -1.0}, "`beta` must not be negative"),
-        ({"verbose": True}, "`options` must be one of"),
+    for measure, message in [
+        (Channel(), r"`measure` must be of type 'interval' for Entropic, interval, got Channel\(\)"),
+        (Interval(layers=["nowhere"]), "`layers` must be among the layers of the network, .* got 'nowhere'"),
+        (Interval(eps_factor=50.0), "`eps_factor` of .* takes `eps` 0.1 too far"),
     ]:
         with pytest.raises(ValueError, match=message):
-            row.check_options(make_classifier("pytorch"), 0.1, options)
-    with pytest.raises(ValueError, match="`options` must be empty for FBF"):
-        trained("pytorch", "fbf", make_classifier("pytorch"), points, options={"beta": 1.0})
-    row.check_options(make_classifier("pytorch"), 0.1, {"beta": 0.0, "ramp": 0.2})
-    assert {"measure", "beta", "k", "resolution", "warmup", "ramp"} <= set(option_defaults())
+            row.check_measure(make_classifier("pytorch"), 0.1, measure)
+    with pytest.raises(ValueError, match="`measure` must be None for FBF"):
+        trained("pytorch", "fbf", make_classifier("pytorch"), points, measure=Interval())
+    row.check_measure(make_classifier("pytorch"), 0.1, Interval(beta=0.0))
 
 
 def test_a_comparison_without_names_has_one_entropic_row():

@@ -12,8 +12,8 @@ from torch import nn
 from art_entropic import EntropicTrainer, move_to
 from art_entropic.backends.registry import backend_for, framework_module, resolve_device
 from art_entropic.backends.torch.backend import TorchBackend
-from art_entropic.benchmark.cells import _training_key, plan_jobs
-from art_entropic.benchmark.plan import BenchmarkPlan, settings_of
+from art_entropic.benchmark.cells import plan_jobs
+from art_entropic.benchmark.plan import BenchmarkPlan, resolved
 from art_entropic.benchmark.problems import PROBLEMS, build_classifier
 from art_entropic.benchmark.run import run_benchmark
 
@@ -148,7 +148,7 @@ def test_the_device_of_a_plan_is_asked_for_where_its_cells_run(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
     plan = BenchmarkPlan(frameworks=("pytorch",), defences=("natural",), device="cuda:7")
-    assert settings_of(plan).device == "cuda:7"  # which a worker may have
+    assert resolved(plan).device == "cuda:7"  # which a worker may have
     message = r"with a GPU that is here \(none\), got 'cuda:7'"
     with pytest.raises(ValueError, match=message):
         run_benchmark(plan, tmp_path, verbose=False)
@@ -160,16 +160,14 @@ def test_the_device_of_a_plan_is_asked_for_where_its_cells_run(tmp_path):
 def test_a_plan_without_a_device_is_the_plan_that_it_was(monkeypatch):
     """Published records are found by these keys."""
     plain, named, other = (
-        plan_jobs(settings_of(BenchmarkPlan(frameworks=("pytorch",), device=device)), "feed")
-        for device in (None, "cpu", "auto")
+        plan_jobs(resolved(BenchmarkPlan(frameworks=("pytorch",), device=device)), "feed") for device in (None, "cpu", "auto")
     )
     assert not {job.training_key for job in plain} & {job.training_key for job in named}
     assert not {job.training_key for job in other} & {job.training_key for job in named}
-    seen = {}
-    settings = settings_of(BenchmarkPlan(frameworks=("pytorch",)))
-    monkeypatch.setattr("art_entropic.benchmark.cells.digest", lambda **facts: seen.update(facts))
-    _training_key(settings, "entropic", None, start=None)
-    assert "device" not in seen
+    seen = []
+    monkeypatch.setattr("art_entropic.benchmark.keys.digest", lambda **facts: seen.append(facts) or str(len(seen)))
+    plan_jobs(resolved(BenchmarkPlan(frameworks=("pytorch",))), "feed")
+    assert seen and not any("device" in facts for facts in seen)
 
 
 def test_a_benchmark_says_where_its_networks_ran(tmp_path):

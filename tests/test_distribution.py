@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -16,7 +17,7 @@ from art_entropic.backends.registry import backend_for
 from art_entropic.benchmark.cells import plan_jobs, shards_of
 from art_entropic.benchmark.data import for_framework
 from art_entropic.benchmark.executors import _shares, dask_cluster, process_pool
-from art_entropic.benchmark.plan import BenchmarkPlan, settings_of
+from art_entropic.benchmark.plan import BenchmarkPlan, resolved
 from art_entropic.benchmark.problems import build_classifier, load_data
 from art_entropic.benchmark.run import run_benchmark
 from art_entropic.benchmark.runner import Runner
@@ -36,7 +37,7 @@ def outcome(records, home):
     found = {}
     for record in records:
         if isinstance(record, TrainingRecord):
-            classifier = build_classifier(settings_of(PLAN).problem, "pytorch", record.seed)
+            classifier = build_classifier(resolved(PLAN).problem_spec, "pytorch", record.seed)
             backend_for(classifier).load_weights(home / record.weights)
             arrays = backend_for(classifier).state().values()
             found[record.key] = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
@@ -65,12 +66,11 @@ def alone(tmp_path_factory):
     return outcome(run_benchmark(PLAN, home, verbose=False), home)
 
 
-SPLIT = dataclasses.replace(PLAN, defences=("natural",), points_per_shard=12, first_example=5, seeds=(0,), checks=True)
+SPLIT = msgspec.structs.replace(PLAN, defences=("natural",), points_per_shard=12, first_example=5, seeds=(0,), checks=True)
 
 
 def timeless(record):
     """A record without when, where and how fast."""
-    import msgspec
 
     def without(value):
         if isinstance(value, dict):
@@ -94,12 +94,12 @@ def split(tmp_path_factory):
 def test_joined_shards_are_what_their_points_give_when_evaluated_apart(split):
     home, records = split
     training, record = (next(one for one in records if isinstance(one, kind)) for kind in (TrainingRecord, EvaluationRecord))
-    problem, data = settings_of(SPLIT).problem, load_data("digits")
+    problem, data = resolved(SPLIT).problem_spec, load_data("digits")
     classifier = build_classifier(problem, "pytorch", 0)
     backend_for(classifier).load_weights(home / training.weights)
-    (job,) = plan_jobs(settings_of(SPLIT), data.sha256)
+    (job,) = plan_jobs(resolved(SPLIT), data.sha256)
     apart = []
-    for shard in shards_of(settings_of(SPLIT), job):
+    for shard in shards_of(resolved(SPLIT), job):
         points = slice(5 + shard.points.start, 5 + shard.points.stop)
         x, y = for_framework(data.x_test[points], "pytorch"), data.y_test[points]
         apart.append(evaluate(classifier, x, y, problem.eps, battery="quick", seeds=shard.seed, checks=False,
@@ -300,7 +300,7 @@ def test_an_error_keeps_what_others_have_finished(tmp_path, monkeypatch):
         return real(self, job, training)
 
     monkeypatch.setattr(Runner, "_evaluate", evaluate)
-    plan = dataclasses.replace(PLAN, seeds=(0,), profile=False)
+    plan = msgspec.structs.replace(PLAN, seeds=(0,), profile=False)
     with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="no such luck"):
         run_benchmark(plan, tmp_path, executor=pool, verbose=False)
     kept = [(type(record).__name__, record.defence) for record in read_records(tmp_path / "records.jsonl")]

@@ -153,7 +153,7 @@ def test_records_of_another_version_are_refused_by_number(tmp_path):
     with file.open("a") as stream:
         stream.write('{"schema": 7, "kind": "evaluation"}\n')
         stream.write(file.read_text().splitlines()[0] + "\n")
-    with pytest.raises(ValueError, match=r"records\.jsonl:2: record of schema 7, this version reads schema 1"):
+    with pytest.raises(ValueError, match=r"records\.jsonl:2: record of schema 7, this version reads schema 2"):
         list(read_records(file))
 
 
@@ -355,12 +355,12 @@ def test_plans_of_other_editors_are_read_and_numbers_without_end_are_not(tmp_pat
     plan = tmp_path / "plan.toml"
     plan.write_bytes(b'\xef\xbb\xbfproblem = "digits"\neps = "8/255"\n')
     assert read_plan(plan).eps == 8 / 255
-    from art_entropic.benchmark.plan import settings_of
+    from art_entropic.benchmark.plan import resolved
 
     for eps in ("1e999999999", "1e-999999999", f"1{'0' * 400}/1"):
         plan.write_text(f'problem = "digits"\neps = "{eps}"\n')
         with pytest.raises(ValueError, match="`eps` must"):
-            settings_of(read_plan(plan))
+            resolved(read_plan(plan))
 
 
 def test_a_title_with_html_is_text_in_both_reports(tmp_path):

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from art_entropic import BenchmarkPlan, EntropicTrainer, compare, evaluate, information_profile
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.registry import backend_for
-from art_entropic.benchmark.plan import settings_of
-from art_entropic.schedule import Schedule
+from art_entropic.benchmark.plan import resolved
+from art_entropic.fields import field_specs
+from art_entropic.measures import MEASURES, Schedule
 
 ARRAYS = st.sampled_from([np.zeros(0), np.zeros((2, 2)), np.array("a"), np.array([np.nan]), np.zeros((8, 2, 6, 6))])
 JUNK = st.one_of(
@@ -62,11 +63,8 @@ def works_or_names(act, given_, *, also=()):
         return None
 
 
-@settings(max_examples=150)
-@given(junk_for(
-    "eps", "measure", "beta", "k", "resolution", "relative", "layers", "eps_factor", "read_share", "warmup", "ramp", "pure",
-    "pure_beta", "decay", "verbose",
-))  # fmt: skip
+@settings(max_examples=80)
+@given(junk_for("eps", "measure", "verbose"))
 def test_settings_of_a_retraining(small, given_):
     classifier = small[0]
     before = backend_for(classifier).state()
@@ -117,18 +115,26 @@ def test_arguments_of_an_analysis(small, given_):
 
 
 @settings(max_examples=150)
-@given(junk_for(*(name for name in BenchmarkPlan.__dataclass_fields__ if name not in ("source", "title"))))
+@given(junk_for(*(name for name in field_specs(BenchmarkPlan) if name not in ("source", "title"))))
 def test_plans(given_):
-    found = works_or_names(lambda: settings_of(BenchmarkPlan(**given_)), given_)
+    found = works_or_names(lambda: resolved(BenchmarkPlan(**given_)), given_)
     assert found is None or (found.frameworks and found.seeds and found.n_examples >= 1 and found.eps > 0)
 
 
-@given(junk_for("eps", "k", "beta", "warmup", "ramp", "pure", "pure_beta"), st.floats(0, 1))
-def test_schedules(given_, progress):
-    schedule = works_or_names(lambda: Schedule(**{"eps": 0.1, "k": 0.5, "beta": 0.1, **given_}), given_)
-    if schedule is not None and not {"eps", "k", "beta"} & given_.keys():
-        controls = schedule.at(progress)
-        assert 0 <= controls.eps <= 0.1 and 0 <= controls.k <= 0.5 and controls.beta >= 0
+@pytest.mark.parametrize("measure", MEASURES.values())
+@given(data=st.data(), progress=st.floats(0, 1))
+def test_measures(measure, data, progress):
+    given_ = data.draw(junk_for(*field_specs(measure)))
+    made = works_or_names(lambda: measure(**given_), given_)
+    if made is not None:
+        controls = made.controls(0.1).at(progress)
+        assert 0 <= controls.eps <= 0.1 * max(1, getattr(made, "eps_factor", 1)) and 0 <= controls.k <= 1
+
+
+@given(junk_for(*field_specs(Schedule)))
+def test_schedules(given_):
+    schedule = works_or_names(lambda: Schedule(**given_), given_)
+    assert schedule is None or 0 <= schedule.warmup <= 1
 
 
 @given(JUNK)

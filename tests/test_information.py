@@ -13,8 +13,6 @@ from art_entropic.backends.numpy import ops
 from art_entropic.backends.protocol import Activations, Batch, Controls, LayerActivation, LayerInterval, Propagation
 from art_entropic.backends.registry import backend_for, framework_module
 from art_entropic.information import (
-    MEASURES,
-    ReadOut,
     channel_information,
     coding_rate,
     first_order_loss_of_margin,
@@ -22,6 +20,7 @@ from art_entropic.information import (
     rival_direction,
     transmitted_information,
 )
+from art_entropic.measures import MEASURES, Activation, Channel, Coding
 from art_entropic.ops import Box
 
 
@@ -130,7 +129,7 @@ def test_worst_case_logits_of_the_channel_are_exact_for_a_linear_network(rng):
     """Of two classes, so that there is one rival; grey, black and white pixels; against the corners of the ball."""
     w, x, y = rng.normal(size=(4, 2)), np.array([[0.0, 1.0, 0.5, 0.1]] * 5), np.eye(2)[[0] * 5]
     batch = Batch(x, y, rng.uniform(-1, 1, x.shape), rng.random(5))
-    worst = MEASURES["channel"].read(Linear(w), batch, 0.2, ReadOut(1.0)).worst
+    worst = Channel().read(Linear(w), batch, 0.2).worst
     corners = np.array(list(itertools.product(*np.stack([np.clip(x[0] - 0.2, 0, 1), np.clip(x[0] + 0.2, 0, 1)], axis=1))))
     np.testing.assert_allclose(worst[:, 0] - worst[:, 1], np.full(5, (corners @ w @ [1, -1]).min()))
 
@@ -233,12 +232,12 @@ def single(batch):
 def test_measure_agrees_with_the_float64_reference(framework, measure, two_layers, rng):
     backend = backend_of(framework, two_layers)
     batch = batch_for(backend, rng)
-    read = MEASURES[measure].read
-    expected = read(Reference(*two_layers), batch, 0.1, ReadOut(0.7))
+    one = MEASURES[measure](resolution=0.7)
+    expected = one.read(Reference(*two_layers), batch, 0.1)
     seen = {}
 
     def objective(view, batch, controls):
-        reading = read(view, batch, controls.eps, ReadOut(0.7))
+        reading = one.read(view, batch, controls.eps)
         seen.update({"nats": reading.information[0], "logit": reading.logits[0, 0]})
         if reading.worst is not None:
             seen["worst"] = view.ops.mean(reading.worst * batch.y)
@@ -264,18 +263,16 @@ def test_activation_and_coding_of_the_reference_by_their_definitions(two_layers,
         shift = moved - value
         moment = shift.T @ shift / 9 / (np.trace(spread) / units)
         coding += 0.5 * np.linalg.slogdet(np.eye(units) + moment / 0.7**2)[1] / units
-    np.testing.assert_allclose(MEASURES["activation"].read(view, batch, 0.1, ReadOut(0.7)).information, np.full(9, activation))
-    np.testing.assert_allclose(
-        MEASURES["coding"].read(view, batch, 0.1, ReadOut(0.7)).information, np.full(9, coding), rtol=1e-6
-    )
+    np.testing.assert_allclose(Activation(resolution=0.7).read(view, batch, 0.1).information, np.full(9, activation))
+    np.testing.assert_allclose(Coding(resolution=0.7).read(view, batch, 0.1).information, np.full(9, coding), rtol=1e-6)
 
 
 def test_coding_does_not_fall_when_a_layer_is_only_scaled_down(two_layers, rng):
     w1, b1, w2, b2 = two_layers
     batch = Batch(rng.random((9, 16)), np.eye(3)[[0] * 9], rng.uniform(-1, 1, (9, 16)), rng.random(9))
-    read = MEASURES["coding"].read
-    small = read(Reference(w1 / 8, b1 / 8, w2 * 8, b2), batch, 0.1, ReadOut(1.0)).information
-    np.testing.assert_allclose(small, read(Reference(*two_layers), batch, 0.1, ReadOut(1.0)).information, rtol=1e-5)
+    read = Coding().read
+    small = read(Reference(w1 / 8, b1 / 8, w2 * 8, b2), batch, 0.1).information
+    np.testing.assert_allclose(small, read(Reference(*two_layers), batch, 0.1).information, rtol=1e-5)
 
 
 # One side of the Gram matrix is shorter where there are more units than points, the other where there are fewer.
@@ -311,11 +308,11 @@ def test_the_gradient_is_that_of_the_float64_reference(framework, measure, two_l
     backend = backend_of(framework, two_layers)
     batch = batch_for(backend, rng)
     direction = [rng.normal(size=part.shape) for part in two_layers]
-    read = MEASURES[measure].read
+    read = MEASURES[measure](resolution=0.7).read
 
     def along(t):
         weights = [part + t * step for part, step in zip(two_layers, direction, strict=True)]
-        return read(Reference(*weights), batch, 0.1, ReadOut(0.7)).information[0]
+        return read(Reference(*weights), batch, 0.1).information[0]
 
     expected = (along(1e-5) - along(-1e-5)) / 2e-5
     before = backend.state()
@@ -341,7 +338,7 @@ def test_a_step_on_numbers_that_are_not_finite_leaves_the_weights_alone(framewor
 
 def information_of(measure, resolution=1.0):
     def objective(view, batch, controls):
-        reading = MEASURES[measure].read(view, batch, controls.eps, ReadOut(resolution))
+        reading = MEASURES[measure](resolution=resolution).read(view, batch, controls.eps)
         return {"loss": view.ops.mean(reading.information)}
 
     return objective

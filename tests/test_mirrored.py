@@ -17,6 +17,7 @@ from art.estimators.classification import KerasClassifier, TensorFlowV2Classifie
 from art_entropic import EntropicTrainer  # noqa: E402
 from art_entropic.backends.protocol import Batch, Controls  # noqa: E402
 from art_entropic.backends.registry import backend_for  # noqa: E402
+from art_entropic.measures import Interval  # noqa: E402
 from art_entropic.objective import EntropicObjective  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +25,7 @@ L = keras.layers
 SHAPE, CLASSES = (6, 6, 2), 3
 CONTROLS = Controls(0.05, 0.5, 0.1)
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-INTERVAL = EntropicObjective("interval", 1.0, read_share=0.5)
+INTERVAL = EntropicObjective(Interval(read_share=0.5))
 
 
 def network(*extra):
@@ -84,7 +85,9 @@ def synchronized():
 RUNS = {
     "interval": lambda strategy: retrained(classifier(strategy), "interval"),
     "channel": lambda strategy: retrained(classifier(strategy), "channel"),
-    "uneven shares": lambda strategy: stepped(classifier(strategy), EntropicObjective("interval", 1.0), sizes=(16, 7, 5, 3, 1)),
+    "uneven shares": lambda strategy: stepped(
+        classifier(strategy), EntropicObjective(Interval(read_share=1.0)), sizes=(16, 7, 5, 3, 1)
+    ),
     "statistics over all devices": lambda strategy: stepped(classifier(strategy, synchronized)),
 }
 

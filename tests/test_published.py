@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from art_entropic.benchmark.cells import plan_jobs, profile_jobs
-from art_entropic.benchmark.plan import read_plan, settings_of
+from art_entropic.benchmark.plan import read_plan, resolved
 from art_entropic.records import EvaluationRecord, ProfileRecord, TrainingRecord, read_records
 
 ROOT = Path(__file__).parent.parent
@@ -57,12 +57,12 @@ def test_every_plan_has_its_place_on_the_page(tables):
 @pytest.mark.parametrize("plan", PLANS, ids=lambda path: path.stem)
 def test_published_records_are_those_of_their_plan(plan):
     records = list(read_records(ROOT / "results" / f"{plan.stem}.jsonl"))
-    settings = settings_of(read_plan(plan))
+    settings = resolved(read_plan(plan))
     evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
     trained = {record.key for record in records if isinstance(record, TrainingRecord) and record.status == "done"}
     assert {record.training_key for record in evaluations} == trained
     for record in records:
-        assert (record.problem, record.network, record.eps) == (settings.problem.name, settings.network, settings.eps)
+        assert (record.problem, record.network, record.eps) == (settings.problem, settings.network, settings.eps)
         assert record.seed in settings.seeds and record.framework in settings.frameworks
     for record in evaluations:
         assert record.battery == settings.battery
@@ -71,7 +71,8 @@ def test_published_records_are_those_of_their_plan(plan):
         assert record.robust.correct == record.clean.correct - broken
         assert record.certified is None or record.certified.correct <= record.robust.correct
     if records:
-        jobs = plan_jobs(settings, records[0].provenance.data_sha256)
+        source = records[0].provenance
+        jobs = plan_jobs(settings, source.data_sha256, source.versions)
         planned = {(job.framework, job.seed, job.defence, job.variant.name if job.variant else "") for job in jobs}
         keys = {key for job in jobs for key in (job.training_key, job.evaluation_key, job.checks_key)}
         keys |= {profile.key for profile in profile_jobs(settings, jobs)}
@@ -88,4 +89,4 @@ def test_published_records_are_those_of_their_plan(plan):
         if isinstance(record, TrainingRecord):
             variant = variants.get((record.defence, record.variant))
             assert record.nb_epochs == settings.epochs_of(record.defence, variant)
-            assert record.settings["learning_rate"] == settings.problem.learning_rate
+            assert record.settings["learning_rate"] == settings.problem_spec.learning_rate

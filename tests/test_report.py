@@ -401,7 +401,7 @@ def test_variants_are_rows_below_their_defence_with_colours_of_their_own(tmp_pat
     for number, name in enumerate(("zeta", "alpha")):
         key = f"variant-{number}"
         records += [
-            training("entropic", key=key, variant=name, seconds=7.0, settings={"start": "natural", "option.beta": 0.0}),
+            training("entropic", key=key, variant=name, seconds=7.0, settings={"start": "natural", "measure.beta": 0.0}),
             evaluation("entropic", 0.6, key=f"e-{key}", training_key=key, variant=name, curve=curve(0.6)),
         ]
     (section,) = sections(records)
@@ -413,7 +413,7 @@ def test_variants_are_rows_below_their_defence_with_colours_of_their_own(tmp_pat
     assert len(sentences) == 1 and "zeta" not in sentences[0]
     markdown, html = written(tmp_path, records)
     assert "| PyTorch | Entropic: zeta | 95.0 [90.0, 100.0] | 60.0 [55.0, 65.0] |" in markdown
-    assert "option.beta 0.0" in markdown
+    assert "measure.beta 0.0" in markdown
     assert html.count("Entropic: alpha</li>") == 1  # in the legend of the figures
     assert "Entropic: alpha: " not in html  # not in the gallery
 

@@ -25,6 +25,7 @@ from art_entropic.backends.registry import backend_for  # noqa: E402
 from art_entropic.backends.tensorflow.backend import TensorFlowView, build_classifier  # noqa: E402
 from art_entropic.backends.tensorflow.bounds import _FUNCTIONS, Joint, Walk  # noqa: E402
 from art_entropic.backends.tensorflow.ops import ops  # noqa: E402
+from art_entropic.measures import Activation, Coding  # noqa: E402
 from art_entropic.objective import EntropicObjective  # noqa: E402
 from art_entropic.ops import Box  # noqa: E402
 
@@ -512,7 +513,7 @@ def gradient_size(view: Any, batch: Batch, controls: Controls) -> dict[str, Any]
 
 
 CONTROLS = Controls(0.05, 0.5, 0.1)
-ENTROPIC = [EntropicObjective("coding", 1.0, "dense"), EntropicObjective("activation", 1.0)]
+ENTROPIC = [EntropicObjective(Coding(layers="dense", read_share=1.0)), EntropicObjective(Activation())]
 OBJECTIVES = [natural, worst_case, gradient_size, *ENTROPIC]
 
 
@@ -646,7 +647,7 @@ def test_a_subclassed_model_has_logits_and_gradients_but_no_bounds() -> None:
     step = backend.training_step(gradient_size)
     values = step(Batch(x, v, noise, np.zeros(5, np.float32)), CONTROLS)
     assert values["size"] > 0
-    for objective in (worst_case, EntropicObjective("activation", 1.0)):
+    for objective in (worst_case, EntropicObjective(Activation())):
         with pytest.raises(NoIntervalRuleError, match="Subclassed in layer 'mine'"):
             backend.training_step(objective)(Batch(x, v, noise, np.zeros(5, np.float32)), CONTROLS)
 

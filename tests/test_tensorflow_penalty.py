@@ -15,12 +15,13 @@ from art.estimators.classification import TensorFlowV2Classifier  # noqa: E402
 
 from art_entropic.backends.protocol import Batch, Controls  # noqa: E402
 from art_entropic.backends.registry import backend_for  # noqa: E402
+from art_entropic.measures import MEASURES, Channel, Interval  # noqa: E402
 from art_entropic.objective import EntropicObjective  # noqa: E402
 
 L = keras.layers
 SHAPE, CLASSES = (6,), 3
 CONTROLS = Controls(0.05, 0.5, 0.1)
-INTERVAL, CHANNEL = EntropicObjective("interval", 1.0), EntropicObjective("channel", 1.0)
+INTERVAL, CHANNEL = EntropicObjective(Interval(read_share=1.0)), EntropicObjective(Channel(read_share=1.0))
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +99,7 @@ def test_the_losses_of_a_model_are_those_of_keras_in_every_step(case: str, measu
     expected = float(tf.add_n(model.losses))
     model.set_weights(weights)
     backend = backend_of(model)
-    step = backend.training_step(EntropicObjective(measure, 1.0))
+    step = backend.training_step(EntropicObjective(MEASURES[measure](read_share=1.0)))
     for _ in range(2):
         np.testing.assert_allclose(step(data, CONTROLS)["penalty"], expected, rtol=1e-5)
     assert backend.own_loss().remarks == ()
@@ -110,7 +111,7 @@ def test_the_parts_of_a_batch_have_their_share_of_the_activity() -> None:
     model(data.x)
     (expected,) = model.losses
     for measure in ("interval", "channel"):
-        step = backend_of(model).training_step(EntropicObjective(measure, 1.0, read_share=0.3))
+        step = backend_of(model).training_step(EntropicObjective(MEASURES[measure](read_share=0.3)))
         np.testing.assert_allclose(step(data, CONTROLS)["penalty"], expected, rtol=1e-5)
 
 

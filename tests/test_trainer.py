@@ -13,14 +13,15 @@ from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module
 from art_entropic.certificates import certify
 from art_entropic.choosing import piecewise_linear
-from art_entropic.information import MEASURES
+from art_entropic.measures import MEASURES, Activation, Channel, Coding, Interval, Schedule
 from art_entropic.trainer import EntropicTrainer, TrainingDivergedError
 
 EPS = 0.1
 
 
-def trainer_of(classifier, **kwargs):
-    return EntropicTrainer(classifier, EPS, **{"measure": "interval", "verbose": False, **kwargs})
+def trainer_of(classifier, measure="interval", **hyperparameters):
+    schedule = {name: hyperparameters.pop(name) for name in ("ramp", "decay") if name in hyperparameters}
+    return EntropicTrainer(classifier, EPS, MEASURES[measure](schedule=Schedule(**schedule), **hyperparameters), verbose=False)
 
 
 def weights(classifier):
@@ -236,30 +237,54 @@ def test_bad_input_is_named_before_any_work(classifier, data):
         ({"eps": 8}, r"`eps` must not exceed the range 1 of .*did you mean 8/255 = 0.0314"),
         ({"eps": "0.1"}, "`eps` must be a number"),
         ({"measure": "entropy"}, "`measure` must be one of 'interval', 'channel', 'coding', 'activation', got 'entropy'"),
-        ({"k": 1.5}, r"`k` must be in \[0, 1\]"),
-        ({"beta": -1.0}, "`beta` must not be negative"),
-        ({"measure": "coding", "k": 0.5}, r"`k` > 0 needs a measure with worst-case logits \('interval', 'channel'\)"),
-        ({"measure": "interval", "beta": -1.0}, "`beta` must not be negative"),
-        ({"measure": "channel", "layers": "dense"}, "`layers` must be 'all' unless the measure reads layers"),
-        (
-            {"layers": "dense"},
-            "`layers` must be 'all' unless .* got 'dense' with 'channel'; `measure` is None, which may choose it",
-        ),
-        ({"layers": []}, "`layers` must be one of 'all', 'dense', 'logits', or a tuple"),
-        ({"relative": 1}, "`relative` must be True or False"),
-        ({"measure": "coding", "relative": True}, "`relative` must be False unless the measure is 'interval'"),
-        ({"eps_factor": 0.0}, "`eps_factor` must be positive, got 0.0"),
-        ({"eps_factor": 100.0}, "`eps_factor` 100.0 takes `eps` 0.1 too far"),
-        ({"read_share": 0.0}, r"`read_share` must be in \(0, 1\], got 0.0"),
-        ({"read_share": 1.1}, r"`read_share` must be in \(0, 1\], got 1.1"),
-        ({"decay": 1.5}, r"`decay` must be a share of the retraining in \[0, 1\], got 1.5"),
-        ({"resolution": 0.0}, "`resolution` must be positive"),
-        ({"ramp": 2.0}, "`ramp` must be a share"),
+        ({"measure": Interval}, r"`measure` must be a measure, not its class: write Interval\(\), got <class"),
+        ({"measure": 0.3}, r"`measure` must be None, one of 'interval', .* or one of Interval\(\), .*, got 0.3"),
+        ({"measure": Interval(eps_factor=100.0)}, r"`eps_factor` of Interval\(eps_factor=100.0\) takes `eps` 0.1 too far"),
+        ({"beta": 0.3}, "unexpected keyword argument 'beta'"),
     ],
 )
 def test_settings_are_checked_when_the_trainer_is_made(classifier, arguments, message):
     with pytest.raises((ValueError, TypeError), match=message):
         EntropicTrainer(classifier, **{"eps": EPS, **arguments})
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Interval(k=1.5), r"`k` must be a number in \[0, 1\], got 1.5"),
+        (lambda: Interval(beta=-1.0), "`beta` must be a number of at least 0, got -1.0"),
+        (lambda: Channel(beta="much"), "`beta` must be a number of at least 0, got 'much'"),
+        (lambda: Channel(beta=float("inf")), "`beta` must be finite, got inf"),
+        (lambda: Coding(k=0.5), "'k'"),
+        (lambda: Channel(layers="dense"), "'layers'"),
+        (lambda: Coding(relative=True), "'relative'"),
+        (lambda: Activation(eps_factor=2.0), "'eps_factor'"),
+        (lambda: Interval(layers=[]), "`layers` must name at least one layer, got none"),
+        (lambda: Interval(layers="conv"), "`layers` must be one of 'all', 'dense', 'logits', .* got 'conv'"),
+        (lambda: Interval(layers=("conv", 1)), r"`layers` must be .* a tuple of at least one layer's name, got \('conv', 1\)"),
+        (lambda: Interval(relative=1), "`relative` must be True or False, got 1"),
+        (lambda: Interval(eps_factor=0.0), "`eps_factor` must be a positive number, got 0.0"),
+        (lambda: Interval(read_share=0.0), r"`read_share` must be a number in \(0, 1\], got 0.0"),
+        (lambda: Interval(read_share=1.1), r"`read_share` must be a number in \(0, 1\], got 1.1"),
+        (lambda: Interval(resolution=0.0), "`resolution` must be a positive number, got 0.0"),
+        (lambda: Interval(pure=1.1), r"`pure` must be a share of the ramp in \[0, 1\], got 1.1"),
+        (lambda: Interval(schedule=0.3), "`schedule` must be a Schedule, got 0.3"),
+        (lambda: Interval(schedule=Schedule(warmup=0.5)), r"`warmup` \+ `ramp` must not exceed 1, got 0.5 \+ 0.6"),
+        (lambda: Schedule(ramp=2.0), r"`ramp` must be a share of the retraining in \[0, 1\], got 2.0"),
+        (lambda: Schedule(warmup=-0.1), r"`warmup` must be a share of the retraining in \[0, 1\], got -0.1"),
+        (lambda: Schedule(decay=1.5), r"`decay` must be a share of the retraining in \[0, 1\], got 1.5"),
+    ],
+)
+def test_a_measure_refuses_what_has_no_meaning_for_it(make, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
+
+
+def test_measures_are_values():
+    assert Interval(layers=["a", "b"]) == Interval(layers=("a", "b")) and Interval() != Channel()
+    assert Interval(beta=np.float32(0.5)).beta == 0.5 and type(Interval(beta=1).beta) is float
+    assert repr(Interval(beta=0.3, schedule=Schedule(ramp=0.2))) == "Interval(beta=0.3, schedule=Schedule(ramp=0.2))"
+    assert len({Interval(), Interval(beta=0.1), Channel()}) == 2
 
 
 def test_another_kind_of_estimator_is_refused_by_name():
@@ -433,8 +458,8 @@ SILU = (Conv(3, 3, padding=1, activation="silu"), Flatten(), Dense(8, "silu"), D
 def test_the_measure_is_chosen_by_network_and_radius(framework, make_classifier, data, architecture, eps, measure):
     classifier = make_classifier(framework, architecture=architecture)
     history = EntropicTrainer(classifier, eps, verbose=False).fit(*data, nb_epochs=1, seed=0)
-    assert history.settings["measure"] == measure and history.settings["k"] == MEASURES[measure].k
-    assert history.settings["eps"] == pytest.approx(eps * MEASURES[measure].eps_factor)
+    assert history.settings["measure"] == measure and history.settings["k"] == MEASURES[measure]().k
+    assert history.settings["eps"] == pytest.approx(eps * MEASURES[measure]().eps_factor)
 
 
 def test_a_network_without_interval_rules_gets_the_first_order_measure(make_classifier, points, monkeypatch):
@@ -461,13 +486,12 @@ def test_a_network_too_deep_for_bounds_in_float32_gets_the_first_order_measure(f
 
 
 def test_what_is_asked_for_goes_before_what_the_measure_brings(classifier, data):
-    wishes = {"measure": "interval", "beta": 0.3, "k": 0.2, "resolution": 2.0, "eps_factor": 1.2, "ramp": 0.1, "layers": ["x"]}
-    wishes["read_share"] = 0.75
+    wishes = {"beta": 0.3, "k": 0.2, "resolution": 2.0, "read_share": 0.75}
+    asked = Interval(**wishes, eps_factor=1.2, schedule=Schedule(ramp=0.1), layers="logits")
     with pytest.raises(ValueError, match="`layers` must be among the layers of the network"):
-        EntropicTrainer(classifier, EPS, verbose=False, **wishes).fit(*data, nb_epochs=1)
-    history = EntropicTrainer(classifier, EPS, verbose=False, **{**wishes, "layers": "logits"}).fit(*data, nb_epochs=1)
-    expected = {**wishes, "layers": "logits", "eps": EPS * 1.2}
-    del expected["eps_factor"]
+        EntropicTrainer(classifier, EPS, Interval(layers=["x"]), verbose=False).fit(*data, nb_epochs=1)
+    history = EntropicTrainer(classifier, EPS, asked, verbose=False).fit(*data, nb_epochs=1)
+    expected = {**wishes, "measure": "interval", "layers": "logits", "eps": EPS * 1.2, "ramp": 0.1, "pure": 0.05}
     assert expected.items() <= history.settings.items()
 
 

@@ -6,23 +6,23 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import inspect
 import itertools
 import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from art_entropic._validate import check_eps, check_inputs, check_labels, choice, positive_int
+from art_entropic._validate import check_eps, check_inputs, check_labels, positive_int
 from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module, framework_of
 from art_entropic.choosing import smooth_activations
 from art_entropic.evaluation.target import numpy_seeded
-from art_entropic.information import MEASURES, check_layer_names
+from art_entropic.information import check_layer_names
+from art_entropic.measures import MEASURES, Activation, Channel, Coding, Interval, Measure
 from art_entropic.ops import Array
 from art_entropic.records import Epoch, Setting
 from art_entropic.schedule import DECAY, falling_rate
@@ -86,7 +86,7 @@ class Plan(NamedTuple):
     seed: int
     verbose: bool
     validation_data: tuple[Array, Array] | None
-    options: Mapping[str, Any]
+    measure: Measure | None
 
 
 class Training(Protocol):
@@ -103,7 +103,7 @@ class Defence:
         obstacles: framework -> why not there.
         passes: per batch; None for ours, where the measure decides.
         ours: trained by EntropicTrainer.
-        options: of ours, keyword arguments of EntropicTrainer.
+        measure: of ours; None lets EntropicTrainer choose.
         adapt: changes the network in place before the training; whoever loads the trained weights does the same first.
         default: part of a comparison that names no defences.
         constants: numbers of this module that determine what the training yields, part of the key of its records.
@@ -117,7 +117,7 @@ class Defence:
     source: str
     passes: Passes | None = None
     ours: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
+    measure: Measure | None = None
     adapt: Callable[[Any], Any] | None = None
     default: bool = False
     constants: Mapping[str, float] = field(default_factory=dict)
@@ -149,7 +149,7 @@ class Defence:
         learning_rate: float,
         verbose: bool = True,
         validation_data: tuple[Any, Any] | None = None,
-        options: Mapping[str, Any] | None = None,
+        measure: Measure | None = None,
     ) -> Trained:
         """Train from the estimator's present weights, with its optimizer, the network that `adapt_network` makes of it.
 
@@ -161,11 +161,11 @@ class Defence:
             seed: of NumPy's and the framework's generators; both are afterwards as they were.
             learning_rate: falls linearly to 0 over the last share DECAY of the training, for every defence.
             validation_data: held-out points, used only by a trainer that chooses its best epoch.
-            options: of ours, keyword arguments of EntropicTrainer in place of the row's own.
+            measure: of ours, in place of the row's own.
         Raises:
             ValueError: an argument is out of its range, or the defence cannot run on the estimator's framework.
         """
-        self.check_option_names(options or {})
+        self._check_class(measure)
         reason = self.unavailable(framework_of(estimator))
         if reason is not None:
             raise ValueError(f"`defence` must run on {FRAMEWORKS[framework_of(estimator)].title}, got {self.title}: {reason}")
@@ -176,7 +176,7 @@ class Defence:
             seed=seed,
             verbose=verbose,
             validation_data=None if validation_data is None else _checked(estimator, *validation_data),
-            options={**self.options, **(options or {})},
+            measure=self.measure if measure is None else measure,
         )
         x, y = _checked(estimator, x, y)
         backend = backend_for(estimator)
@@ -188,32 +188,25 @@ class Defence:
         history, settings = list(outcome.history), _named_settings(outcome.settings)
         return Trained(estimator, outcome.notes, history, settings, self._all_passes(outcome, len(x), plan))
 
-    def check_option_names(self, options: Mapping[str, Any]) -> None:
-        """Refuse what is no option of the defence.
+    def _check_class(self, measure: Measure | None) -> None:
+        if measure is None:
+            return
+        if not self.ours:
+            raise ValueError(f"`measure` must be None for {self.title}, which EntropicTrainer does not train, got {measure!r}")
+        if self.measure is not None and type(measure) is not type(self.measure):
+            raise ValueError(f"`measure` must be of type {self.measure.name!r} for {self.title}, got {measure!r}")
+
+    def check_measure(self, estimator: Any, eps: float, measure: Measure) -> None:
+        """Refuse a measure that EntropicTrainer would refuse; trains nothing.
 
         Raises:
-            ValueError: an unknown name, or any name where the defence is not one of ours.
-        """
-        if options and not self.ours:
-            raise ValueError(f"`options` must be empty for {self.title}, which EntropicTrainer does not train, got {options!r}")
-        for name in options:
-            choice("options", name, option_defaults())
-
-    def check_options(self, estimator: Any, eps: float, options: Mapping[str, Any]) -> None:
-        """Refuse option names and values that EntropicTrainer would refuse; trains nothing.
-
-        Raises:
-            ValueError, TypeError: an option is unknown or out of its range.
+            ValueError, TypeError: it is not one for this defence, takes eps too far, or names a layer that there is not.
         """
         from art_entropic.trainer import EntropicTrainer
 
-        self.check_option_names(options)
-        fixed = [name for name in options if name in self.options]
-        if fixed:
-            raise ValueError(f"`options` must leave {', '.join(fixed)} to {self.title}, which sets it, got {options!r}")
-        EntropicTrainer(estimator, eps, verbose=False, **{**self.options, **options})
-        if "layers" in options:
-            check_layer_names(options["layers"], backend_for(estimator).layer_names())
+        self._check_class(measure)
+        EntropicTrainer(estimator, eps, measure, verbose=False)
+        check_layer_names(measure.layers_read, backend_for(estimator).layer_names())
 
     def _all_passes(self, outcome: Outcome, n: int, plan: Plan) -> Passes:
         # An early stop leaves epochs out; a trainer without a history runs them all.
@@ -224,15 +217,6 @@ class Defence:
         # One of each is the natural one, of the whole batch.
         share, passes = outcome.settings["read_share"], MEASURES[outcome.settings["measure"]].passes
         return Passes(*(round(steps * (1 + share * (number - 1))) for number in passes))
-
-
-@cache
-def option_defaults() -> Mapping[str, Any]:
-    """Keyword arguments of EntropicTrainer that a variant may set, and what they are when nobody does."""
-    from art_entropic.trainer import EntropicTrainer
-
-    parameters = inspect.signature(EntropicTrainer.__init__).parameters.values()
-    return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY and one.name != "verbose"}
 
 
 def _named_settings(settings: Mapping[str, Any]) -> dict[str, Setting]:
@@ -270,7 +254,7 @@ def _uniform_noise(estimator: Any, x: Array, y: Array, plan: Plan) -> Outcome:
 def _entropic(estimator: Any, x: Array, y: Array, plan: Plan) -> Outcome:
     from art_entropic.trainer import EntropicTrainer
 
-    history = EntropicTrainer(estimator, plan.eps, verbose=plan.verbose, **plan.options).fit(
+    history = EntropicTrainer(estimator, plan.eps, plan.measure, verbose=plan.verbose).fit(
         x,
         y,
         batch_size=plan.batch_size,
@@ -430,9 +414,9 @@ _SPERL = "inspired by Sperl & Böttinger 2020, arXiv 2008.03072"
 
 
 def _ours(
-    title: str, *, adapt: Callable[[Any], Any] | None = None, default: bool = False, revision: int = 1, **options: Any
+    title: str, measure: Measure | None = None, *, adapt: Callable[[Any], Any] | None = None, default: bool = False
 ) -> Defence:
-    return Defence(title, _entropic, {}, _SPERL, ours=True, options=options, adapt=adapt, default=default, revision=revision)
+    return Defence(title, _entropic, {}, _SPERL, ours=True, measure=measure, adapt=adapt, default=default)
 
 
 DEFENCES: dict[str, Defence] = {
@@ -440,11 +424,11 @@ DEFENCES: dict[str, Defence] = {
     "uniform_noise": Defence("Uniform noise", _uniform_noise, {}, "data augmentation baseline", Passes(1, 1)),
     "entropic": _ours("Entropic", default=True),
     "entropic_smooth": _ours("Entropic, SiLU for ReLU", adapt=smooth_activations),
-    "entropic_interval": _ours("Entropic, interval", measure="interval"),
-    "entropic_pure": _ours("Entropic, pure (k = 0)", measure="interval", k=0.0, beta=1.0),
-    "entropic_channel": _ours("Entropic, channel", measure="channel"),
-    "entropic_activation": _ours("Entropic, activation (control)", measure="activation"),
-    "entropic_coding": _ours("Entropic, coding", measure="coding"),
+    "entropic_interval": _ours("Entropic, interval", Interval()),
+    "entropic_pure": _ours("Entropic, pure (k = 0)", Interval(k=0.0, beta=1.0)),
+    "entropic_channel": _ours("Entropic, channel", Channel()),
+    "entropic_activation": _ours("Entropic, activation (control)", Activation()),
+    "entropic_coding": _ours("Entropic, coding", Coding()),
     "madry_pgd": Defence(
         "MadryPGD (ART)",
         _madry_pgd,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from art_entropic import __version__
 from art_entropic.backends.registry import FRAMEWORKS
-from art_entropic.benchmark.plan import Settings
+from art_entropic.benchmark.plan import ResolvedPlan
 from art_entropic.records import Provenance, installed_version
 
 SHARED_PACKAGES = ("adversarial-robustness-toolbox", "numpy", "scipy", "scikit-learn")
@@ -58,9 +58,9 @@ def _busy_seconds() -> float | None:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def provenance(settings: Settings, data_sha256: str) -> Provenance:
+def provenance(plan: ResolvedPlan, data_sha256: str) -> Provenance:
     """Where and with what this process runs."""
-    return machine_provenance(settings.command, settings.frameworks, data_sha256)
+    return machine_provenance(plan.command, plan.frameworks, data_sha256)
 
 
 def machine_provenance(command: str, frameworks: Sequence[str], data_sha256: str) -> Provenance:

@@ -11,7 +11,7 @@ from pathlib import Path
 from art_entropic._validate import file_path
 from art_entropic.benchmark.cells import Job, ProfileJob, plan_jobs, profile_jobs, shards_of
 from art_entropic.benchmark.data import Data
-from art_entropic.benchmark.plan import BenchmarkPlan, Settings, check_device, default_folder, naming, settings_of
+from art_entropic.benchmark.plan import BenchmarkPlan, ResolvedPlan, check_device, default_folder, naming, resolved
 from art_entropic.benchmark.progress import progress_bar
 from art_entropic.benchmark.provenance import provenance
 from art_entropic.benchmark.runner import Runner, shared_data
@@ -48,24 +48,23 @@ def run_benchmark(
         ValueError, TypeError: an argument of the plan is out of range or names nothing.
         MissingFrameworkError: a framework is not installed.
     """
-    plan = plan or BenchmarkPlan()
-    settings = settings_of(plan)
+    plan = resolved(plan or BenchmarkPlan())
     home = file_path("out", out) if out is not None else default_folder(plan)
     published = None if results is None else file_path("results", results)
-    with naming(settings.source):
-        data = shared_data(settings)
-    earlier = [] if published is None else _replaceable(published, settings, home)
+    with naming(plan.source):
+        data = shared_data(plan)
+    earlier = [] if published is None else _replaceable(published, plan, home)
     if executor is None:
-        with naming(settings.source):
-            check_device(settings)
-    jobs = plan_jobs(settings, data.sha256)
-    profiles = profile_jobs(settings, jobs)
+        with naming(plan.source):
+            check_device(plan)
+    jobs = plan_jobs(plan, data.sha256)
+    profiles = profile_jobs(plan, jobs)
     with alone_in(home):
         store = Store(home)
         store.adopt(earlier, jobs, [profile.key for profile in profiles])
-        store.retitle(jobs, settings.title)
+        store.retitle(jobs, plan.title)
         store.bring_up([job.evaluation_key for job in jobs])
-        runner = Runner(settings, data, store, provenance(settings, data.sha256))
+        runner = Runner(plan, data, store, provenance(plan, data.sha256))
         _run_all(runner, jobs, profiles, verbose, executor)
         records = store.of(jobs, profiles)
         if published is not None:
@@ -116,17 +115,16 @@ def outlook(
     Raises:
         As `run_benchmark`.
     """
-    plan = plan or BenchmarkPlan()
-    settings = settings_of(plan)
+    plan = resolved(plan or BenchmarkPlan())
     home = Path(out) if out is not None else default_folder(plan)
-    with naming(settings.source):
-        data = shared_data(settings)
+    with naming(plan.source):
+        data = shared_data(plan)
     known = [*read_records(home / RECORDS), *([] if results is None else read_records(Path(results)))]
     store = Store(home, known)
-    return [_outlook(settings, data, store, known, job) for job in plan_jobs(settings, data.sha256)]
+    return [_outlook(plan, data, store, known, job) for job in plan_jobs(plan, data.sha256)]
 
 
-def _outlook(settings: Settings, data: Data, store: Store, known: Sequence[AnyRecord], job: Job) -> Outlook:
+def _outlook(plan: ResolvedPlan, data: Data, store: Store, known: Sequence[AnyRecord], job: Job) -> Outlook:
     if store.is_done(job):
         return Outlook(job.title, "done", 0.0)
     like = [
@@ -134,14 +132,14 @@ def _outlook(settings: Settings, data: Data, store: Store, known: Sequence[AnyRe
         for record in known
         if isinstance(record, (TrainingRecord, EvaluationRecord))
         and (record.problem, record.network, record.framework, record.defence)
-        == (settings.problem.name, settings.network, job.framework, job.defence)
+        == (plan.problem, plan.network, job.framework, job.defence)
     ]
     trained = [record for record in like if isinstance(record, TrainingRecord) and record.status == "done"]
-    attacked = [record for record in like if isinstance(record, EvaluationRecord) and record.battery == settings.battery]
-    steps = settings.epochs_of(job.defence, job.variant) * len(data.x_train)
+    attacked = [record for record in like if isinstance(record, EvaluationRecord) and record.battery == plan.battery]
+    steps = plan.epochs_of(job.defence, job.variant) * len(data.x_train)
     training = [one.seconds * steps / (one.nb_epochs * max(1, one.n_train)) for one in trained]
-    finished = sum(len(shard.points) for shard in shards_of(settings, job) if store.shard(shard) is not None)
-    attack = [one.seconds * (settings.n_examples - finished) / one.clean.n for one in attacked]
+    finished = sum(len(shard.points) for shard in shards_of(plan, job) if store.shard(shard) is not None)
+    attack = [one.seconds * (plan.n_examples - finished) / one.clean.n for one in attacked]
     state, needed = _missing(store, job, training, attack)
     known_all = all(needed)
     return Outlook(job.title, state, sum(sum(one) / len(one) for one in needed) if known_all else None)
@@ -156,7 +154,7 @@ def _missing(store: Store, job: Job, training: list[float], attack: list[float])
     return "check", ([],)
 
 
-def _replaceable(path: Path, settings: Settings, home: Path) -> list[AnyRecord]:
+def _replaceable(path: Path, plan: ResolvedPlan, home: Path) -> list[AnyRecord]:
     """The records of a results file that this plan may replace.
 
     Raises:
@@ -167,7 +165,7 @@ def _replaceable(path: Path, settings: Settings, home: Path) -> list[AnyRecord]:
             f"`results` must be another file than the run's own {home / RECORDS}, which would lose weights and pictures"
         )
     records = list(read_records(path))
-    own = (settings.problem.name, settings.network, settings.n_train, settings.eps)
+    own = (plan.problem, plan.network, plan.n_train, plan.eps)
     for record in records:
         if isinstance(record, MeasurementRecord):
             raise ValueError(f"`results` must hold the records of a plan, got a measurement ({record.name}) in {path}")

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from art_entropic.backends.registry import backend_for, framework_module, resolve_device
-from art_entropic.benchmark.cells import N_GALLERY, N_PROFILED, VALIDATION_SHARE, Job, ProfileJob, Shard, hold_out, shards_of
+from art_entropic.benchmark.cells import N_GALLERY, N_PROFILED, Job, ProfileJob, Shard, hold_out, shards_of
 from art_entropic.benchmark.data import Data, for_framework
 from art_entropic.benchmark.defences import DEFENCES
-from art_entropic.benchmark.plan import Settings, Variant, check_points
+from art_entropic.benchmark.keys import VALIDATION_SHARE
+from art_entropic.benchmark.plan import ResolvedPlan, Variant, check_points
 from art_entropic.benchmark.problems import build_classifier, load_data
 from art_entropic.benchmark.progress import Progress, describe
 from art_entropic.benchmark.provenance import OTHER_LOAD, Spent, Stopwatch, timestamp
@@ -25,7 +26,7 @@ from art_entropic.benchmark.store import Store, file_sha256, titled
 from art_entropic.evaluation.evaluate import check_evaluation, evaluate, verdict_on
 from art_entropic.evaluation.joining import join_findings
 from art_entropic.files import replacing
-from art_entropic.information import MEASURES
+from art_entropic.measures import MEASURES
 from art_entropic.palette import NATURAL
 from art_entropic.records import (
     ChecksRecord,
@@ -41,17 +42,17 @@ from art_entropic.records import (
 )
 
 
-def shared_data(settings: Settings) -> Data:
+def shared_data(plan: ResolvedPlan) -> Data:
     """The data of the problem, cut to the training points that every defence may see."""
-    data = load_data(settings.problem.name)
-    check_points(settings, len(data.x_train), len(data.x_test))  # a local copy may hold fewer than were published
-    n = settings.n_train
+    data = load_data(plan.problem)
+    check_points(plan, len(data.x_train), len(data.x_test))  # a local copy may hold fewer than were published
+    n = plan.n_train
     return dataclasses.replace(data, x_train=data.x_train[:n], y_train=data.y_train[:n])
 
 
 @dataclass
 class Runner:
-    settings: Settings
+    plan: ResolvedPlan
     data: Data
     store: Store
     source: Provenance
@@ -66,7 +67,7 @@ class Runner:
         if trains:
             self.train(job, progress)
         training = self.attackable(job)
-        shards = shards_of(self.settings, job)
+        shards = shards_of(self.plan, job)
         if training is not None and shards:
             for shard in shards:
                 self.attack(shard, progress)
@@ -100,7 +101,7 @@ class Runner:
         training = self.attackable(shard.job)
         if training is None or self.store.shard(shard) is not None:
             return
-        first = self.settings.first_example
+        first = self.plan.first_example
         title = f"{shard.job.title}, points {first + shard.points[0]} to {first + shard.points[-1]}"
         progress.begin(f"attacking {title}")
         findings = self._findings(shard.job, training, shard.points, shard.seed)
@@ -121,7 +122,7 @@ class Runner:
         """The evaluation of a cell whose shards are all finished; the machine it names is that of the first one."""
         import msgspec
 
-        finished = [self.store.shard(shard) for shard in shards_of(self.settings, job)]
+        finished = [self.store.shard(shard) for shard in shards_of(self.plan, job)]
         found = [record for record in finished if record is not None]
         if len(found) < len(finished):
             raise FileNotFoundError(f"a shard of {job.title} is gone from {self.store.home / job.attacks}; start again")
@@ -160,13 +161,13 @@ class Runner:
             {job.defence: classifier for job, classifier in classifiers.items()},
             x[:N_PROFILED],
             y[:N_PROFILED],
-            eps=self.settings.eps,
+            eps=self.plan.eps,
             verbose=False,
         )
         return ProfileRecord(
             key=profile.key,
             training_keys={job.defence: job.training_key for job in classifiers},
-            first_example=self.settings.first_example,
+            first_example=self.plan.first_example,
             n=found.n,
             resolution=found.resolution,
             copies=found.copies,
@@ -200,7 +201,7 @@ class Runner:
         if reason is not None:
             return self._training_record(job, "unavailable", Spent(0.0, None), reason=reason)
         self._warm_up(job)
-        problem = self.settings.problem
+        problem = self.plan.problem_spec
         estimator = self._build(job)
         if start is not None:
             backend_for(estimator).load_weights(self.store.home / str(start.weights))
@@ -213,14 +214,14 @@ class Runner:
                 estimator,
                 x[kept],
                 y[kept],
-                eps=self.settings.eps,
-                nb_epochs=self.settings.epochs_of(job.defence, job.variant),
+                eps=self.plan.eps,
+                nb_epochs=self.plan.epochs_of(job.defence, job.variant),
                 batch_size=problem.batch_size,
                 seed=job.seed,
                 learning_rate=problem.learning_rate,
                 verbose=False,
                 validation_data=(x[held], y[held]),
-                options=job.options,
+                measure=job.measure,
             )
         except TrainingDivergedError as error:
             return self._training_record(job, "diverged", watch.stop(), reason=str(error), n_train=len(kept))
@@ -244,13 +245,13 @@ class Runner:
         """
         if job.framework in self.warm:
             return
-        problem = self.settings.problem
+        problem = self.plan.problem_spec
         size = problem.batch_size
         DEFENCES[NATURAL].train(
             self._build(job),
             for_framework(self.data.x_train[:size], job.framework),
             self.data.y_train[:size],
-            eps=self.settings.eps,
+            eps=self.plan.eps,
             nb_epochs=1,
             batch_size=size,
             seed=job.seed,
@@ -260,8 +261,8 @@ class Runner:
         self.warm.add(job.framework)
 
     def _build(self, job: Job) -> Any:
-        settings = self.settings
-        return build_classifier(settings.problem, job.framework, job.seed, settings.network, device=settings.device)
+        plan = self.plan
+        return build_classifier(plan.problem_spec, job.framework, job.seed, plan.network, device=plan.device)
 
     def _save(self, job: Job, estimator: Any) -> str:
         backend = backend_for(estimator)
@@ -285,7 +286,7 @@ class Runner:
 
     def _test_points(self, job: Job, points: range | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Those of a shard, by their numbers among the attacked ones; None takes all of them."""
-        first, chosen = self.settings.first_example, range(self.settings.n_examples) if points is None else points
+        first, chosen = self.plan.first_example, range(self.plan.n_examples) if points is None else points
         attacked = slice(first + chosen.start, first + chosen.stop)
         return for_framework(self.data.x_test[attacked], job.framework), self.data.y_test[attacked]
 
@@ -306,15 +307,15 @@ class Runner:
             x,
             y,
             unpack(evaluation.points.robust, evaluation.robust.n),
-            self.settings.eps,
-            battery=self.settings.battery,
+            self.plan.eps,
+            battery=self.plan.battery,
             seed=job.seed,
             transfer_from=sources,
         )
         return ChecksRecord(
             key=key,
             evaluation_key=evaluation.key,
-            verdict=verdict_on(evaluation.robust, self.settings.problem.nb_classes, evaluation.attacks, checks),
+            verdict=verdict_on(evaluation.robust, self.plan.problem_spec.nb_classes, evaluation.attacks, checks),
             checks=checks,
             seconds=time.perf_counter() - began,
             provenance=self._stamped(job.framework),
@@ -322,7 +323,7 @@ class Runner:
         )
 
     def _evaluate(self, job: Job, training: TrainingRecord) -> EvaluationRecord:
-        findings = self._findings(job, training, range(self.settings.n_examples), job.seed)
+        findings = self._findings(job, training, range(self.plan.n_examples), job.seed)
         return self._evaluation(job, findings, self._stamped(job.framework))
 
     def _findings(self, job: Job, training: TrainingRecord, points: range, seed: int) -> Findings:
@@ -331,12 +332,12 @@ class Runner:
             self._trained(job, training),
             x,
             y,
-            eps=self.settings.eps,
+            eps=self.plan.eps,
             norm="inf",
-            battery=self.settings.battery,
+            battery=self.plan.battery,
             seeds=seed,
             checks=False,
-            curve_eps=self.settings.problem.curve_eps,
+            curve_eps=self.plan.problem_spec.curve_eps,
             n_gallery=N_GALLERY,
             measure=_measure_of(training),
             folder=self._attacks_of(job),
@@ -346,12 +347,12 @@ class Runner:
     def _evaluation(self, job: Job, findings: Findings, made: Provenance) -> EvaluationRecord:
         import msgspec
 
-        first = self.settings.first_example
+        first = self.plan.first_example
         return EvaluationRecord(
             key=job.evaluation_key,
             training_key=job.training_key,
             first_example=first,
-            battery=self.settings.battery,
+            battery=self.plan.battery,
             clean=findings.clean,
             robust=findings.robust,
             certified=findings.certified,
@@ -369,21 +370,21 @@ class Runner:
         """Where this process runs, now, and the device of its networks."""
         import msgspec
 
-        device = self.settings.device
+        device = self.plan.device
         place = None if device is None else resolve_device(framework, device)
         return msgspec.structs.replace(self.source, created=timestamp(), device=framework_module(framework).device_title(place))
 
     def _cell(self, job: Job) -> dict[str, Any]:
         """What names the cell of a job, in its training's and in its evaluation's record."""
         return {
-            "problem": self.settings.problem.name,
+            "problem": self.plan.problem,
             "framework": job.framework,
             "defence": job.defence,
             "seed": job.seed,
-            "eps": self.settings.eps,
-            "network": self.settings.network,
-            "variant": "" if job.variant is None else job.variant.name,
-            "n_train_limit": self.settings.n_train,
+            "eps": self.plan.eps,
+            "network": self.plan.network,
+            "variant": job.variant_name,
+            "n_train_limit": self.plan.n_train,
         }
 
     def _training_record(
@@ -391,19 +392,19 @@ class Runner:
     ) -> TrainingRecord:
         settings: dict[str, Setting] = {
             "data": self.data.title,
-            "learning_rate": self.settings.problem.learning_rate,
+            "learning_rate": self.plan.problem_spec.learning_rate,
             "validation_share": VALIDATION_SHARE,
             OTHER_LOAD: spent.other_load,
-            **({} if job.variant is None else _variant_settings(job.variant)),
+            **({} if job.variant is None else variant_settings(job.variant)),
             **(told or {}),
         }
         return TrainingRecord(
             key=job.training_key,
             status=status,
-            nb_epochs=self.settings.epochs_of(job.defence, job.variant),
-            batch_size=self.settings.problem.batch_size,
+            nb_epochs=self.plan.epochs_of(job.defence, job.variant),
+            batch_size=self.plan.problem_spec.batch_size,
             seconds=spent.seconds,
-            settings=titled(settings, self.settings.title),
+            settings=titled(settings, self.plan.title),
             provenance=self._stamped(job.framework),
             **self._cell(job),
             **{"n_train": 0, **facts},
@@ -416,10 +417,19 @@ def _measure_of(training: TrainingRecord) -> str | None:
     return measure if isinstance(measure, str) and measure in MEASURES else None
 
 
-def _variant_settings(variant: Variant) -> dict[str, Setting]:
-    plain = (str, float, int, bool, type(None))
-    options = {name: value if isinstance(value, plain) else json.dumps(value) for name, value in variant.options.items()}
-    return {"start": variant.start, **{f"option.{name}": value for name, value in options.items()}}
+def variant_settings(variant: Variant) -> dict[str, Setting]:
+    """What a record says of the variant that it belongs to."""
+    import msgspec
+
+    told = {} if variant.measure is None else _flat("measure", msgspec.to_builtins(variant.measure))
+    return {"start": variant.start, **told}
+
+
+def _flat(name: str, value: Any) -> dict[str, Setting]:
+    """A table as settings, each named by its way through the table."""
+    if isinstance(value, Mapping):
+        return {key: one for part, inner in value.items() for key, one in _flat(f"{name}.{part}", inner).items()}
+    return {name: value if isinstance(value, (str, float, int, bool)) else json.dumps(value)}
 
 
 def _has_finite_weights(estimator: Any) -> bool:

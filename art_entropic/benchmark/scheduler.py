@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from art_entropic.benchmark.cells import Job, ProfileJob, Shard, shards_of
 from art_entropic.benchmark.data import Data
-from art_entropic.benchmark.plan import Settings, check_device
+from art_entropic.benchmark.plan import ResolvedPlan, check_device
 from art_entropic.benchmark.progress import Progress
 from art_entropic.benchmark.provenance import package_versions, provenance
 from art_entropic.benchmark.runner import Runner, shared_data
@@ -53,7 +53,7 @@ class Step(NamedTuple):
 class Task:
     """A piece of a run, with all that a worker needs to know to do what is missing of it."""
 
-    settings: Settings
+    plan: ResolvedPlan
     source: Provenance  # of the process that asked
     home: str
     piece: Piece
@@ -90,17 +90,17 @@ def work(task: Task) -> Result:
     Raises:
         ValueError: this worker has other package versions, or other data, than the process that asked.
     """
-    settings = task.settings
+    plan = task.plan
     _check_versions(task)
-    check_device(settings)
-    data = _data(settings.problem.name, settings.n_train, settings)
+    check_device(plan)
+    data = _data(plan.problem, plan.n_train, plan)
     if data.sha256 != task.source.data_sha256:
         raise ValueError(
-            f"the worker on {platform.node()} has other data for {settings.problem.name!r}: SHA-256 {data.sha256[:12]}, the "
+            f"the worker on {platform.node()} has other data for {plan.problem!r}: SHA-256 {data.sha256[:12]}, the "
             f"client has {task.source.data_sha256[:12]}"
         )
     shelf, notes = _Shelf(Path(task.home), task.known), _Notes()
-    runner = Runner(settings, data, shelf, provenance(settings, data.sha256))
+    runner = Runner(plan, data, shelf, provenance(plan, data.sha256))
     try:
         if isinstance(task.piece, ProfileJob):
             runner.profile(task.piece, notes)
@@ -128,7 +128,7 @@ def _sendable(error: Exception) -> Exception:
 
 
 def _check_versions(task: Task) -> None:
-    here = package_versions(task.settings.frameworks)
+    here = package_versions(task.plan.frameworks)
     other = [
         f"{package} {here.get(package, 'not installed')} (client: {version})"
         for package, version in task.source.versions.items()
@@ -143,10 +143,10 @@ def _check_versions(task: Task) -> None:
 _cached: dict[tuple[str, int | None], Data] = {}
 
 
-def _data(name: str, n_train: int | None, settings: Settings) -> Data:
+def _data(name: str, n_train: int | None, plan: ResolvedPlan) -> Data:
     """The data, read once a process."""
     if (name, n_train) not in _cached:
-        _cached[name, n_train] = shared_data(settings)
+        _cached[name, n_train] = shared_data(plan)
     return _cached[name, n_train]
 
 
@@ -155,7 +155,7 @@ def run_on(executor: Executor, runner: Runner, jobs: Sequence[Job], profiles: Se
 
     An error ends the run as it does in one process; what other workers have finished by then is kept.
     """
-    waiting = _steps(runner.settings, jobs, profiles)
+    waiting = _steps(runner.plan, jobs, profiles)
     running: dict[Future[Result], Step] = {}
     try:
         while waiting or running:
@@ -179,13 +179,13 @@ def run_on(executor: Executor, runner: Runner, jobs: Sequence[Job], profiles: Se
         raise
 
 
-def _steps(settings: Settings, jobs: Sequence[Job], profiles: Sequence[ProfileJob]) -> list[Step]:
+def _steps(plan: ResolvedPlan, jobs: Sequence[Job], profiles: Sequence[ProfileJob]) -> list[Step]:
     """All steps of a run, trainings first, since others wait for them."""
-    shards = [shard for job in jobs for shard in shards_of(settings, job)]
+    shards = [shard for job in jobs for shard in shards_of(plan, job)]
     return [
         *(_step(Training(job), gives=[job.training_key], needs=_natural(job, job.starts_natural)) for job in jobs if shards),
         *(_step(shard, gives=[shard.file], needs=[shard.job.training_key]) for shard in shards),
-        *(_cell_step(job, shards_of(settings, job)) for job in jobs),
+        *(_cell_step(job, shards_of(plan, job)) for job in jobs),
         *(_step(one, gives=[one.key], needs=[job.training_key for job in one.jobs]) for one in profiles),
     ]
 
@@ -222,7 +222,7 @@ def _is_done(runner: Runner, piece: Piece, jobs: Sequence[Job], progress: Progre
         return runner.attackable(piece.job) is None or runner.store.shard(piece) is not None
     if runner.trains(piece, jobs):
         return False
-    if shards_of(runner.settings, piece) and runner.attackable(piece) is not None:
+    if shards_of(runner.plan, piece) and runner.attackable(piece) is not None:
         runner.join(piece, progress)
     return runner.store.is_done(piece)
 
@@ -255,4 +255,4 @@ def _task(runner: Runner, piece: Piece, jobs: Sequence[Job]) -> Task:
     keys = [key for cell in cells for key in (cell.natural_key, cell.training_key, cell.evaluation_key)]
     trains = isinstance(piece, Job) and runner.trains(piece, jobs)
     known = tuple(runner.store.records(keys))
-    return Task(runner.settings, runner.source, str(runner.store.home.resolve()), piece, trains, known)
+    return Task(runner.plan, runner.source, str(runner.store.home.resolve()), piece, trains, known)

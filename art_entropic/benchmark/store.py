@@ -13,6 +13,7 @@ from art_entropic.records import (
     AnyRecord,
     ChecksRecord,
     EvaluationRecord,
+    MeasurementRecord,
     Setting,
     ShardRecord,
     TrainingRecord,
@@ -140,13 +141,16 @@ class Store:
                 self.append(found[key])
 
     def retitle(self, jobs: Sequence[Job], title: str | None) -> None:
-        """Append again each training whose table has another title by now."""
+        """Append again what has another name by now: of the table, or of a variant."""
         import msgspec
 
         for job in jobs:
             training = self.training(job.training_key)
             if training is not None and training.settings.get(TITLE) != title:
                 self.append(msgspec.structs.replace(training, settings=titled(training.settings, title)))
+            for record in self.records([job.training_key, job.evaluation_key, job.checks_key or ""]):
+                if not isinstance(record, MeasurementRecord) and record.variant != job.variant_name:
+                    self.append(msgspec.structs.replace(record, variant=job.variant_name))
 
     def bring_up(self, evaluation_keys: Sequence[str]) -> None:
         """Append again each evaluation of this plan that one with other settings has followed.

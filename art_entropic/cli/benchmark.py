@@ -12,16 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from art_entropic.benchmark.plan import BenchmarkPlan
     from art_entropic.benchmark.run import Outlook
-from art_entropic.cli.arguments import DEFAULT_BATTERY, DEFAULT_PROBLEM, add_device_argument, names_of, whole_numbers
-
-# Option of the command line -> field of BenchmarkPlan.
-PLAN_OPTIONS = {
-    "problem": "problem", "network": "network", "framework": "frameworks", "defence": "defences", "battery": "battery",
-    "eps": "eps", "seeds": "seeds", "n_examples": "n_examples", "first_example": "first_example",
-    "points_per_shard": "points_per_shard", "n_train": "n_train",
-    "epochs": "nb_epochs", "epochs_natural": "nb_epochs_natural", "checks": "checks", "profile": "profile",
-    "device": "device",
-}  # fmt: skip
+    from art_entropic.fields import FieldSpec
+from art_entropic.cli.arguments import names_of
 
 
 def _resources(text: str) -> dict[str, float]:
@@ -41,45 +33,14 @@ def _resources(text: str) -> dict[str, float]:
 
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
-    from art_entropic.backends.registry import FRAMEWORKS
-    from art_entropic.benchmark.defences import DEFENCES
-    from art_entropic.benchmark.problems import PROBLEMS
-    from art_entropic.evaluation.attacks import BATTERIES
+    from art_entropic.benchmark.plan import plan_options
 
     parser.add_argument(
         "--plan", type=Path, metavar="FILE.toml",
         help="file that says what to compare, in place of the options that say so here",
     )  # fmt: skip
-    parser.add_argument(
-        "--problem", choices=list(PROBLEMS), help=f"data set (default: {DEFAULT_PROBLEM}, which needs no download)"
-    )
-    networks = "; ".join(f"{name}: {', '.join(problem.networks)}" for name, problem in PROBLEMS.items())
-    parser.add_argument("--network", metavar="NAME", help=f"network of the problem (default: its first). {networks}")
-    parser.add_argument(
-        "--framework", action="append", type=names_of, metavar="NAMES",
-        help=f"some of {', '.join(FRAMEWORKS)}; repeat it or use commas (default: every installed one)",
-    )  # fmt: skip
-    short = ", ".join(name for name, row in DEFENCES.items() if row.default)
-    parser.add_argument(
-        "--defence", action="append", type=names_of, metavar="NAMES",
-        help=f"some of {', '.join(DEFENCES)}; natural always comes along (default: {short})",
-    )  # fmt: skip
-    parser.add_argument("--battery", choices=list(BATTERIES), help=f"attacks (default: {DEFAULT_BATTERY})")
-    parser.add_argument("--eps", type=float, help="Linf radius, the data lie in [0, 1] (default: the problem's own)")
-    parser.add_argument(
-        "--seeds", action="append", type=whole_numbers, metavar="SEEDS",
-        help="seeds such as 0,1,2: every defence is trained once for each (default: 0)",
-    )  # fmt: skip
-    parser.add_argument("--n-examples", type=int, help="how many test points are attacked (default: the problem's own)")
-    parser.add_argument("--first-example", type=int, help="number of the first of them (default: 0)")
-    parser.add_argument(
-        "--points-per-shard", type=int, metavar="N",
-        help="attack N test points at a time, so that the attacks on one network run on many workers (default: all together)",
-    )  # fmt: skip
-    parser.add_argument("--n-train", type=int, help="only the first so many training points (default: all)")
-    parser.add_argument("--epochs", type=int, help="epochs of each retraining (default: the problem's own)")
-    parser.add_argument("--epochs-natural", type=int, help="epochs of natural training (default: the problem's own)")
-    add_device_argument(parser)
+    for name, spec in plan_options().items():
+        _add_option(parser, name, spec)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="a value in place of the plan file's, such as eps=0.1 or variants.0.nb_epochs=3; repeat it",
@@ -93,12 +54,6 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         help="what each cell takes of its worker's resources on the Dask cluster, such as GPU=1; repeat it or use commas",
     )  # fmt: skip
     parser.add_argument(
-        "--no-checks", dest="checks", action="store_false", default=None, help="leave out the sanity checks and the verdicts"
-    )
-    parser.add_argument(
-        "--no-profile", dest="profile", action="store_false", default=None, help="leave out where the information goes"
-    )
-    parser.add_argument(
         "--out", type=Path, help="folder for records, weights and report (default: runs/PROBLEM, or runs/ and the plan's name)"
     )
     parser.add_argument(
@@ -106,6 +61,21 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         help="file that gets the records when all is done; what it holds already is not done again",
     )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def _add_option(parser: argparse.ArgumentParser, name: str, spec: FieldSpec) -> None:
+    """The option of a field of BenchmarkPlan; whether a value is a good one, its spec says when the plan is made."""
+    option = str(spec.option)
+    if spec.annotation is bool:
+        off = f"--no-{option.removeprefix('--')}"
+        parser.add_argument(off, dest=name, action="store_const", const="false", help=f"leave out {spec.description}")
+        return
+    known = "" if spec.is_optional else f" (default: {','.join(map(str, spec.default)) if spec.member else spec.default})"
+    parser.add_argument(
+        option, dest=name, action="append" if spec.member else "store", metavar=name.upper(),
+        choices=None if spec.member or spec.choices is None else list(spec.choices),
+        help=f"{spec.description}{known}{'; repeat it or use commas' if spec.member else ''}",
+    )  # fmt: skip
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,20 +104,24 @@ def benchmark_command(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> BenchmarkPlan:
-    from art_entropic.benchmark.plan import BenchmarkPlan, read_plan
+    from art_entropic.benchmark.plan import plan_of, plan_options, read_plan
 
-    given = {name: getattr(options, name) for name in PLAN_OPTIONS if getattr(options, name) is not None}
+    given = {name: value for name in plan_options() if (value := getattr(options, name)) is not None}
     if options.plan is not None:
         if given:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            names = ", ".join(_option_of(name, value) for name, value in given.items())
             raise ValueError(f"`--plan` must stand alone, since its file says what to compare, got {names} beside it")
         return read_plan(options.plan, options.overrides)
     if options.overrides:
         raise ValueError(f"`--set` changes a value of a plan file and needs --plan, got {', '.join(options.overrides)}")
-    for name in ("framework", "defence", "seeds"):
-        if name in given:
-            given[name] = tuple(item for items in given[name] for item in items)
-    return BenchmarkPlan(**{PLAN_OPTIONS[name]: value for name, value in given.items()})
+    return plan_of({name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()})
+
+
+def _option_of(name: str, value: Any) -> str:
+    from art_entropic.benchmark.plan import plan_options
+
+    option = str(plan_options()[name].option)
+    return f"--no-{option.removeprefix('--')}" if value == "false" else option
 
 
 def _print_outlook(cells: Sequence[Outlook]) -> None:

@@ -15,7 +15,7 @@ from art_entropic.cli.user_code import EVALUATION, POINTS, factory_names, indent
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     from art_entropic.evaluation.attacks import BATTERIES
-    from art_entropic.information import MEASURES
+    from art_entropic.measures import MEASURES
 
     add_estimator_arguments(parser)
     parser.add_argument("--data", required=True, type=Path, metavar="FILE.npz", help="arrays x_test and y_test, or x and y")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from art_entropic.measures import Measure
 from art_entropic.cli.arguments import add_estimator_arguments
 from art_entropic.cli.user_code import (
     CHECKPOINT,
@@ -23,7 +26,7 @@ from art_entropic.cli.user_code import (
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    from art_entropic.information import MEASURES
+    from art_entropic.measures import MEASURES
 
     add_estimator_arguments(parser)
     parser.add_argument(
@@ -32,8 +35,10 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--out", type=Path, help="folder for weights and history (default: runs/FACTORY)")
     parser.add_argument("--measure", choices=list(MEASURES), help="default: chosen by the network and eps")
-    parser.add_argument("--beta", type=float, help="weight of the information (default: the measure's own)")
-    parser.add_argument("--k", type=float, help="weight of the worst-case cross-entropy (default: the measure's own)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="hyperparameters",
+        help="a hyperparameter of --measure, such as beta=0.3 or schedule.ramp=0.2; repeat it",
+    )  # fmt: skip
     parser.add_argument("--epochs", type=int, default=20, help="default: 20")
     parser.add_argument("--batch-size", type=int, default=128, help="default: 128")
     parser.add_argument("--seed", type=int, default=0, help="of splits, shuffling, noise and attacks (default: 0)")
@@ -63,19 +68,35 @@ def train_command(options: argparse.Namespace) -> None:
         _train_in(out, module, factory, options)
 
 
+def _measure(options: argparse.Namespace) -> Measure | None:
+    """The measure of the command line; None leaves the choice to the network and eps."""
+    from art_entropic.fields import read_struct, set_value
+    from art_entropic.measures import MEASURES
+
+    if options.measure is None:
+        if options.hyperparameters:
+            told = ", ".join(options.hyperparameters)
+            raise ValueError(f"`--set` changes a hyperparameter of a measure and needs --measure, got {told}")
+        return None
+    values: dict[str, Any] = {}
+    for one in options.hyperparameters:
+        set_value(values, one)
+    measure: Measure = read_struct(MEASURES[options.measure], values)
+    return measure
+
+
 def _train_in(out: Path, module: str, factory: str, options: argparse.Namespace) -> None:
     from art_entropic.backends.registry import backend_for
     from art_entropic.trainer import EntropicTrainer
 
+    measure = _measure(options)
     check_folder(out, resume=options.resume, force=options.force)
     arrays = load_arrays(options.data, options.seed)
     estimator = made_by(module, factory, options.device)
     backend = backend_for(estimator)
     arrays = checked(arrays, estimator)
     kept, held = validation_split(len(arrays.x_train), options.validation_split, options.seed)
-    trainer = EntropicTrainer(
-        estimator, options.eps, measure=options.measure, beta=options.beta, k=options.k, verbose=not options.quiet
-    )
+    trainer = EntropicTrainer(estimator, options.eps, measure, verbose=not options.quiet)
     checkpoint = out / CHECKPOINT
     if options.resume:
         trainer.resume(checkpoint)

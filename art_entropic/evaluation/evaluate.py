@@ -34,7 +34,7 @@ from art_entropic.evaluation.kept import Finished
 from art_entropic.evaluation.result import CURVE_BATTERY, BatteryError, Evaluation
 from art_entropic.evaluation.target import Ball, Target, check_norm, largest_distance
 from art_entropic.guards import check_predictions
-from art_entropic.information import MEASURES
+from art_entropic.measures import MEASURES
 from art_entropic.ops import Array
 from art_entropic.records import Accuracy, AttackedExample, AttackOutcome, CheckOutcome, CurvePoint
 from art_entropic.statistics import accuracy

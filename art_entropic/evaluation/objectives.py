@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from art_entropic.backends.protocol import AttackObjective, Batch, View
-from art_entropic.information import MEASURES, ReadOut
+from art_entropic.measures import measure_of
 from art_entropic.ops import Ops, Tensor
 
 _TINY = 1e-12
@@ -63,13 +63,13 @@ def with_information(measure: str, weight: float, eps: float) -> AttackObjective
     With a positive weight the attack looks where the defence lets perturbations through, with a negative one it walks where the
     defence believes itself safe. The measure is read with its own resolution, at the box or the ball around the iterate.
     """
-    row = MEASURES[measure]
+    believed = measure_of(measure)
 
     def objective(view: View, x: Tensor, y: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
         ops = view.ops
         still = 0.0 * x
         batch = Batch(x, y, still, ops.sum(ops.flatten(still), axis=1) + 0.5)  # the middle of the posterior
-        reading = row.read(view, batch, eps, ReadOut(row.resolution))
+        reading = believed.read(view, batch, eps)
         return reading.logits, margin(ops, reading.logits, y) + weight * reading.information
 
     return objective

@@ -1,0 +1,265 @@
+"""How the information is read, as values: each measure owns the hyperparameters that have a meaning for it.
+
+>>> Interval(beta=0.3, layers="dense", schedule=Schedule(ramp=0.2)).beta
+0.3
+>>> Coding(k=0.5)  # the average case knows no worst-case logits that could be weighed
+Traceback (most recent call last):
+TypeError: Unexpected keyword argument 'k'
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from msgspec import Meta, Struct
+
+from art_entropic import information
+from art_entropic._validate import choice
+from art_entropic.backends.protocol import Batch, View
+from art_entropic.fields import fields_described, settle
+from art_entropic.information import LAYER_CHOICES, Layers, Reading
+from art_entropic.ops import Tensor
+from art_entropic.schedule import ControlSchedule
+
+_ShareOfRetraining = Annotated[float, Meta(ge=0, le=1, extra={"wish": "a share of the retraining in [0, 1]"})]
+_Weight = Annotated[float, Meta(ge=0)]
+_Beta = Annotated[_Weight, Meta(description="weight of the information, per nat")]
+_WorstCaseWeight = Annotated[float, Meta(ge=0, le=1, description="weight of the worst-case cross-entropy; 0 is the pure form")]
+_EpsFactor = Annotated[float, Meta(gt=0, description="retrains with eps times this")]
+_ReadShare = Annotated[
+    float,
+    Meta(
+        gt=0,
+        le=1,
+        description="share of each batch of which the information and the worst case are read; the cross-entropy is always "
+        "that of all of it. Less is cheaper",
+    ),
+]
+_ShareOfRamp = Annotated[
+    float,
+    Meta(
+        ge=0,
+        le=1,
+        description="share of the ramp, at its beginning, in the pure form: eps grows to its full value and beta to "
+        "`pure_beta`, k stays 0; over the rest of the ramp k grows and beta moves to its own value. 0 lets all three grow "
+        "together",
+        extra={"wish": "a share of the ramp in [0, 1]"},
+    ),
+]
+_PureBeta = Annotated[_Weight, Meta(description="beta at the end of the pure phase")]
+_Layers = Annotated[
+    Layers,
+    Meta(
+        description='those that the information is read from: "all", "dense" (with one axis per example), "logits" (the last), '
+        "or names of layers",
+        extra={"wish": f"one of {', '.join(map(repr, LAYER_CHOICES))}, or a tuple of at least one layer's name"},
+    ),
+]
+
+
+@fields_described
+class Schedule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, repr_omit_defaults=True):
+    """How a retraining goes on, in shares of all its epochs."""
+
+    warmup: Annotated[_ShareOfRetraining, Meta(description="before the ramp, with the natural cross-entropy alone")] = 0.0
+    ramp: Annotated[
+        _ShareOfRetraining | None,
+        Meta(description="over which eps, k and beta grow to their full values; None takes the measure's own"),
+    ] = None
+    decay: Annotated[
+        _ShareOfRetraining | None,
+        Meta(
+            description="at the end, over which the learning rate falls linearly to 0; None takes half of the retraining, or "
+            "nothing where `fit` is given a scheduler or the optimizer follows a schedule of its own"
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        settle(self)
+
+
+class Measure(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, repr_omit_defaults=True, tag_field="type"
+):
+    """One way to read the information, with the hyperparameters of equation (2) that suit it."""
+
+    title: ClassVar[str]
+    passes: ClassVar[tuple[int, int]]  # forward and backward passes of a batch in one step that reads all of it
+    default_ramp: ClassVar[float] = 0.5
+
+    beta: _Beta
+    resolution: Annotated[float, Meta(gt=0, description="tau, the width of the read-out noise")] = 1.0
+    read_share: _ReadShare = 1.0
+    schedule: Annotated[Schedule, Meta(description="what lasts how long", extra={"wish": "a Schedule"})] = Schedule()
+
+    def __post_init__(self) -> None:
+        settle(self)
+        if self.schedule.warmup + self.ramp > 1.0:
+            raise ValueError(f"`warmup` + `ramp` must not exceed 1, got {self.schedule.warmup!r} + {self.ramp!r}")
+        if isinstance(self.layers_read, str):
+            choice("layers", self.layers_read, LAYER_CHOICES)
+        elif not self.layers_read:
+            raise ValueError("`layers` must name at least one layer, got none")
+
+    @property
+    def name(self) -> str:
+        """Its name in MEASURES."""
+        return str(self.__struct_config__.tag)
+
+    @property
+    def ramp(self) -> float:
+        return self.default_ramp if self.schedule.ramp is None else self.schedule.ramp
+
+    @property
+    def layers_read(self) -> Layers:
+        """Those that the information is read from; "all" for a measure that reads the decision alone."""
+        return "all"
+
+    def read(self, view: View, batch: Batch, eps: Tensor) -> Reading:
+        """The information of a batch (n, ...) in nats per example, and worst-case logits where the measure knows of any."""
+        raise NotImplementedError
+
+    def controls(self, eps: float) -> ControlSchedule:
+        """How eps, k and beta change over a retraining for a radius."""
+        return ControlSchedule(eps=eps, k=0.0, beta=self.beta, warmup=self.schedule.warmup, ramp=self.ramp)
+
+    def facts(self) -> dict[str, Any]:
+        """What a history tells of it beside eps, k, beta and the schedule."""
+        return {
+            "measure": self.name,
+            "resolution": self.resolution,
+            "layers": self.layers_read,
+            "relative": False,
+            "read_share": self.read_share,
+        }
+
+
+class _WithPurePhase(Measure, frozen=True, kw_only=True):
+    """Measures that know worst-case logits, whose weight may wait until the radius has grown."""
+
+    k: _WorstCaseWeight = 0.5
+    eps_factor: _EpsFactor = 1.0
+    pure: _ShareOfRamp = 0.0
+    pure_beta: _PureBeta = 0.0
+
+    def controls(self, eps: float) -> ControlSchedule:
+        plain = super().controls(self.eps_factor * eps)
+        return plain._replace(k=self.k, pure=self.pure * self.ramp, pure_beta=self.pure_beta)
+
+
+@fields_described
+class Interval(_WithPurePhase, frozen=True, kw_only=True, tag="interval"):
+    """The worst case over the ball, by interval propagation: equation (1).
+
+    It gives certificates, needs a rule for every operation of the network, and wants ReLU.
+    """
+
+    title: ClassVar[str] = "worst case, by interval propagation"
+    passes: ClassVar[tuple[int, int]] = (3, 3)  # value, centre and radius
+    default_ramp: ClassVar[float] = 0.6
+
+    beta: _Beta = 0.1
+    layers: _Layers = "all"
+    relative: Annotated[
+        bool, Meta(description="tau is in shares of each unit's standard deviation over the batch, not in the unit's scale")
+    ] = False
+    read_share: _ReadShare = 0.5
+    pure: _ShareOfRamp = 0.5
+    pure_beta: _PureBeta = 0.3
+
+    @property
+    def layers_read(self) -> Layers:
+        return self.layers
+
+    def read(self, view: View, batch: Batch, eps: Tensor) -> Reading:
+        return information.interval(view, batch, eps, resolution=self.resolution, layers=self.layers, relative=self.relative)
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "relative": self.relative}
+
+
+@fields_described
+class Channel(_WithPurePhase, frozen=True, kw_only=True, tag="channel"):
+    """The first-order channel into the decision: equation (1) linearised, tau in the scale of the margin.
+
+    It takes any differentiable network, wants smooth activations or a small eps, and gives no certificate.
+    """
+
+    title: ClassVar[str] = "first-order channel into the decision"
+    passes: ClassVar[tuple[int, int]] = (2, 4)  # the double backward pass is worth two
+    default_ramp: ClassVar[float] = 0.2
+
+    beta: _Beta = 0.5
+    read_share: _ReadShare = 0.5
+
+    def read(self, view: View, batch: Batch, eps: Tensor) -> Reading:
+        return information.channel(view, batch, eps, resolution=self.resolution)
+
+
+@fields_described
+class Coding(Measure, frozen=True, kw_only=True, tag="coding"):
+    """The average case: the coding rate of the shifts that random perturbations cause, tau in standard deviations of a layer.
+
+    It buys nothing against an attack: for study.
+    """
+
+    title: ClassVar[str] = "average case, by the coding rate of random shifts"
+    passes: ClassVar[tuple[int, int]] = (2, 2)
+
+    beta: _Beta = 1.0
+    layers: _Layers = "all"
+    eps_factor: _EpsFactor = 1.0
+
+    @property
+    def layers_read(self) -> Layers:
+        return self.layers
+
+    def read(self, view: View, batch: Batch, eps: Tensor) -> Reading:
+        return information.coding(view, batch, eps, resolution=self.resolution, layers=self.layers)
+
+    def controls(self, eps: float) -> ControlSchedule:
+        return super().controls(self.eps_factor * eps)
+
+
+@fields_described
+class Activation(Measure, frozen=True, kw_only=True, tag="activation"):
+    """Information about the natural input, which no attack respects: the negative control."""
+
+    title: ClassVar[str] = "information about the natural input, a control"
+    passes: ClassVar[tuple[int, int]] = (1, 1)
+
+    # More information is a wish that makes sense too.
+    beta: Annotated[float, Meta(description="weight of the information, per nat; a negative one asks for more of it")] = 0.1
+    layers: _Layers = "all"
+
+    @property
+    def layers_read(self) -> Layers:
+        return self.layers
+
+    def read(self, view: View, batch: Batch, eps: Tensor) -> Reading:
+        return information.activation(view, batch, resolution=self.resolution, layers=self.layers)
+
+
+AnyMeasure = Interval | Channel | Coding | Activation
+MEASURES: dict[str, type[AnyMeasure]] = {
+    "interval": Interval,
+    "channel": Channel,
+    "coding": Coding,
+    "activation": Activation,
+}
+
+
+def measure_of(given: Any) -> Measure:
+    """A measure from its name, with its own defaults, or the measure itself.
+
+    Raises:
+        TypeError, ValueError: neither; the message says what was wanted.
+    """
+    if isinstance(given, Measure):
+        return given
+    if isinstance(given, type) and issubclass(given, Measure):
+        raise TypeError(f"`measure` must be a measure, not its class: write {given.__name__}(), got {given!r}")
+    if isinstance(given, str):
+        return MEASURES[choice("measure", given, MEASURES)]()
+    classes = ", ".join(f"{one.__name__}()" for one in MEASURES.values())
+    raise TypeError(f"`measure` must be None, one of {', '.join(map(repr, MEASURES))}, or one of {classes}, got {given!r}")
