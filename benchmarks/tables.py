@@ -21,7 +21,7 @@ from art_entropic.benchmark.problems import PROBLEMS
 from art_entropic.measures import MEASURES
 from art_entropic.palette import NATURAL
 from art_entropic.records import MeasurementRecord, ProfileRecord, ProfileRow, Provenance, TrainingRecord, read_records
-from art_entropic.report.sections import INK, Row, Section, busy_note, colour, duration, paired, percent, sections
+from art_entropic.report.sections import INK, ComparisonRow, Section, busy_note, colour, duration, paired, percent, sections
 from art_entropic.report.sentences import summary
 
 ROOT = Path(__file__).parent.parent
@@ -95,7 +95,7 @@ def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]], *, left: in
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def name_of(row: Row) -> str:
+def name_of(row: ComparisonRow) -> str:
     return f"**{row.defence_title}**" if row.ours else row.defence_title
 
 
@@ -103,7 +103,7 @@ def shown(estimate: object) -> str:
     return "-" if estimate is None else str(estimate)
 
 
-def setting(row: Row, name: str) -> str:
+def setting(row: ComparisonRow, name: str) -> str:
     return "-" if row.training is None else str(row.training.settings.get(f"trainer.{name}", "-"))
 
 
@@ -147,11 +147,11 @@ def verdicts(section: Section) -> str:
     )
 
 
-def rival_of(section: Section, row: Row) -> Row | None:
+def rival_of(section: Section, row: ComparisonRow) -> ComparisonRow | None:
     return next((one for one in section.rows if one.defence == RIVAL and one.framework == row.framework), None)
 
 
-def result(row: Row, rival: Row | None) -> list[str]:
+def result(row: ComparisonRow, rival: ComparisonRow | None) -> list[str]:
     if row.diverged:
         return [name_of(row), row.remark or "diverged", "-", "-", "-", "-", "-", "-"]
     rival_seconds = None if rival is None else rival.seconds
@@ -161,7 +161,7 @@ def result(row: Row, rival: Row | None) -> list[str]:
     return [name_of(row), *shares, _paired(row, rival), seconds, ratio, row.passes or "-"]
 
 
-def _paired(row: Row, rival: Row | None) -> str:
+def _paired(row: ComparisonRow, rival: ComparisonRow | None) -> str:
     """The difference on the same points, with its 95 % interval."""
     difference = None if rival is None or row is rival else paired(row, rival)
     if difference is None:
@@ -258,16 +258,16 @@ def _value(estimate: object) -> str:
     return "-" if estimate is None else percent(estimate.value)  # type: ignore[attr-defined]
 
 
-def _three(row: Row) -> str:
+def _three(row: ComparisonRow) -> str:
     certified = row.certified if row.certified is not None and row.certified.value > 0 else None
     return f"{_value(row.clean)} / **{_value(row.robust)}** / {_value(certified)}"
 
 
-def _two(row: Row | None) -> str:
+def _two(row: ComparisonRow | None) -> str:
     return "not run" if row is None else f"{_value(row.clean)} / {_value(row.robust)}"
 
 
-def _seconds(ours: Row, rival: Row | None) -> str:
+def _seconds(ours: ComparisonRow, rival: ComparisonRow | None) -> str:
     if rival is None or not rival.seconds or not ours.seconds:
         return duration(ours.seconds) if ours.seconds else "-"
     unsure = " (machine busy)" if ours.busy or rival.busy else ""
@@ -300,7 +300,7 @@ def _default_of(section: Section) -> str | None:
     return next((row.defence for row in section.rows if row.variant), None)
 
 
-def _noise(default: Row | None) -> str:
+def _noise(default: ComparisonRow | None) -> str:
     """How large a difference must be to say something."""
     if default is None or default.robust is None:
         return ""
@@ -309,7 +309,7 @@ def _noise(default: Row | None) -> str:
     return f"One seed and {n} points: differences below about {points:.0f} points are noise (95 %, two independent samples)."
 
 
-def _difference(row: Row, default: Row | None) -> str:
+def _difference(row: ComparisonRow, default: ComparisonRow | None) -> str:
     if default is None or default.robust is None or row.robust is None or row is default:
         return "-"
     return f"{100 * (row.robust.value - default.robust.value):+.1f}"
@@ -351,7 +351,7 @@ def figure(tables: dict[str, Section]) -> None:
     canvas.savefig(FIGURE, dpi=110, metadata={"Software": None})
 
 
-def shade(row: Row) -> str:
+def shade(row: ComparisonRow) -> str:
     return row.colour.replace(INK, "#000000")
 
 
@@ -673,7 +673,7 @@ def unrun(name: str, section: Section) -> list[str]:
     return [f"**Not run yet:** {'; '.join(parts)}."] if parts else []
 
 
-def _is_finished(row: Row) -> bool:
+def _is_finished(row: ComparisonRow) -> bool:
     """Whether nothing more is to come: attacked, or with a reason why it never will be."""
     return row.robust is not None or (row.training is not None and row.training.status != "done")
 

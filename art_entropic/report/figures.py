@@ -11,7 +11,7 @@ from typing import Any
 
 from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.evaluation.result import CURVE_BATTERY
-from art_entropic.report.sections import INK, Row, Section, duration, percent, rank, title_of
+from art_entropic.report.sections import INK, ComparisonRow, Section, duration, percent, rank, title_of
 from art_entropic.report.sentences import robustness_of
 
 STROKES = (("-", "o"), ("--", "s"), (":", "^"))  # line and marker of a framework, in the order of FRAMEWORKS
@@ -46,7 +46,7 @@ def figures(section: Section, *, salt: str) -> list[Figure]:
     return panels
 
 
-def _curve_figure(section: Section, framework: str, rows: Sequence[Row], *, salt: str) -> Figure:
+def _curve_figure(section: Section, framework: str, rows: Sequence[ComparisonRow], *, salt: str) -> Figure:
     axes, figure = axes_of()
     style, marker = stroke(framework)
     for row in rows:
@@ -74,7 +74,7 @@ def _curve_figure(section: Section, framework: str, rows: Sequence[Row], *, salt
     return Figure(f"Robust accuracy against eps{attacks}, {title}", inline_svg(figure, alt, salt))
 
 
-def _cost_figure(section: Section, rows: Sequence[Row], *, salt: str) -> Figure:
+def _cost_figure(section: Section, rows: Sequence[ComparisonRow], *, salt: str) -> Figure:
     axes, figure = axes_of()
     for row in rows:
         if row.robust is None or row.seconds is None:

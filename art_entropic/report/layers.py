@@ -18,7 +18,7 @@ SHOWN_MEASURES = ("interval", "rivals")
 
 
 @dataclass(frozen=True)
-class Layers:
+class LayerSection:
     """Where the information goes in the networks of one framework: a table and its figures."""
 
     framework: str
@@ -32,7 +32,7 @@ class Layers:
     figures: tuple[Figure, ...]
 
 
-def information(section: Section, records: Iterable[AnyRecord], *, salt: str, drawing: bool) -> list[Layers]:
+def information(section: Section, records: Iterable[AnyRecord], *, salt: str, drawing: bool) -> list[LayerSection]:
     """The latest profile of each framework on the ground of a section.
 
     Args:
@@ -48,18 +48,18 @@ def information(section: Section, records: Iterable[AnyRecord], *, salt: str, dr
         and record.n <= section.n
     }
     return [
-        _layers(latest[framework], salt=f"{salt}-{framework}-information", drawing=drawing)
+        _section_of(latest[framework], salt=f"{salt}-{framework}-information", drawing=drawing)
         for framework in section.frameworks
         if framework in latest
     ]
 
 
-def _layers(record: ProfileRecord, *, salt: str, drawing: bool) -> Layers:
+def _section_of(record: ProfileRecord, *, salt: str, drawing: bool) -> LayerSection:
     models = tuple(dict.fromkeys(row.model for row in record.rows))
     measures = tuple(name for name in SHOWN_MEASURES if any(_is_layer(row, name) for row in record.rows))
     places = dict.fromkeys((row.position, row.layer) for row in record.rows if row.layer)
     framework = title_of(FRAMEWORKS, record.framework)
-    return Layers(
+    return LayerSection(
         framework=framework,
         n=record.n,
         resolution=record.resolution,

@@ -61,7 +61,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One defence, or a variant of it, on one framework, its seeds pooled.
 
     What was not measured is None, and `remark` says why.
@@ -146,7 +146,7 @@ class Section:
     n: int
     first_example: int
     seeds: tuple[int, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     name: str | None = None  # the title that its plan asked for
 
     @property
@@ -168,7 +168,7 @@ class Section:
         return tuple(dict.fromkeys(row.framework for row in self.rows))
 
     @property
-    def groups(self) -> tuple[tuple[str, tuple[Row, ...]], ...]:
+    def groups(self) -> tuple[tuple[str, tuple[ComparisonRow, ...]], ...]:
         """Rows by framework title."""
         return tuple(
             (title_of(FRAMEWORKS, framework), tuple(row for row in self.rows if row.framework == framework))
@@ -247,7 +247,7 @@ def pool(accuracies: Sequence[Accuracy]) -> Estimate | None:
     return Estimate(sum(values) / len(values), min(values), max(values), accuracies[0].n, len(values))
 
 
-def paired(row: Row, rival: Row) -> Difference | None:
+def paired(row: ComparisonRow, rival: ComparisonRow) -> Difference | None:
     """Robust accuracy of a row less that of its rival, on the same points and over the seeds that both have.
 
     None where the records of either do not tell what became of each point.
@@ -324,7 +324,7 @@ def _section(
     return Section(*ground, battery=battery, n=n, first_example=first_example, seeds=seeds, rows=_coloured(rows), name=name)
 
 
-def _coloured(rows: Sequence[Row]) -> tuple[Row, ...]:
+def _coloured(rows: Sequence[ComparisonRow]) -> tuple[ComparisonRow, ...]:
     """Rows with their colours; a variant takes one that no defence of the section has, as long as there are any."""
     taken = {colour(row.defence) for row in rows if not row.variant}
     free = [shade for shade in PALETTE if shade not in taken] or list(PALETTE)
@@ -341,7 +341,7 @@ def _row(
     trained: dict[Seat, TrainingRecord],
     evaluations: dict[Seat, EvaluationRecord],
     checks: dict[str, ChecksRecord],
-) -> Row:
+) -> ComparisonRow:
     seats = [Seat(framework, defence, variant, seed) for seed in seeds]
     runs = [trained[seat] for seat in seats if seat in trained]
     tests = [evaluations[seat] for seat in seats if seat in evaluations]
@@ -352,7 +352,7 @@ def _row(
     base = _mean([run.seconds for run in natural if run.seed in {one.seed for one in done}])
     certified = [test.certified for test in tests if test.certified is not None]
     checked = [checks[test.key] for test in tests if test.key in checks]
-    return Row(
+    return ComparisonRow(
         framework=framework,
         defence=defence,
         variant=variant,

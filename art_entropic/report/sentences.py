@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.palette import NATURAL
-from art_entropic.report.sections import Row, Section, duration, paired, percent, title_of
+from art_entropic.report.sections import ComparisonRow, Section, duration, paired, percent, title_of
 from art_entropic.statistics import Difference
 
 
@@ -24,7 +24,7 @@ def summary(section: Section) -> list[str]:
     return behind + others
 
 
-def _verdicts(rows: Sequence[Row]) -> list[tuple[bool, str]]:
+def _verdicts(rows: Sequence[ComparisonRow]) -> list[tuple[bool, str]]:
     """For each of our own defences, variants only where there is nothing else: whether it lost, and the sentence."""
     ours = [row for row in rows if row.ours and not row.variant] or [row for row in rows if row.ours]
     rivals = [row for row in rows if not row.ours]
@@ -34,7 +34,7 @@ def _verdicts(rows: Sequence[Row]) -> list[tuple[bool, str]]:
     return [_verdict(row, rivals) for row in ours]
 
 
-def _verdict(entropic: Row, rivals: Sequence[Row]) -> tuple[bool, str]:
+def _verdict(entropic: ComparisonRow, rivals: Sequence[ComparisonRow]) -> tuple[bool, str]:
     rival = max(rivals, key=robustness_of)
     points = 100 * (robustness_of(entropic) - robustness_of(rival))
     figures = f"{percent(robustness_of(entropic))} % against {percent(robustness_of(rival))} % for {rival.defence_title}"
@@ -48,7 +48,7 @@ def _verdict(entropic: Row, rivals: Sequence[Row]) -> tuple[bool, str]:
     )
 
 
-def _cheaper(entropic: Row, rivals: Sequence[Row]) -> str:
+def _cheaper(entropic: ComparisonRow, rivals: Sequence[ComparisonRow]) -> str:
     """Rivals that took less time and are not clearly less robust: a reader would choose them."""
     found = [
         f"{rival.defence_title} ({percent(robustness_of(rival))} % in {duration(rival.seconds)} s)"
@@ -59,24 +59,24 @@ def _cheaper(entropic: Row, rivals: Sequence[Row]) -> str:
     return f" Cheaper and not clearly less robust: {', '.join(found)}." if found else ""
 
 
-def _without_gain(entropic: Row, rivals: Sequence[Row]) -> str:
+def _without_gain(entropic: ComparisonRow, rivals: Sequence[ComparisonRow]) -> str:
     natural = next((row for row in rivals if row.defence == NATURAL), None)
     if natural is None or robustness_of(entropic) > robustness_of(natural):
         return ""
     return f" It is not above natural training either, which has {percent(robustness_of(natural))} %."
 
 
-def robustness_of(row: Row) -> float:
+def robustness_of(row: ComparisonRow) -> float:
     return -1.0 if row.robust is None else row.robust.value
 
 
-def _difference(entropic: Row, rival: Row) -> Difference | None:
+def _difference(entropic: ComparisonRow, rival: ComparisonRow) -> Difference | None:
     """Paired, of one seed: over several the trainings differ more than the points."""
     one_seed = entropic.robust is not None and entropic.robust.n_seeds == 1
     return paired(entropic, rival) if one_seed else None
 
 
-def _may_be_level(entropic: Row, rival: Row) -> bool:
+def _may_be_level(entropic: ComparisonRow, rival: ComparisonRow) -> bool:
     """Whether the rival is not clearly less robust."""
     if entropic.robust is None or rival.robust is None:
         return False
@@ -84,7 +84,7 @@ def _may_be_level(entropic: Row, rival: Row) -> bool:
     return rival.robust.high >= entropic.robust.low if difference is None else difference.low <= 0
 
 
-def _chance(entropic: Row, rival: Row) -> str:
+def _chance(entropic: ComparisonRow, rival: ComparisonRow) -> str:
     if entropic.robust is None or rival.robust is None:
         return ""
     difference = _difference(entropic, rival)
@@ -99,7 +99,7 @@ def _chance(entropic: Row, rival: Row) -> str:
     return f" ({kind}, so this may be chance)"
 
 
-def _cost(entropic: Row, rival: Row) -> str:
+def _cost(entropic: ComparisonRow, rival: ComparisonRow) -> str:
     parts = []
     if entropic.seconds and rival.seconds:
         ratio = entropic.seconds / rival.seconds

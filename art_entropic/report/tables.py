@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TextIO
 
 from art_entropic.records import AnyRecord
-from art_entropic.report.sections import SECONDS_NOTE, Row, busy_note, duration, sections
+from art_entropic.report.sections import SECONDS_NOTE, ComparisonRow, busy_note, duration, sections
 from art_entropic.report.sentences import summary
 
 
@@ -46,7 +46,7 @@ def print_table(records: Iterable[AnyRecord], stream: TextIO) -> None:
                 console.print(f"{row.defence_title}, {row.framework_title}: {row.verdict}", soft_wrap=True)
 
 
-def _table_cells(row: Row) -> tuple[str, ...]:
+def _table_cells(row: ComparisonRow) -> tuple[str, ...]:
     if row.diverged:
         return (row.defence_title, row.framework_title, "diverged", "-", "-", "-", "-")
     return (
