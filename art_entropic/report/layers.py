@@ -13,6 +13,7 @@ from art_entropic.benchmark.defences import DEFENCES
 from art_entropic.records import AnyRecord, Ground, ProfileRecord, ProfileRow, ground_of
 from art_entropic.report.figures import Figure, axes_of, inline_svg
 from art_entropic.report.sections import INK, Section, colour, title_of
+from art_entropic.report.table import NOTHING, Table, table_of
 
 SHOWN_MEASURES = ("interval", "rivals")
 
@@ -21,14 +22,8 @@ SHOWN_MEASURES = ("interval", "rivals")
 class LayerSection:
     """Where the information goes in the networks of one framework: a table and its figures."""
 
-    framework: str
-    n: int
-    resolution: float
-    measures: tuple[str, ...]  # titles
-    models: tuple[str, ...]  # titles
-    rows: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]  # layer -> for each measure the numbers of the models
+    table: Table
     sentence: str
-    notes: tuple[str, ...]
     figures: tuple[Figure, ...]
 
 
@@ -60,17 +55,24 @@ def _section_of(record: ProfileRecord, *, salt: str, drawing: bool) -> LayerSect
     places = dict.fromkeys((row.position, row.layer) for row in record.rows if row.layer)
     framework = title_of(FRAMEWORKS, record.framework)
     return LayerSection(
-        framework=framework,
-        n=record.n,
-        resolution=record.resolution,
-        measures=tuple(PROFILE_MEASURES[measure].title for measure in measures),
-        models=tuple(title_of(DEFENCES, model) for model in models),
-        rows=tuple(
-            (layer, tuple(tuple(_reading(record, model, layer, measure) for model in models) for measure in measures))
-            for _, layer in sorted(places)
+        table=table_of(
+            [
+                "layer",
+                *(f"{PROFILE_MEASURES[name].title}: {title_of(DEFENCES, model)}" for name in measures for model in models),
+            ],
+            [
+                [layer, *(_reading(record, model, layer, measure) for measure in measures for model in models)]
+                for _, layer in sorted(places)
+            ],
+            title=f"Where the information goes, {framework}",
+            notes=[
+                "Information of a perturbation in each layer, in nats per unit, read at "
+                f"{record.resolution} of the layer's spread between points; n = {record.n}. "
+                "Less of it is better as long as the label gets through.",
+                *record.notes,
+            ],
         ),
         sentence=_said_of_layers(record, models),
-        notes=record.notes,
         figures=tuple(_profile_figure(record, name, framework, salt=f"{salt}-{name}") for name in measures if drawing),
     )
 
@@ -85,7 +87,7 @@ def _per_unit(row: ProfileRow) -> float:
 
 def _reading(record: ProfileRecord, model: str, layer: str, measure: str) -> str:
     found = [row for row in record.rows if (row.model, row.layer, row.measure) == (model, layer, measure)]
-    return f"{_per_unit(found[0]):.3g}" if found and found[0].value is not None else "-"
+    return f"{_per_unit(found[0]):.3g}" if found and found[0].value is not None else NOTHING
 
 
 def _said_of_layers(record: ProfileRecord, models: Sequence[str]) -> str:

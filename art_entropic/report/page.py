@@ -11,15 +11,15 @@ from pathlib import Path
 from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.benchmark.store import RECORDS
 from art_entropic.evaluation.attacks import ATTACKS
-from art_entropic.evaluation.result import CURVE_BATTERY
 from art_entropic.files import write_whole
 from art_entropic.records import MeasurementRecord, Provenance, TrainingRecord, read_records
 from art_entropic.report.figures import figures, stroke
 from art_entropic.report.gallery import galleries
 from art_entropic.report.layers import information
-from art_entropic.report.sections import SECONDS_NOTE, RunRecord, Section, busy_note, duration, percent, sections, title_of
+from art_entropic.report.sections import RunRecord, Section, sections, title_of
 from art_entropic.report.sentences import summary
-from art_entropic.report.tables import markdown_cell
+from art_entropic.report.table import Table, grouped, markdown, markdown_text
+from art_entropic.report.tables import curves, results, trainings, verdicts
 
 NO_FIGURES = "Figures were left out because matplotlib is not installed: pip install 'art-entropic[plot]'"
 
@@ -79,13 +79,16 @@ def write_report(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
     views = [
         {
             "section": section,
+            "results": results(section),
             "summary": summary(section),
+            "verdicts": verdicts(section),
+            "curves": curves(section),
+            "trainings": trainings(section),
             "figures": figures(section, salt=f"s{number}") if drawing else [],
             "information": information(section, records, salt=f"s{number}", drawing=drawing),
             "galleries": galleries(section),
             "legend": _legend(section),
             "notes": _notes(section),
-            "busy": busy_note(section),
             "failures": _failures(section),
         }
         for number, section in enumerate(comparisons)
@@ -95,8 +98,6 @@ def write_report(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
         "views": views,
         "origin": origin(records),
         "no_figures": None if drawing else NO_FIGURES,
-        "seconds_note": SECONDS_NOTE,
-        "curve_battery": CURVE_BATTERY,
     }
     paths = home / "report.md", home / "report.html"
     for path in paths:
@@ -108,17 +109,23 @@ def write_report(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
             lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
         )
-        environment.filters |= {"percent": percent, "cell": markdown_cell, "seconds": duration}
+        environment.filters |= {"grouped": grouped, "markdown": _as_markdown}
         text = environment.get_template(f"{path.name}.j2").render(context)
         write_whole(path, text.encode())
     return paths
 
 
 def _as_text(value: object) -> object:
-    """Texts of the user's in Markdown, which hands HTML on as it is, and makes links and pictures of brackets."""
-    if not isinstance(value, str) or hasattr(value, "__html__"):  # a command, which stands in a block of code
-        return value
-    return value.replace("<", "&lt;").replace("](", "]\\(").replace("]:", "]\\:").replace("\n", " ")
+    """Texts of the user's as texts; what is Markdown already, and a command, which stands in a block of code, as they are."""
+    from markupsafe import Markup
+
+    return markdown_text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _as_markdown(table: Table) -> str:
+    from markupsafe import Markup
+
+    return Markup(markdown(table))
 
 
 def load(folder: Path) -> list[RunRecord]:
@@ -154,7 +161,7 @@ def _legend(section: Section) -> dict[str, list[dict[str, str]]]:
 
 def _notes(section: Section) -> list[tuple[str, tuple[str, ...]]]:
     """What could not be made equal, by defence and framework."""
-    return [(f"{row.defence_title}, {row.framework_title}", row.notes) for row in section.rows if row.notes]
+    return [(row.title, row.notes) for row in section.rows if row.notes]
 
 
 def _failures(section: Section) -> list[str]:

@@ -34,10 +34,6 @@ from art_entropic.records import (
 from art_entropic.statistics import Difference, paired_difference
 
 UPPER_BOUND = "an upper bound: a better attack may do better"
-SECONDS_NOTE = (
-    "Training seconds are those of the defence alone, on top of the natural training that all of them start from; "
-    "the ratio is to that natural training."
-)
 RunRecord = TrainingRecord | EvaluationRecord | ChecksRecord | ProfileRecord
 BUSY = 0.1
 INK = "#010203"  # stands for the page's own text colour in a figure, see `inline_svg`
@@ -96,6 +92,10 @@ class ComparisonRow:
     def defence_title(self) -> str:
         title = title_of(DEFENCES, self.defence)
         return f"{title}: {self.variant}" if self.variant else title
+
+    @property
+    def title(self) -> str:
+        return f"{self.defence_title}, {self.framework_title}"
 
     @property
     def ours(self) -> bool:
@@ -166,14 +166,6 @@ class Section:
     @property
     def frameworks(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(row.framework for row in self.rows))
-
-    @property
-    def groups(self) -> tuple[tuple[str, tuple[ComparisonRow, ...]], ...]:
-        """Rows by framework title."""
-        return tuple(
-            (title_of(FRAMEWORKS, framework), tuple(row for row in self.rows if row.framework == framework))
-            for framework in self.frameworks
-        )
 
     @property
     def curve_eps(self) -> tuple[float, ...]:

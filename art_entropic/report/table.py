@@ -1,0 +1,127 @@
+"""One table as data, and its writers: terminal and Markdown here, HTML in templates/table.html.j2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TextIO
+
+NOTHING = "-"  # stands where there is no number
+UNBROKEN = 10_000  # characters of a line, more than any table has
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One text, as its reader sees it: every writer does its own escaping.
+
+    Attributes:
+        text: what the cell says.
+        detail: what belongs to it but matters less, such as an interval.
+        colour: in CSS, of a key before the text; empty for none. HTML alone draws it.
+        strong: whether it stands out, in HTML and on a terminal.
+    """
+
+    text: str
+    detail: str = ""
+    colour: str = ""
+    strong: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.detail}" if self.detail else self.text
+
+
+@dataclass(frozen=True)
+class Column:
+    """What stands above the cells of a column; numbers stand to the right."""
+
+    heading: str
+    number: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts.
+
+    Attributes:
+        columns: from left to right.
+        rows: the cells of each row. In a row that is shorter than `columns`, the last cell takes the rest of the line: it says
+            why there are no numbers.
+        title: without a level, which the page knows.
+        notes: what a reader has to know of the numbers, one paragraph each.
+    """
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    title: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def table_of(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1, title: str = "", notes: Iterable[str] = ()
+) -> Table:
+    """A table of plain texts, words in the first columns and numbers in the others.
+
+    Args:
+        headings: one a column.
+        rows: texts of each row.
+        words: how many columns hold words.
+        title: of the table.
+        notes: below the table.
+    """
+    columns = tuple(Column(heading, number=place >= words) for place, heading in enumerate(headings))
+    return Table(columns, tuple(tuple(map(Cell, row)) for row in rows), title, tuple(notes))
+
+
+def grouped(table: Table) -> list[tuple[str, Table]]:
+    """The table in parts, one for each run of equal texts in its first column, without that column."""
+    return [
+        (text, replace(table, columns=table.columns[1:], rows=tuple(row[1:] for row in rows)))
+        for text, rows in groupby(table.rows, key=lambda row: row[0].text)
+    ]
+
+
+def markdown(table: Table) -> str:
+    """The table and its notes; the title belongs to the page, which knows the level of a heading."""
+    lines = [
+        [column.heading for column in table.columns],
+        ["---:" if column.number else "---" for column in table.columns],
+        *([*map(str, row), *[""] * (len(table.columns) - len(row))] for row in table.rows),
+    ]
+    grid = "\n".join(f"| {' | '.join(map(_markdown_cell, line))} |" for line in lines)
+    return "\n\n".join([grid, *map(markdown_text, table.notes)])
+
+
+def _markdown_cell(text: str) -> str:
+    return markdown_text(text).replace("|", "\\|")
+
+
+def markdown_text(text: str) -> str:
+    """Text as text in Markdown, which hands HTML on as it is, and makes links and pictures of brackets."""
+    return text.replace("<", "&lt;").replace("](", "]\\(").replace("]:", "]\\:").replace("\n", " ")
+
+
+def print_on(stream: TextIO, table: Table) -> None:
+    """Write a table for a terminal: title, numbers, then the rows that have none, then notes. In a file no line is broken."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    width = None if stream.isatty() else UNBROKEN
+    console = Console(file=stream, width=width, highlight=False, emoji=False, markup=False)
+    grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in table.columns:
+        grid.add_column(column.heading, justify="right" if column.number else "left", overflow="fold")
+    whole = [row for row in table.rows if len(row) == len(table.columns)]
+    for row in whole:
+        grid.add_row(*(Text(str(cell), style="bold" if cell.strong else "") for cell in row))
+    if table.title:
+        console.print(table.title, style="bold", soft_wrap=True)
+    if whole:
+        console.print(grid)
+    for row in table.rows:
+        if len(row) < len(table.columns):
+            console.print(f"{', '.join(map(str, row[:-1]))}: {row[-1]}", soft_wrap=True)
+    for note in table.notes:
+        console.print(note, soft_wrap=True)
