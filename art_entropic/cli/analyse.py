@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from art_entropic.cli.user_code import (
     named_factory,
     out_folder,
 )
+from art_entropic.report.table import NOTHING, Table, print_on, table_of
 
 
 def add_analyse_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,36 +106,35 @@ def _profile_files(profile: InformationProfile, out: Path) -> list[Path]:
 
 def _print_profile(profile: InformationProfile) -> None:
     """One table a measure: layers down, networks across."""
-    from rich.console import Console
-    from rich.table import Table
-
     from art_entropic.analysis.readings import PROFILE_MEASURES
 
-    console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
-    for name, measure in PROFILE_MEASURES.items():
+    for name in PROFILE_MEASURES:
         rows = [row for row in profile.rows if row.measure == name]
-        if not rows:
-            continue
-        where = " per unit" if measure.by_unit and not measure.of_network else ""
-        table = Table(title=f"{measure.title} [{measure.unit}{where}]", title_justify="left", box=None, pad_edge=False)
-        table.add_column("layer")
-        for model in profile.models:
-            table.add_column(model, justify="right")
-        places = dict.fromkeys((row.position, row.layer) for row in rows)
-        for position, layer in sorted(places):
-            here = {row.model: row for row in rows if (row.position, row.layer) == (position, layer)}
-            table.add_row(layer or "network", *(_reading(here.get(model), measure.by_unit) for model in profile.models))
-        console.print(table)
-        for reason in dict.fromkeys(row.reason for row in rows if row.reason):
-            console.print(f"  -: {reason}")
-        console.print()
+        if rows:
+            print_on(sys.stdout, _measured(name, rows, profile.models))
+            print()
     for note in profile.notes:
-        console.print(note)
+        print(note)
+
+
+def _measured(name: str, rows: Sequence[ProfileRow], models: Sequence[str]) -> Table:
+    """What a measure reads: layers down, networks across."""
+    from art_entropic.analysis.readings import PROFILE_MEASURES
+
+    measure = PROFILE_MEASURES[name]
+    where = " per unit" if measure.by_unit and not measure.of_network else ""
+    found = {(row.position, row.layer, row.model): row for row in rows}
+    lines = [
+        [layer or "network", *(_reading(found.get((position, layer, model)), measure.by_unit) for model in models)]
+        for position, layer in sorted({(row.position, row.layer) for row in rows})
+    ]
+    reasons = dict.fromkeys(f"{NOTHING}: {row.reason}" for row in rows if row.reason)
+    return table_of(["layer", *models], lines, title=f"{measure.title} [{measure.unit}{where}]", notes=reasons)
 
 
 def _reading(row: ProfileRow | None, by_unit: bool) -> str:
     if row is None or row.value is None:
-        return "-"
+        return NOTHING
     units = (row.units or 1) if by_unit else 1
     ends = [f"{float(end) / units:.4g}" for end in (row.low, row.high) if end is not None]
     return f"{float(row.value) / units:.4g}" + (f" [{', '.join(ends)}]" if ends else "")

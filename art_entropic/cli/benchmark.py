@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from art_entropic.benchmark.run import Outlook
     from art_entropic.fields import FieldSpec
 from art_entropic.cli.arguments import names_of
+from art_entropic.report.table import NOTHING, print_on, table_of
 
 
 def _resources(text: str) -> dict[str, float]:
@@ -125,14 +126,11 @@ def _option_of(name: str, value: Any) -> str:
 
 
 def _print_outlook(cells: Sequence[Outlook]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("cell", "to do", "seconds, about", box=None, pad_edge=False)
+    rows = []
     for cell in cells:
         seconds = "" if cell.state == "done" else "unknown" if cell.seconds is None else f"{cell.seconds:.0f}"
-        table.add_row(cell.title, "-" if cell.state == "done" else cell.state, seconds)
-    Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True).print(table)
+        rows.append([cell.title, NOTHING if cell.state == "done" else cell.state, seconds])
+    print_on(sys.stdout, table_of(["cell", "to do", "seconds, about"], rows, words=["to do"]))
     left = [cell for cell in cells if cell.state != "done"]
     known = [cell.seconds for cell in left if cell.seconds is not None]
     unknown = len(left) - len(known)

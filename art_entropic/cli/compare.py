@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from art_entropic.report.table import print_on, table_of
+
 
 def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("old", "new"):
@@ -14,20 +16,19 @@ def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def compare_command(options: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
     from art_entropic.benchmark.changes import compare_runs
     from art_entropic.records import read_records
+    from art_entropic.report.sections import percent
 
     changes = compare_runs(*(read_records(_records_file(path)) for path in (options.old, options.new)))
-    table = Table("cell", "n", "old %", "new %", "points [95 % interval]", "", box=None, pad_edge=False)
+    rows = []
     for change in changes.cells:
         one = change.difference
         interval = "" if one is None else f" [{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
-        shares = (f"{100 * share.value:.1f}" for share in (change.old, change.new))
-        table.add_row(change.title, str(change.new.n), *shares, f"{change.points:+.1f}{interval}", change.verdict)
-    Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True).print(table)
+        shares = (percent(share.value) for share in (change.old, change.new))
+        rows.append([change.title, str(change.new.n), *shares, f"{change.points:+.1f}{interval}", change.verdict])
+    headings = ["cell", "n", "old %", "new %", "points [95 % interval]", "robust accuracy"]
+    print_on(sys.stdout, table_of(headings, rows, words=["robust accuracy"]))
     for name, missing in (("old", changes.only_old), ("new", changes.only_new)):
         if missing:
             print(f"only in the {name} run: {'; '.join(missing)}")

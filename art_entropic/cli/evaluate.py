@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from art_entropic.evaluation.result import Evaluation
 from art_entropic.cli.arguments import DEFAULT_BATTERY, add_estimator_arguments, as_share, numbers_of, whole_numbers
 from art_entropic.cli.user_code import EVALUATION, POINTS, factory_names, indented_json, load_test_arrays, made_by, out_folder
+from art_entropic.report.table import print_on, table_of
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,22 +77,20 @@ def evaluate_command(options: argparse.Namespace) -> None:
 
 
 def _print_evaluation(result: Evaluation) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
-    attacks = Table("attack", "points", "broken", "seconds", "remark", box=None, pad_edge=False)
-    for one in result.attacks:
-        attacks.add_row(one.attack, str(one.attacked), str(one.broken), f"{one.seconds:.1f}", one.error or one.skipped or "")
-    console.print(attacks)
+    attacks = [
+        [one.attack, str(one.attacked), str(one.broken), f"{one.seconds:.1f}", one.error or one.skipped or ""]
+        for one in result.attacks
+    ]
+    print_on(sys.stdout, table_of(["attack", "points", "broken", "seconds", "remark"], attacks, words=["remark"]))
     if result.checks:
-        checks = Table("check", "status", "value", "threshold", "n", "remark", box=None, pad_edge=False)
+        checks = []
         for check in result.checks:
             numbers = ["" if one is None else f"{one:.3g}" for one in (check.value, check.threshold)]
             remark = check.reason or (f"{check.meaning}: {check.advice}" if check.advice else "")
-            checks.add_row(check.title, check.status, *numbers, str(check.n), remark)
-        console.print()
-        console.print(checks)
+            checks.append([check.title, check.status, *numbers, str(check.n), remark])
+        print()
+        headings = ["check", "status", "value", "threshold", "n", "remark"]
+        print_on(sys.stdout, table_of(headings, checks, words=["status", "remark"]))
     for point in result.curve:
         print(f"eps {point.eps:g}: robust {as_share(point.robust)}")
     print()

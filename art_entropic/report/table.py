@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TextIO
@@ -58,18 +58,23 @@ class Table:
 
 
 def table_of(
-    headings: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1, title: str = "", notes: Iterable[str] = ()
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    words: Collection[str] = (),
+    title: str = "",
+    notes: Iterable[str] = (),
 ) -> Table:
-    """A table of plain texts, words in the first columns and numbers in the others.
+    """A table of plain texts.
 
     Args:
         headings: one a column.
         rows: texts of each row.
-        words: how many columns hold words.
+        words: headings of the columns that hold words, beside the first, which always does. All others hold numbers.
         title: of the table.
         notes: below the table.
     """
-    columns = tuple(Column(heading, number=place >= words) for place, heading in enumerate(headings))
+    columns = tuple(Column(heading, number=place > 0 and heading not in words) for place, heading in enumerate(headings))
     return Table(columns, tuple(tuple(map(Cell, row)) for row in rows), title, tuple(notes))
 
 
