@@ -20,6 +20,7 @@ from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.benchmark.keys import digest
 from art_entropic.benchmark.provenance import machine_provenance
 from art_entropic.records import SCHEMA, Provenance, Record, append_record, installed_version
+from art_entropic.report.table import Table, table_of
 
 SHARE, BATCH, SEED = 0.1, 4, 0
 TRAINS, OVERFLOWS, NO_RULE = "trains", "overflows", "no rule"
@@ -52,23 +53,22 @@ def records() -> dict[str, NetworkRecord]:
     return {record.name: record for record in sorted(found, key=lambda record: (record.framework, record.title.lower()))}
 
 
-def table(found: dict[str, NetworkRecord]) -> list[list[str]]:
-    """Cells of docs/networks.md, one row a network, the headings first."""
-    rows = [["network", "with", "`measure=None` takes", "because", "`channel`", "`interval`", "certificates"]]
-    for record in found.values():
-        missing = f"no rule for {record.operation} in `{record.layer}`"
-        rows.append(
-            [
-                record.title,
-                ", ".join(f"{package} {version}" for package, version in versions(record).items()),
-                f"`{record.measure}`",
-                because(record),
-                record.channel,
-                missing if record.interval == NO_RULE else record.interval,
-                "yes" if record.certificates else "no",
-            ]
-        )
-    return rows
+def table(found: dict[str, NetworkRecord]) -> Table:
+    """That of docs/networks.md, one row a network."""
+    headings = ["network", "with", "`measure=None` takes", "because", "`channel`", "`interval`", "certificates"]
+    rows = [
+        [
+            record.title,
+            ", ".join(f"{package} {version}" for package, version in versions(record).items()),
+            f"`{record.measure}`",
+            because(record),
+            record.channel,
+            f"no rule for {record.operation} in `{record.layer}`" if record.interval == NO_RULE else record.interval,
+            "yes" if record.certificates else "no",
+        ]
+        for record in found.values()
+    ]
+    return table_of(headings, rows, words=headings)
 
 
 def because(record: NetworkRecord) -> str:

@@ -8,6 +8,7 @@ import pytest
 from art_entropic.benchmark.cells import plan_jobs, profile_jobs
 from art_entropic.benchmark.plan import read_plan, resolved
 from art_entropic.records import EvaluationRecord, ProfileRecord, TrainingRecord, read_records
+from art_entropic.report.sections import sections
 
 ROOT = Path(__file__).parent.parent
 PLANS = sorted((ROOT / "benchmarks" / "plans").glob("*.toml"))
@@ -41,12 +42,12 @@ def test_pages_are_made_from_the_records(tables):
 def test_a_page_can_be_made_of_what_is_there_so_far(tables):
     records = list(read_records(ROOT / "results" / "mnist-0.3.jsonl"))
     natural = [record for record in records if record.defence == "natural"]
-    (section,) = tables.sections(natural)
+    (section,) = sections(natural)
     assert tables.comparison(section) and tables.headline({"mnist-0.3": section})
     (told,) = tables.unrun("mnist-0.3", section)
     assert "MadryPGD (ART)" in told and "Natural" not in told
     unattacked = [record for record in records if isinstance(record, TrainingRecord) or record.defence != "trades"]
-    (section,) = tables.sections(unattacked)
+    (section,) = sections(unattacked)
     assert "rows" in tables.unrun("mnist-0.3", section)[0] and "TRADES (ART)" in tables.unrun("mnist-0.3", section)[0]
 
 

@@ -38,7 +38,8 @@ from art_entropic.report.gallery import png
 from art_entropic.report.page import write_report
 from art_entropic.report.sections import INK, UPPER_BOUND, busy_note, colour, sections
 from art_entropic.report.sentences import summary
-from art_entropic.report.tables import print_table
+from art_entropic.report.table import Cell, Column, Table, grouped, markdown, print_on, table_of
+from art_entropic.report.tables import print_table, results
 
 N = 200
 PROVENANCE = Provenance(
@@ -549,3 +550,54 @@ def test_folder_without_records_is_named(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").touch()
     with pytest.raises(ValueError, match="no record"):
         write_report(tmp_path)
+
+
+PLAIN = Table(
+    columns=(Column("network", number=False), Column("robust %")),
+    rows=((Cell("first", strong=True), Cell("80.0", "[75.0, 85.0]")), (Cell("a|b\nc"), Cell("-")), (Cell("why not"),)),
+    title="A title",
+    notes=("a <note>",),
+)
+
+
+def test_markdown_of_a_table_keeps_texts_as_texts() -> None:
+    assert markdown(PLAIN).splitlines() == [
+        "| network | robust % |",
+        "| --- | ---: |",
+        "| first | 80.0 [75.0, 85.0] |",
+        "| a\\|b c | - |",
+        "| why not |  |",
+        "",
+        "a &lt;note>",
+    ]
+
+
+def test_a_terminal_shows_rows_without_numbers_below_and_breaks_no_line_of_a_file() -> None:
+    stream, text = io.StringIO(), "a remark " * 40
+    print_on(stream, table_of(["network", "points", "remark"], [["first", "1", text]], words=["remark"], title="[red]"))
+    title, headings, _, row = stream.getvalue().splitlines()
+    assert title == "[red]" and headings.split() == ["network", "points", "remark"] and text in row
+    short = Table((Column("network", number=False), Column("clean %"), Column("robust %")), ((Cell("fbf"), Cell("no <b>")),))
+    print_on(stream := io.StringIO(), short)
+    assert stream.getvalue() == "fbf: no <b>\n"
+
+
+def test_parts_of_a_table_keep_every_row() -> None:
+    (section,) = sections(comparison())
+    whole = results(section)
+    parts = grouped(whole)
+    assert [name for name, _ in parts] == ["PyTorch", "TensorFlow"]
+    assert [(Cell(name), *row) for name, part in parts for row in part.rows] == list(whole.rows)
+
+
+def test_every_writer_shows_every_number_and_note_of_the_comparison(tmp_path: Path) -> None:
+    records = comparison()
+    (section,) = sections(records)
+    pages = written(tmp_path, records)
+    print_table(records, stream := io.StringIO())
+    for row in results(section).rows:
+        for cell in row:
+            for text in (*pages, stream.getvalue()):
+                assert cell.text in text and cell.detail in text
+    for note in results(section).notes:
+        assert all(note in text for text in (*pages, stream.getvalue()))

@@ -1,0 +1,296 @@
+"""The comparisons of BENCHMARKS.md: a headline, one table a plan, ablations, and the figure of robustness against cost."""
+
+from __future__ import annotations
+
+import math
+
+from published import COMPARISONS, PLANS, RESULTS, RIVAL, ROOT
+
+from art_entropic.backends.registry import FRAMEWORKS
+from art_entropic.benchmark.defences import DEFENCES
+from art_entropic.benchmark.plan import read_plan
+from art_entropic.benchmark.problems import PROBLEMS
+from art_entropic.palette import NATURAL
+from art_entropic.records import Provenance, TrainingRecord, read_records
+from art_entropic.report.sections import INK, ComparisonRow, Estimate, Section, busy_note, duration, paired, percent
+from art_entropic.report.sentences import summary
+from art_entropic.report.table import NOTHING, Cell, markdown, table_of
+from art_entropic.report.tables import FRAMEWORK, SHARES, Fact, seconds_cell, table_of_rows
+
+FIGURE = ROOT / "docs" / "results.png"
+LEGEND_INCHES = 2.4  # the longest title of a defence beside its marker
+PANELS = ("mnist-0.3", "mnist-0.1", "cifar10-8-255", "digits")
+
+
+def named(heading: str) -> Fact:
+    """The name of a row, ours in bold."""
+    return Fact(heading, lambda row: Cell(f"**{row.defence_title}**" if row.ours else row.defence_title), number=False)
+
+
+def shown_rows(section: Section) -> list[ComparisonRow]:
+    return [row for row in section.rows if row.robust or row.diverged]
+
+
+def setting(row: ComparisonRow, name: str) -> str:
+    return NOTHING if row.training is None else str(row.training.settings.get(f"trainer.{name}", NOTHING))
+
+
+def comparison(section: Section) -> str:
+    """The generated sentences, the table and its caption."""
+    facts = [
+        named("defence"),
+        *([FRAMEWORK] if len(section.frameworks) > 1 else []),
+        *SHARES,
+        Fact("robust, points from MadryPGD's", lambda row: Cell(_paired(row, rival_of(section, row)))),
+        Fact("seconds", seconds_cell),
+        Fact("of MadryPGD's", lambda row: Cell(_ratio(row, rival_of(section, row)))),
+        Fact("passes, forward / backward", lambda row: Cell(row.passes or NOTHING)),
+    ]
+    told = [section.caption, epochs(section), chosen(section), collapsed(section), absent(section), busy_note(section)]
+    table = table_of_rows(shown_rows(section), facts, notes=[" ".join(filter(None, told))])
+    sentences = "\n".join(f"- {sentence}" for sentence in summary(section))
+    return "\n\n".join(filter(None, [sentences, markdown(table), verdicts(section)]))
+
+
+def verdicts(section: Section) -> str:
+    """What the sanity checks say of each network, where they were run."""
+    lines = [f"- {row.defence_title}: {row.verdict}" for row in section.rows if row.verdict]
+    if not lines:
+        return ""
+    told = "Sanity checks of these evaluations (docs/evaluation.md), each verdict once for all seeds that share it:"
+    return "\n".join([told, "", *lines])
+
+
+def rival_of(section: Section, row: ComparisonRow) -> ComparisonRow | None:
+    return next((one for one in section.rows if one.defence == RIVAL and one.framework == row.framework), None)
+
+
+def _ratio(row: ComparisonRow, rival: ComparisonRow | None) -> str:
+    """Training seconds to those of the rival."""
+    comparable = rival is not None and rival.seconds and row.seconds and row.defence != NATURAL
+    return f"{row.seconds / rival.seconds:.2f}" if comparable else NOTHING
+
+
+def _paired(row: ComparisonRow, rival: ComparisonRow | None) -> str:
+    """The difference on the same points, with its 95 % interval."""
+    difference = None if rival is None or row is rival else paired(row, rival)
+    if difference is None:
+        return NOTHING
+    return f"{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+
+
+def epochs(section: Section) -> str:
+    """How long natural training and the defences trained, from their records."""
+    trained = [row.training for row in section.rows if row.training is not None and row.training.status == "done"]
+    natural = {training.nb_epochs for training in trained if training.defence == NATURAL}
+    others = {training.nb_epochs for training in trained if training.defence != NATURAL and not training.variant}
+    if len(natural) > 1 or len(others) > 1:
+        raise ValueError(f"the rows must share their epochs, got {sorted(natural)} and {sorted(others)}")
+    if not natural or not others:
+        return ""
+    usual = others.pop()
+    told = [
+        f"{row.defence_title}: {row.training.nb_epochs}"
+        for row in section.rows
+        if row.training is not None and row.variant and row.training.nb_epochs != usual
+    ]
+    exceptions = f" ({'; '.join(told)})" if told else ""
+    return f"{natural.pop()} epochs of natural training, then {usual} of each defence{exceptions}."
+
+
+def chosen(section: Section) -> str:
+    found = {setting(row, "measure") for row in section.rows if row.defence == "entropic" and row.training is not None}
+    return f"`EntropicTrainer` chose the measure `{'`, `'.join(sorted(found))}` by itself (row Entropic)." if found else ""
+
+
+def collapsed(section: Section) -> str:
+    """Rows that do no better than one class for every point: their robustness is that of a constant."""
+    chance = 1 / PROBLEMS[section.problem].nb_classes
+    titles = [row.defence_title for row in section.rows if row.clean is not None and row.clean.value < 1.5 * chance]
+    return f"Collapsed, with a clean accuracy near chance: {', '.join(titles)}." if titles else ""
+
+
+def absent(section: Section) -> str:
+    return " ".join(f"{row.remark}." for row in section.rows if not row.robust and not row.diverged and row.remark)
+
+
+def origin(name: str) -> str:
+    """Where the numbers of a table come from."""
+    records = [record for record in read_records(RESULTS / f"{name}.jsonl") if isinstance(record, TrainingRecord)]
+    machines = dict.fromkeys(_machine(record.provenance) for record in records)
+    return (
+        f"Records: [results/{name}.jsonl](results/{name}.jsonl); {'; and '.join(machines)}. Again: "
+        f"`art-entropic benchmark --plan benchmarks/plans/{name}.toml --results results/{name}.jsonl`"
+    )
+
+
+def _machine(source: Provenance) -> str:
+    versions = ", ".join(f"{package} {version}" for package, version in source.versions.items())
+    return (
+        f"{source.processor}, cores used: {source.cores}, Python {source.python}, {versions}, "
+        f"data SHA-256 {source.data_sha256[:12]}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- headline
+
+
+def headline(tables: dict[str, Section]) -> str:
+    """One line a comparison: ours by its own choice of measure, ART's MadryPGD, and what came out most robust of all."""
+    rows = [line for name in COMPARISONS if name in tables for line in _headlines(tables[name])]
+    ours, rival = "**entropic**: clean / robust / certified %", "MadryPGD: clean / robust %"
+    headings = ["data, network", "Linf eps", "measure", ours, rival, "seconds, entropic : MadryPGD", "most robust of the table"]
+    return markdown(table_of(headings, rows))
+
+
+def _headlines(section: Section) -> list[list[str]]:
+    rows = {(row.framework, row.defence): row for row in section.rows if not row.variant and row.robust}
+    lines = []
+    for framework in section.frameworks:
+        ours, rival = rows.get((framework, "entropic")), rows.get((framework, RIVAL))
+        if ours is None:
+            continue
+        where = f"{section.title}, {FRAMEWORKS[framework].title}{fresh(section)}"
+        best = max((row for place, row in rows.items() if place[0] == framework), key=lambda row: row.robust.value)
+        winner = NOTHING if rival is None else f"{best.defence_title}, {_value(best.robust)} %"
+        measure = f"`{setting(ours, 'measure')}`"
+        lines.append([where, radius(section.eps), measure, _three(ours), _two(rival), _seconds(ours, rival), winner])
+    return lines
+
+
+def radius(eps: float) -> str:
+    """0.3, or 8/255 where that is what it is."""
+    pixels = eps * 255
+    return f"{eps:g}" if abs(eps * 100 - round(eps * 100)) < 1e-9 else f"{pixels:g}/255"
+
+
+def _value(estimate: Estimate | None) -> str:
+    return NOTHING if estimate is None else percent(estimate.value)
+
+
+def _three(row: ComparisonRow) -> str:
+    certified = row.certified if row.certified is not None and row.certified.value > 0 else None
+    return f"{_value(row.clean)} / **{_value(row.robust)}** / {_value(certified)}"
+
+
+def _two(row: ComparisonRow | None) -> str:
+    return "not run" if row is None else f"{_value(row.clean)} / {_value(row.robust)}"
+
+
+def _seconds(ours: ComparisonRow, rival: ComparisonRow | None) -> str:
+    if rival is None or not rival.seconds or not ours.seconds:
+        return duration(ours.seconds) if ours.seconds else NOTHING
+    unsure = " (machine busy)" if ours.busy or rival.busy else ""
+    return f"{duration(ours.seconds)} : {duration(rival.seconds)} = {ours.seconds / rival.seconds:.2f}{unsure}"
+
+
+# ------------------------------------------------------------------------------------------------------------- ablation
+
+
+def ablation(section: Section) -> str:
+    """Each row with its difference to the row of default settings, on the same points."""
+    default = next((row for row in section.rows if row.defence == _default_of(section) and not row.variant), None)
+    facts = [
+        named("row"),
+        *SHARES,
+        Fact("robust, points from the default", lambda row: Cell(_difference(row, default))),
+        Fact("seconds", seconds_cell),
+    ]
+    noise = _noise(default) if len(section.seeds) == 1 else None
+    told = [section.caption, noise, epochs(section), busy_note(section)]
+    return markdown(table_of_rows(shown_rows(section), facts, notes=[" ".join(filter(None, told))]))
+
+
+def _default_of(section: Section) -> str | None:
+    """The defence that the variants change; None where there are none."""
+    return next((row.defence for row in section.rows if row.variant), None)
+
+
+def _noise(default: ComparisonRow | None) -> str:
+    """How large a difference must be to say something."""
+    if default is None or default.robust is None:
+        return ""
+    share, n = default.robust.value, default.robust.n
+    points = 100 * 1.96 * math.sqrt(2 * share * (1 - share) / n)
+    return f"One seed and {n} points: differences below about {points:.0f} points are noise (95 %, two independent samples)."
+
+
+def _difference(row: ComparisonRow, default: ComparisonRow | None) -> str:
+    if default is None or default.robust is None or row.robust is None or row is default:
+        return NOTHING
+    return f"{100 * (row.robust.value - default.robust.value):+.1f}"
+
+
+# ------------------------------------------------------------------------------------------------------ around a table
+
+
+def heading(section: Section) -> str:
+    frameworks = " and ".join(FRAMEWORKS[framework].title for framework in section.frameworks)
+    return f"{section.title}, Linf {radius(section.eps)}, {frameworks}{fresh(section)}"
+
+
+def fresh(section: Section) -> str:
+    return f", test points from number {section.first_example} on" if section.first_example else ""
+
+
+def unrun(name: str, section: Section) -> list[str]:
+    """What the plan asks for and no record holds yet, as a paragraph; none where all is there."""
+    plan = read_plan(PLANS / f"{name}.toml")
+    done = {(row.framework, row.defence, row.variant) for row in section.rows if _is_finished(row)}
+    rows = [(defence, "") for defence in plan.defences or ()] + [(variant.defence, variant.name) for variant in plan.variants]
+    frameworks = plan.frameworks or ()
+    titles = [
+        ": ".join(filter(None, (DEFENCES[defence].title, variant)))
+        + (f" on {FRAMEWORKS[framework].title}" if len(frameworks) > 1 else "")
+        for framework in frameworks
+        for defence, variant in rows
+        if (framework, defence, variant) not in done
+    ]
+    seeds = [str(seed) for seed in plan.seeds if seed not in section.seeds]
+    parts = [f"rows {', '.join(titles)}"] * bool(titles) + [f"seeds {', '.join(seeds)}"] * bool(seeds)
+    return [f"**Not run yet:** {'; '.join(parts)}."] if parts else []
+
+
+def _is_finished(row: ComparisonRow) -> bool:
+    """Whether nothing more is to come: attacked, or with a reason why it never will be."""
+    return row.robust is not None or (row.training is not None and row.training.status != "done")
+
+
+# --------------------------------------------------------------------------------------------------------------- figure
+
+
+def figure(tables: dict[str, Section]) -> None:
+    """Robust accuracy against training seconds, one panel a comparison, every defence a point."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    panels = [tables[name] for name in PANELS if name in tables]
+    canvas = Figure(figsize=(max(7.2, 3.4 * len(panels)), 4.0), layout="constrained", facecolor="white")
+    handles: dict[str, object] = {}
+    for axes, section in zip(canvas.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for row in section.rows:
+            if row.framework != section.frameworks[0] or row.variant or not row.robust or not row.seconds:
+                continue
+            value, low, high = (100 * share for share in (row.robust.value, row.robust.low, row.robust.high))
+            # Where a bound is the value itself, rounding must not make the bar negative.
+            bars = [[max(0.0, value - low)], [max(0.0, high - value)]]
+            axes.errorbar(row.seconds, value, yerr=bars, color=shade(row), lw=0.8)
+            marker, size = ("*", 70) if row.ours else ("o", 36)
+            handles[row.defence_title] = axes.scatter(row.seconds, value, s=size, color=shade(row), marker=marker)
+        axes.set(title=f"{section.name or section.problem}, Linf {radius(section.eps)}", xlabel="training seconds")
+        axes.set(xscale="log", ylim=(-3, 103))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.grid(alpha=0.2)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.title.set_fontsize(10)
+    canvas.axes[0].set_ylabel("robust accuracy, %")
+    columns = max(1, int(canvas.get_figwidth() / LEGEND_INCHES))
+    canvas.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
+    FIGURE.parent.mkdir(exist_ok=True)
+    canvas.savefig(FIGURE, dpi=110, metadata={"Software": None})
+
+
+def shade(row: ComparisonRow) -> str:
+    return row.colour.replace(INK, "#000000")
