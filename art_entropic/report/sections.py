@@ -52,9 +52,6 @@ class Estimate:
     def overlaps(self, other: Estimate) -> bool:
         return self.low <= other.high and other.low <= self.high
 
-    def __str__(self) -> str:
-        return f"{percent(self.value)} [{percent(self.low)}, {percent(self.high)}]"
-
 
 @dataclass(frozen=True)
 class ComparisonRow:
