@@ -27,7 +27,7 @@ from art_entropic.benchmark.defences import DEFENCES, Passes, Trained
 from art_entropic.benchmark.plan import BenchmarkPlan, Variant, default_folder, read_plan, resolved
 from art_entropic.benchmark.problems import PROBLEMS
 from art_entropic.benchmark.provenance import Stopwatch
-from art_entropic.benchmark.run import outlook, run_benchmark
+from art_entropic.benchmark.run import cell_status, run_benchmark
 from art_entropic.cli.main import main
 from art_entropic.fields import field_specs
 from art_entropic.files import replacing
@@ -370,7 +370,7 @@ def test_interrupt_between_shards_keeps_those_that_are_finished(world: World, tm
     world.stops_after = 11
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, plan)
-    *done, last = outlook(plan, tmp_path)
+    *done, last = cell_status(plan, tmp_path)
     assert ([cell.state for cell in done], last.state) == (["done"] * 3, "attack")
     np.testing.assert_allclose(last.seconds or 0, 1.5 * 2 / 10)  # of 1.5 seconds for 10 points, for the last shard of 2
     world.stops_after, world.evaluated = None, []
@@ -390,7 +390,7 @@ def test_many_workers_give_the_records_of_one_process_with_and_without_shards(
             for record in records
         ]
 
-    monkeypatch.setattr("art_entropic.benchmark.scheduler._cached", {})
+    monkeypatch.setattr("art_entropic.benchmark.worker._cached", {})
     plan = msgspec.structs.replace(
         SMALL, points_per_shard=size, seeds=(0, 1), checks=True,
         variants=(Variant("from scratch", "entropic_interval", start="random"),),
@@ -417,7 +417,7 @@ def test_the_shards_of_one_network_are_attacked_at_the_same_time(
         meeting.wait()  # fails unless three of them come together
         return world.evaluate(*given, **options)
 
-    monkeypatch.setattr("art_entropic.benchmark.scheduler._cached", {})
+    monkeypatch.setattr("art_entropic.benchmark.worker._cached", {})
     monkeypatch.setattr("art_entropic.benchmark.runner.evaluate", evaluate)
     with ThreadPoolExecutor(3) as pool:
         run_benchmark(SPLIT, tmp_path, executor=pool, verbose=False)
@@ -1059,23 +1059,23 @@ def test_a_dry_run_tells_what_is_missing_and_writes_nothing(
     pass
 
     plan = msgspec.structs.replace(SMALL, frameworks=("pytorch",), defences=("entropic", "fbf"))
-    fresh = outlook(plan, tmp_path / "new")
+    fresh = cell_status(plan, tmp_path / "new")
     assert [(cell.state, cell.seconds) for cell in fresh] == [("train", None)] * 3
     assert not (tmp_path / "new").exists()
     world.failure["evaluate"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run", plan)
     world.failure.clear()
-    half = outlook(plan, tmp_path / "run")
+    half = cell_status(plan, tmp_path / "run")
     assert [cell.state for cell in half] == ["attack", "train", "train"]
     records = run(tmp_path / "run", plan)
     before = (tmp_path / "run" / "records.jsonl").read_bytes()
-    done = outlook(plan, tmp_path / "run")
+    done = cell_status(plan, tmp_path / "run")
     assert [(cell.state, cell.seconds) for cell in done] == [("done", 0.0)] * 3
     # Twice the epochs, twice the points: twice the seconds of training and of attacks.
     longer = msgspec.structs.replace(plan, nb_epochs=6, n_examples=20, seeds=(1,))
     seconds = {record.defence: record.seconds for record in records if isinstance(record, TrainingRecord)}
-    cells = outlook(longer, tmp_path / "run")
+    cells = cell_status(longer, tmp_path / "run")
     n = len(world.data.x_train)
     kept = next(record.n_train for record in records if isinstance(record, TrainingRecord))
     assert cells[1].state == "train"
@@ -1119,14 +1119,15 @@ def train(self, job):
     time.sleep(0.005)
     return self._training_record(job, "done", Spent(0.0, None), weights=job.weights(".fake"), n_train=1)
 
-def evaluate(self, job, training):
+def attack(self, job):
+    training = self._trained_cell(job)
     assert (self.store.home / training.weights).read_text() == job.training_key
     time.sleep(0.005)
     share = Accuracy(correct=1, n=2, low=0.1, high=0.9)
-    return EvaluationRecord(key=job.evaluation_key, training_key=job.training_key, battery="quick", clean=share, robust=share,
-                            attacks=[], seconds=0.0, provenance=self.source, **self._cell(job))
+    return self._done(EvaluationRecord(key=job.evaluation_key, training_key=job.training_key, battery="quick", clean=share,
+                                       robust=share, attacks=[], seconds=0.0, provenance=self.source, **self._cell(job)))
 
-Runner._train, Runner._evaluate = train, evaluate
+Runner._train, Runner._attack = train, attack
 Runner._stamped = lambda self, framework: self.source  # without loading a framework to ask it for its device
 plan = BenchmarkPlan(frameworks=("pytorch",), defences=("entropic", "fbf", "trades"), battery="quick", n_examples=10,
                      seeds=tuple(range(40)), checks=False, profile=False)

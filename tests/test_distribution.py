@@ -16,12 +16,12 @@ import pytest
 from art_entropic.backends.registry import backend_for
 from art_entropic.benchmark.cells import plan_jobs, shards_of
 from art_entropic.benchmark.data import for_framework
-from art_entropic.benchmark.executors import _shares, dask_cluster, process_pool
+from art_entropic.benchmark.executors import InProcess, _shares, dask_cluster, process_pool
 from art_entropic.benchmark.plan import BenchmarkPlan, resolved
 from art_entropic.benchmark.problems import build_classifier, load_data
 from art_entropic.benchmark.run import run_benchmark
 from art_entropic.benchmark.runner import Runner
-from art_entropic.benchmark.scheduler import _check_versions
+from art_entropic.benchmark.worker import _check_versions
 from art_entropic.evaluation.evaluate import evaluate
 from art_entropic.records import EvaluationRecord, ProfileRecord, TrainingRecord, read_records, unpack
 from art_entropic.statistics import accuracy
@@ -137,8 +137,6 @@ def test_a_process_pool_finds_the_same_in_shards(split, tmp_path, capsys):
 
 
 def test_finished_shards_outlive_an_error_on_another_worker(split, tmp_path, monkeypatch):
-    pass
-
     asked = []
     real = Runner._findings
 
@@ -184,7 +182,7 @@ def test_cells_that_need_a_resource_run_where_it_is(split, two_workers, tmp_path
         ran_on.append(get_worker().name)
         real(task)
 
-    monkeypatch.setattr("art_entropic.benchmark.scheduler._check_versions", check_versions)
+    monkeypatch.setattr("art_entropic.benchmark.worker._check_versions", check_versions)
     with dask_cluster(two_workers.scheduler_address, resources={"GPU": 1}) as executor:
         records = run_benchmark(SPLIT, tmp_path, executor=executor, verbose=False)
     assert ran_on == ["gpu"] * 6  # a training, three shards, the checks, a profile
@@ -276,32 +274,31 @@ def test_an_unreachable_scheduler_is_named():
 
 def test_a_worker_with_other_versions_or_data_is_refused(tmp_path, monkeypatch):
     with ThreadPoolExecutor(1) as pool:
-        monkeypatch.setattr("art_entropic.benchmark.scheduler.package_versions", lambda frameworks: {"torch": "0.1"})
+        monkeypatch.setattr("art_entropic.benchmark.worker.package_versions", lambda frameworks: {"torch": "0.1"})
         with pytest.raises(ValueError, match=r"the worker on .* must have the package versions .*torch 0.1 \(client: "):
             run_benchmark(PLAN, tmp_path, executor=pool, verbose=False)
         monkeypatch.undo()
         data = load_data("digits")
         monkeypatch.setattr(
-            "art_entropic.benchmark.scheduler.shared_data", lambda settings: dataclasses.replace(data, sha256="feed")
+            "art_entropic.benchmark.worker.shared_data", lambda settings: dataclasses.replace(data, sha256="feed")
         )
-        monkeypatch.setattr("art_entropic.benchmark.scheduler._cached", {})
+        monkeypatch.setattr("art_entropic.benchmark.worker._cached", {})
         with pytest.raises(ValueError, match="has other data for 'digits': SHA-256 feed, the client has "):
             run_benchmark(PLAN, tmp_path, executor=pool, verbose=False)
 
 
-def test_an_error_keeps_what_others_have_finished(tmp_path, monkeypatch):
-    pass
+@pytest.mark.parametrize("executor", [InProcess, lambda: ThreadPoolExecutor(1)], ids=["in process", "threads"])
+def test_an_error_keeps_what_others_have_finished(tmp_path, monkeypatch, executor):
+    real = Runner._attack
 
-    real = Runner._evaluate
-
-    def evaluate(self, job, training):
+    def attack(self, job):
         if job.defence == "fbf":
             raise RuntimeError("no such luck")
-        return real(self, job, training)
+        return real(self, job)
 
-    monkeypatch.setattr(Runner, "_evaluate", evaluate)
+    monkeypatch.setattr(Runner, "_attack", attack)
     plan = msgspec.structs.replace(PLAN, seeds=(0,), profile=False)
-    with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="no such luck"):
+    with executor() as pool, pytest.raises(RuntimeError, match="no such luck"):
         run_benchmark(plan, tmp_path, executor=pool, verbose=False)
     kept = [(type(record).__name__, record.defence) for record in read_records(tmp_path / "records.jsonl")]
     assert ("EvaluationRecord", "entropic") in kept and ("EvaluationRecord", "fbf") not in kept

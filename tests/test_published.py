@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from art_entropic.benchmark.cells import plan_jobs, profile_jobs
+from art_entropic.benchmark.cells import plan_jobs, profiles_of
 from art_entropic.benchmark.plan import read_plan, resolved
 from art_entropic.records import EvaluationRecord, ProfileRecord, TrainingRecord, read_records
 from art_entropic.report.sections import sections
@@ -76,7 +76,7 @@ def test_published_records_are_those_of_their_plan(plan):
         jobs = plan_jobs(settings, source.data_sha256, source.versions)
         planned = {(job.framework, job.seed, job.defence, job.variant.name if job.variant else "") for job in jobs}
         keys = {key for job in jobs for key in (job.training_key, job.evaluation_key, job.checks_key)}
-        keys |= {profile.key for profile in profile_jobs(settings, jobs)}
+        keys |= {profile.key for profile in profiles_of(settings, jobs)}
         assert {record.key for record in records} <= keys, "the plan would not find these records: it would train them again"
         cells = [record for record in records if not isinstance(record, ProfileRecord)]
         assert {(record.framework, record.seed, record.defence, record.variant) for record in cells} <= planned

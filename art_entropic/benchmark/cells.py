@@ -145,8 +145,43 @@ def shards_of(plan: ResolvedPlan, job: Job) -> list[Shard]:
 
 
 @dataclass(frozen=True)
-class ProfileJob:
-    """The information profile of several networks of one framework and seed."""
+class Train:
+    """Train the network of a cell."""
+
+    job: Job
+
+    @property
+    def title(self) -> str:
+        return f"training {self.job.title}"
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Attack the trained network of a cell, all points of the plan or one shard of them."""
+
+    job: Job
+    shard: Shard | None = None
+
+    @property
+    def title(self) -> str:
+        shard = "" if self.shard is None else f", shard {self.shard.number}"
+        return f"attacking {self.job.title}{shard}"
+
+
+@dataclass(frozen=True)
+class Check:
+    """Look for symptoms in the evaluation of a cell."""
+
+    job: Job
+
+    @property
+    def title(self) -> str:
+        return f"checking {self.job.title}"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Read where the information goes in several networks of one framework and seed."""
 
     framework: str
     key: str
@@ -157,14 +192,22 @@ class ProfileJob:
         return f"information in the networks on {FRAMEWORKS[self.framework].title}"
 
 
-def profile_jobs(plan: ResolvedPlan, jobs: Sequence[Job]) -> list[ProfileJob]:
+Task = Train | Attack | Check | Profile
+
+
+def jobs_of(task: Task) -> tuple[Job, ...]:
+    """The cells that a task is about."""
+    return task.jobs if isinstance(task, Profile) else (task.job,)
+
+
+def profiles_of(plan: ResolvedPlan, jobs: Sequence[Job]) -> list[Profile]:
     """The profiles of a plan, one for each framework; none where it asks for none."""
     found = []
     for framework in plan.frameworks if plan.profile else ():
         here = [job for job in jobs if (job.framework, job.seed, job.variant) == (framework, plan.seeds[0], None)]
         read = tuple(job for job in here if job.defence in PROFILED)
         key = profile_key(plan, [job.training_key for job in read], min(plan.n_examples, N_PROFILED))
-        found.append(ProfileJob(framework, key, read))
+        found.append(Profile(framework, key, read))
     return found
 
 

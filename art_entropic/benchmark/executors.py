@@ -1,4 +1,4 @@
-"""Executors: processes of this machine, or the workers of a Dask cluster."""
+"""Executors: this process, processes of this machine, or the workers of a Dask cluster."""
 
 from __future__ import annotations
 
@@ -7,12 +7,26 @@ import importlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from typing import Any, TypeVar
 
 from art_entropic._validate import finite, positive_int
 from art_entropic.benchmark.provenance import available_cores
+
+T = TypeVar("T")
+
+
+class InProcess(Executor):
+    """Does what it is given at once, in this process; only an interrupt ends more than the task."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ def describe(training: TrainingRecord) -> str:
     return f"{training.status}: {training.reason}"
 
 
-class Progress:
+class RunProgress:
     """Progress on stderr: a bar on a terminal, a line a finished cell anywhere else, nothing when switched off."""
 
     def __init__(self, total: int, verbose: bool) -> None:
@@ -59,8 +59,8 @@ class Progress:
 
 
 @contextmanager
-def progress_bar(total: int, verbose: bool) -> Iterator[Progress]:
-    progress = Progress(total, verbose)
+def progress_bar(total: int, verbose: bool) -> Iterator[RunProgress]:
+    progress = RunProgress(total, verbose)
     progress.start()
     try:
         yield progress

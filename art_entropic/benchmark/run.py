@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from art_entropic._validate import file_path
-from art_entropic.benchmark.cells import Job, ProfileJob, plan_jobs, profile_jobs, shards_of
+from art_entropic.benchmark.cells import Job, plan_jobs, profiles_of, shards_of
 from art_entropic.benchmark.data import Data
+from art_entropic.benchmark.executors import InProcess
 from art_entropic.benchmark.plan import BenchmarkPlan, ResolvedPlan, check_device, default_folder, naming, resolved
 from art_entropic.benchmark.progress import progress_bar
 from art_entropic.benchmark.provenance import provenance
 from art_entropic.benchmark.runner import Runner, shared_data
-from art_entropic.benchmark.scheduler import run_on
+from art_entropic.benchmark.scheduler import Scheduler
 from art_entropic.benchmark.store import RECORDS, Store, write_results
+from art_entropic.benchmark.worker import hold_data
 from art_entropic.files import alone_in
 from art_entropic.records import AnyRecord, EvaluationRecord, MeasurementRecord, TrainingRecord, read_records
 
@@ -58,40 +60,27 @@ def run_benchmark(
         with naming(plan.source):
             check_device(plan)
     jobs = plan_jobs(plan, data.sha256)
-    profiles = profile_jobs(plan, jobs)
+    profiles = profiles_of(plan, jobs)
     with alone_in(home):
         store = Store(home)
         store.adopt(earlier, jobs, [profile.key for profile in profiles])
         store.retitle(jobs, plan.title)
-        store.bring_up([job.evaluation_key for job in jobs])
+        store.reappend_overtaken([job.evaluation_key for job in jobs])
         runner = Runner(plan, data, store, provenance(plan, data.sha256))
-        _run_all(runner, jobs, profiles, verbose, executor)
+        hold_data(plan, data)
+        with progress_bar(len(jobs) + len(profiles), verbose) as progress:
+            done = sum(store.is_done(job) for job in jobs)
+            if done:
+                progress.note(f"resuming in {home}: {done} of {len(jobs)} cells are done")
+            Scheduler(runner, executor or InProcess(), jobs, progress).run(profiles)
         records = store.of(jobs, profiles)
         if published is not None:
             write_results(published, records)
     return records
 
 
-def _run_all(
-    runner: Runner, jobs: Sequence[Job], profiles: Sequence[ProfileJob], verbose: bool, executor: Executor | None = None
-) -> None:
-    done = sum(runner.store.is_done(job) for job in jobs)
-    with progress_bar(len(jobs) + len(profiles), verbose) as progress:
-        if done:
-            progress.note(f"resuming in {runner.store.home}: {done} of {len(jobs)} cells are done")
-        if executor is not None:
-            run_on(executor, runner, jobs, profiles, progress)
-            return
-        for job in jobs:
-            runner.run(job, progress, trains=runner.trains(job, jobs))
-            progress.advance()
-        for profile in profiles:
-            runner.profile(profile, progress)
-            progress.advance()
-
-
 @dataclass(frozen=True)
-class Outlook:
+class CellStatus:
     """What is left to do of one cell.
 
     Attributes:
@@ -104,9 +93,9 @@ class Outlook:
     seconds: float | None
 
 
-def outlook(
+def cell_status(
     plan: BenchmarkPlan | None = None, out: str | os.PathLike[str] | None = None, results: str | os.PathLike[str] | None = None
-) -> list[Outlook]:
+) -> list[CellStatus]:
     """What `run_benchmark` would do, without doing or writing anything.
 
     The estimate takes the mean seconds of the trainings and the evaluations that the folder and `results` know of the same
@@ -121,12 +110,12 @@ def outlook(
         data = shared_data(plan)
     known = [*read_records(home / RECORDS), *([] if results is None else read_records(Path(results)))]
     store = Store(home, known)
-    return [_outlook(plan, data, store, known, job) for job in plan_jobs(plan, data.sha256)]
+    return [_status(plan, data, store, known, job) for job in plan_jobs(plan, data.sha256)]
 
 
-def _outlook(plan: ResolvedPlan, data: Data, store: Store, known: Sequence[AnyRecord], job: Job) -> Outlook:
+def _status(plan: ResolvedPlan, data: Data, store: Store, known: Sequence[AnyRecord], job: Job) -> CellStatus:
     if store.is_done(job):
-        return Outlook(job.title, "done", 0.0)
+        return CellStatus(job.title, "done", 0.0)
     like = [
         record
         for record in known
@@ -142,7 +131,7 @@ def _outlook(plan: ResolvedPlan, data: Data, store: Store, known: Sequence[AnyRe
     attack = [one.seconds * (plan.n_examples - finished) / one.clean.n for one in attacked]
     state, needed = _missing(store, job, training, attack)
     known_all = all(needed)
-    return Outlook(job.title, state, sum(sum(one) / len(one) for one in needed) if known_all else None)
+    return CellStatus(job.title, state, sum(sum(one) / len(one) for one in needed) if known_all else None)
 
 
 def _missing(store: Store, job: Job, training: list[float], attack: list[float]) -> tuple[str, tuple[list[float], ...]]:

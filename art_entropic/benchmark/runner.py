@@ -1,26 +1,37 @@
-"""Trains, attacks, checks and reads the cells of a plan."""
+"""Does one task of a plan: trains, attacks, checks or reads a network."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
-from art_entropic.backends.registry import backend_for, framework_module, resolve_device
-from art_entropic.benchmark.cells import N_GALLERY, N_PROFILED, Job, ProfileJob, Shard, hold_out, shards_of
+from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module, resolve_device
+from art_entropic.benchmark.cells import (
+    N_GALLERY,
+    N_PROFILED,
+    Attack,
+    Check,
+    Job,
+    Profile,
+    Shard,
+    Task,
+    Train,
+    hold_out,
+    shards_of,
+)
 from art_entropic.benchmark.data import Data, for_framework
 from art_entropic.benchmark.defences import DEFENCES
 from art_entropic.benchmark.keys import VALIDATION_SHARE
 from art_entropic.benchmark.plan import ResolvedPlan, Variant, check_points
 from art_entropic.benchmark.problems import build_classifier, load_data
-from art_entropic.benchmark.progress import Progress, describe
+from art_entropic.benchmark.progress import describe
 from art_entropic.benchmark.provenance import OTHER_LOAD, Spent, Stopwatch, timestamp
 from art_entropic.benchmark.store import Store, file_sha256, titled
 from art_entropic.evaluation.evaluate import check_evaluation, evaluate, verdict_on
@@ -29,6 +40,7 @@ from art_entropic.files import replacing
 from art_entropic.measures import MEASURES
 from art_entropic.palette import NATURAL
 from art_entropic.records import (
+    AnyRecord,
     ChecksRecord,
     EvaluationRecord,
     Findings,
@@ -50,60 +62,46 @@ def shared_data(plan: ResolvedPlan) -> Data:
     return dataclasses.replace(data, x_train=data.x_train[:n], y_train=data.y_train[:n])
 
 
+class Done(NamedTuple):
+    """What came of a task: the record to keep, where there is one, and a line for whoever waits."""
+
+    record: AnyRecord | None
+    note: str
+
+
+# Frameworks whose first training in this process is behind us.
+_warm: set[str] = set()
+
+
 @dataclass
 class Runner:
+    """Does the tasks of a plan, with what the store of its folder knows, and writes no record itself."""
+
     plan: ResolvedPlan
     data: Data
     store: Store
     source: Provenance
-    warm: set[str] = field(default_factory=set)  # frameworks
 
-    def trains(self, job: Job, jobs: Sequence[Job]) -> bool:
-        """Whether a cell's network is still to be trained, for itself or for others."""
-        return self._must_train(job) or self._is_awaited(job, jobs)
+    def do(self, task: Task) -> Done:
+        """Do a task, whether or not it has been done."""
+        if isinstance(task, Train):
+            trained = self._train(task.job)
+            return Done(trained, f"{task.job.title}: {describe(trained)}")
+        if isinstance(task, Attack):
+            return self._attack(task.job) if task.shard is None else self._attack_shard(task.shard)
+        if isinstance(task, Check):
+            checks = self._check(task.job)
+            return Done(checks, f"{task.job.title}: {checks.verdict} ({checks.seconds:.1f} s of checks)")
+        return self._read_profile(task)
 
-    def run(self, job: Job, progress: Progress, *, trains: bool) -> None:
-        """Whatever of a cell is missing: its training, its evaluation."""
-        if trains:
-            self.train(job, progress)
-        training = self.attackable(job)
-        shards = shards_of(self.plan, job)
-        if training is not None and shards:
-            for shard in shards:
-                self.attack(shard, progress)
-            self.join(job, progress)
-        elif training is not None:
-            progress.begin(f"attacking {job.title}")
-            self._keep_evaluation(job, self._evaluate(job, training), progress)
-        evaluated = self.store.evaluation(job.evaluation_key)
-        if job.checks_key is not None and evaluated is not None and self.store.checks(job.checks_key) is None:
-            progress.begin(f"checking {job.title}")
-            checks = self._check(job, job.checks_key, evaluated)
-            self.store.append(checks)
-            progress.note(f"{job.title}: {checks.verdict} ({checks.seconds:.1f} s of checks)")
+    def _attack(self, job: Job) -> Done:
+        training = self._trained_cell(job)
+        findings = self._findings(job, training, range(self.plan.n_examples), job.seed)
+        return self._done(self._evaluation(job, findings, self._stamped(job.framework)))
 
-    def train(self, job: Job, progress: Progress) -> None:
-        """The training of a cell, whether or not there is one."""
-        progress.begin(f"training {job.title}")
-        trained = self._train(job)
-        self.store.append(trained)
-        progress.note(f"{job.title}: {describe(trained)}")
-
-    def attackable(self, job: Job) -> TrainingRecord | None:
-        """The training of a cell whose network is there and has not been evaluated."""
-        training = self.store.training(job.training_key)
-        if training is None or training.status != "done" or self.store.evaluation(job.evaluation_key) is not None:
-            return None
-        return training
-
-    def attack(self, shard: Shard, progress: Progress) -> None:
-        """A shard of a cell, into its file, unless it is finished or there is nothing to attack."""
-        training = self.attackable(shard.job)
-        if training is None or self.store.shard(shard) is not None:
-            return
-        first = self.plan.first_example
-        title = f"{shard.job.title}, points {first + shard.points[0]} to {first + shard.points[-1]}"
-        progress.begin(f"attacking {title}")
+    def _attack_shard(self, shard: Shard) -> Done:
+        """A shard of a cell, into its file."""
+        training = self._trained_cell(shard.job)
         findings = self._findings(shard.job, training, shard.points, shard.seed)
         record = ShardRecord(
             evaluation_key=shard.job.evaluation_key,
@@ -116,44 +114,43 @@ class Runner:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, path.suffix) as temporary:
             write_shard(temporary, record)
-        progress.note(f"{title}: robust {findings.robust.value:.1%} ({findings.seconds:.1f} s of attacks)")
+        first = self.plan.first_example
+        points = f"points {first + shard.points[0]} to {first + shard.points[-1]}"
+        shown = f"robust {findings.robust.value:.1%} ({findings.seconds:.1f} s of attacks)"
+        return Done(None, f"{shard.job.title}, {points}: {shown}")
 
-    def join(self, job: Job, progress: Progress) -> None:
+    def join(self, job: Job) -> Done:
         """The evaluation of a cell whose shards are all finished; the machine it names is that of the first one."""
-        import msgspec
-
         finished = [self.store.shard(shard) for shard in shards_of(self.plan, job)]
         found = [record for record in finished if record is not None]
         if len(found) < len(finished):
             raise FileNotFoundError(f"a shard of {job.title} is gone from {self.store.home / job.attacks}; start again")
         findings = join_findings([record.findings for record in found], N_GALLERY)
         made = msgspec.structs.replace(found[0].provenance, created=timestamp())
-        self._keep_evaluation(job, self._evaluation(job, findings, made), progress)
+        return self._done(self._evaluation(job, findings, made))
 
-    def _keep_evaluation(self, job: Job, evaluation: EvaluationRecord, progress: Progress) -> None:
-        self.store.append(evaluation)
-        shutil.rmtree(self._attacks_of(job), ignore_errors=True)
-        progress.note(
-            f"{job.title}: clean {evaluation.clean.value:.1%}, robust {evaluation.robust.value:.1%} "
-            f"({evaluation.seconds:.1f} s of attacks)"
-        )
+    def _done(self, evaluation: EvaluationRecord) -> Done:
+        variant = f": {evaluation.variant}" if evaluation.variant else ""
+        title = f"{DEFENCES[evaluation.defence].title}{variant} on {FRAMEWORKS[evaluation.framework].title}"
+        shown = f"clean {evaluation.clean.value:.1%}, robust {evaluation.robust.value:.1%}"
+        return Done(evaluation, f"{title}, seed {evaluation.seed}: {shown} ({evaluation.seconds:.1f} s of attacks)")
 
-    def profile(self, profile: ProfileJob, progress: Progress) -> None:
-        """Where the information goes in the networks of a framework that have been trained; nothing where there is none."""
+    def _trained_cell(self, job: Job) -> TrainingRecord:
+        training = self.store.training(job.training_key)
+        if training is None or training.weights is None:
+            raise FileNotFoundError(f"the weights of {job.title} are gone from {self.store.home}; start again")
+        return training
+
+    def _read_profile(self, profile: Profile) -> Done:
         trainings = {job: self.store.training(job.training_key) for job in profile.jobs}
-        trained = {job: training for job, training in trainings.items() if training is not None and training.status == "done"}
-        if self.store.has(profile.key) or not trained:
-            return
+        trained = {job: one for job, one in trainings.items() if one is not None and one.status == "done"}
         absent = [job.title for job, training in trained.items() if training.weights is None]
         if absent:
-            progress.note(f"no {profile.title}: the weights of {', '.join(absent)} are not in {self.store.home}")
-            return
-        progress.begin(profile.title)
-        found = self._profile(profile, {job: self._trained(job, training) for job, training in trained.items()})
-        self.store.append(found)
-        progress.note(f"{profile.title}: {found.seconds:.1f} s")
+            return Done(None, f"no {profile.title}: the weights of {', '.join(absent)} are not in {self.store.home}")
+        found = self._profile(profile, {job: self._network_of(job, training) for job, training in trained.items()})
+        return Done(found, f"{profile.title}: {found.seconds:.1f} s")
 
-    def _profile(self, profile: ProfileJob, classifiers: Mapping[Job, Any]) -> ProfileRecord:
+    def _profile(self, profile: Profile, classifiers: Mapping[Job, Any]) -> ProfileRecord:
         from art_entropic.analysis.profile import information_profile
 
         x, y = self._test_points(profile.jobs[0])
@@ -177,15 +174,6 @@ class Runner:
             provenance=self._stamped(profile.framework),
             **{**self._cell(profile.jobs[0]), "defence": ""},
         )
-
-    def _must_train(self, job: Job) -> bool:
-        return not self.store.is_done(job) and self.store.lacks_weights(job.training_key)
-
-    def _is_awaited(self, job: Job, jobs: Sequence[Job]) -> bool:
-        """Whether another cell needs the weights of this natural training, which came without them."""
-        if job.defence != NATURAL or not self.store.lacks_weights(job.training_key):
-            return False
-        return any(other.starts_natural and other.natural_key == job.training_key and self._must_train(other) for other in jobs)
 
     def _train(self, job: Job) -> TrainingRecord:
         from art_entropic.trainer import TrainingDivergedError
@@ -230,7 +218,7 @@ class Runner:
             "n_train": len(kept),
             "notes": trained.notes,
             "history": trained.history,
-            "told": trained.settings,
+            "own": trained.settings,
             "forward_passes": trained.passes.forward,
             "backward_passes": trained.passes.backward,
         }
@@ -243,7 +231,7 @@ class Runner:
 
         Without it the first training of a framework, which is the natural one, would pay for loading it.
         """
-        if job.framework in self.warm:
+        if job.framework in _warm:
             return
         problem = self.plan.problem_spec
         size = problem.batch_size
@@ -258,7 +246,7 @@ class Runner:
             learning_rate=problem.learning_rate,
             verbose=False,
         )
-        self.warm.add(job.framework)
+        _warm.add(job.framework)
 
     def _build(self, job: Job) -> Any:
         plan = self.plan
@@ -273,16 +261,12 @@ class Runner:
             backend.save_weights(temporary)
         return name
 
-    def _trained(self, job: Job, training: TrainingRecord) -> Any:
+    def _network_of(self, job: Job, training: TrainingRecord) -> Any:
         """The network of a cell, from the file: an interrupted and an uninterrupted run attack the same bits."""
         estimator = self._build(job)
         DEFENCES[job.defence].adapt_network(estimator)
         backend_for(estimator).load_weights(self.store.home / str(training.weights))
         return estimator
-
-    def _attacks_of(self, job: Job) -> Path:
-        """Where the finished attacks and shards of an evaluation wait for the others."""
-        return self.store.home / job.attacks
 
     def _test_points(self, job: Job, points: range | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Those of a shard, by their numbers among the attacked ones; None takes all of them."""
@@ -290,11 +274,10 @@ class Runner:
         attacked = slice(first + chosen.start, first + chosen.stop)
         return for_framework(self.data.x_test[attacked], job.framework), self.data.y_test[attacked]
 
-    def _check(self, job: Job, key: str, evaluation: EvaluationRecord) -> ChecksRecord:
-        training, natural = self.store.training(job.training_key), self.store.training(job.natural_key)
-        if training is None or training.weights is None:
-            raise FileNotFoundError(f"the weights of {job.title} are gone from {self.store.home}; start again")
-        if evaluation.points is None:
+    def _check(self, job: Job) -> ChecksRecord:
+        training, natural = self._trained_cell(job), self.store.training(job.natural_key)
+        evaluation = self.store.evaluation(job.evaluation_key)
+        if evaluation is None or evaluation.points is None or job.checks_key is None:
             raise ValueError(f"the evaluation of {job.title} must know what became of each point to be checked, got none")
         sources = {}
         if job.defence != NATURAL and natural is not None and natural.weights is not None:
@@ -303,7 +286,7 @@ class Runner:
         x, y = self._test_points(job)
         began = time.perf_counter()
         checks = check_evaluation(
-            self._trained(job, training),
+            self._network_of(job, training),
             x,
             y,
             unpack(evaluation.points.robust, evaluation.robust.n),
@@ -313,7 +296,7 @@ class Runner:
             transfer_from=sources,
         )
         return ChecksRecord(
-            key=key,
+            key=job.checks_key,
             evaluation_key=evaluation.key,
             verdict=verdict_on(evaluation.robust, self.plan.problem_spec.nb_classes, evaluation.attacks, checks),
             checks=checks,
@@ -322,14 +305,10 @@ class Runner:
             **self._cell(job),
         )
 
-    def _evaluate(self, job: Job, training: TrainingRecord) -> EvaluationRecord:
-        findings = self._findings(job, training, range(self.plan.n_examples), job.seed)
-        return self._evaluation(job, findings, self._stamped(job.framework))
-
     def _findings(self, job: Job, training: TrainingRecord, points: range, seed: int) -> Findings:
         x, y = self._test_points(job, points)
         return evaluate(
-            self._trained(job, training),
+            self._network_of(job, training),
             x,
             y,
             eps=self.plan.eps,
@@ -340,13 +319,11 @@ class Runner:
             curve_eps=self.plan.problem_spec.curve_eps,
             n_gallery=N_GALLERY,
             measure=_measure_of(training),
-            folder=self._attacks_of(job),
+            folder=self.store.home / job.attacks,
             verbose=False,
         ).findings()
 
     def _evaluation(self, job: Job, findings: Findings, made: Provenance) -> EvaluationRecord:
-        import msgspec
-
         first = self.plan.first_example
         return EvaluationRecord(
             key=job.evaluation_key,
@@ -368,11 +345,10 @@ class Runner:
 
     def _stamped(self, framework: str) -> Provenance:
         """Where this process runs, now, and the device of its networks."""
-        import msgspec
-
         device = self.plan.device
         place = None if device is None else resolve_device(framework, device)
-        return msgspec.structs.replace(self.source, created=timestamp(), device=framework_module(framework).device_title(place))
+        title = framework_module(framework).device_title(place)
+        return msgspec.structs.replace(self.source, created=timestamp(), device=title)
 
     def _cell(self, job: Job) -> dict[str, Any]:
         """What names the cell of a job, in its training's and in its evaluation's record."""
@@ -388,7 +364,7 @@ class Runner:
         }
 
     def _training_record(
-        self, job: Job, status: Any, spent: Spent, *, told: Mapping[str, Setting] | None = None, **facts: Any
+        self, job: Job, status: Any, spent: Spent, *, own: Mapping[str, Setting] | None = None, **facts: Any
     ) -> TrainingRecord:
         settings: dict[str, Setting] = {
             "data": self.data.title,
@@ -396,7 +372,7 @@ class Runner:
             "validation_share": VALIDATION_SHARE,
             OTHER_LOAD: spent.other_load,
             **({} if job.variant is None else variant_settings(job.variant)),
-            **(told or {}),
+            **(own or {}),
         }
         return TrainingRecord(
             key=job.training_key,
@@ -419,8 +395,6 @@ def _measure_of(training: TrainingRecord) -> str | None:
 
 def variant_settings(variant: Variant) -> dict[str, Setting]:
     """What a record says of the variant that it belongs to."""
-    import msgspec
-
     told = {} if variant.measure is None else _flat("measure", msgspec.to_builtins(variant.measure))
     return {"start": variant.start, **told}
 

@@ -1,258 +1,149 @@
-"""Cells of a benchmark on many processes or machines. We write no scheduler: any `concurrent.futures.Executor` will do.
-
-The process that calls `run_benchmark` alone writes records. Workers read and write weights, finished attacks and finished
-shards in the folder of the run, which all must see: on one machine any folder, on a cluster one on a shared file system."""
+"""Which task of a plan is next. Any `concurrent.futures.Executor` does them, one that does each at once included."""
 
 from __future__ import annotations
 
-import pickle
-import platform
+import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
 
-from art_entropic.benchmark.cells import Job, ProfileJob, Shard, shards_of
-from art_entropic.benchmark.data import Data
-from art_entropic.benchmark.plan import ResolvedPlan, check_device
-from art_entropic.benchmark.progress import Progress
-from art_entropic.benchmark.provenance import package_versions, provenance
-from art_entropic.benchmark.runner import Runner, shared_data
-from art_entropic.benchmark.store import Store
-from art_entropic.records import AnyRecord, Provenance
-
-
-class Result(NamedTuple):
-    """What a worker did of a cell."""
-
-    records: list[AnyRecord]
-    notes: list[str]  # for the progress of the whole run
-    error: Exception | None = None  # that came after the records
+from art_entropic.benchmark.cells import Attack, Check, Job, Profile, Task, Train, jobs_of, shards_of
+from art_entropic.benchmark.progress import RunProgress
+from art_entropic.benchmark.runner import Done, Runner
+from art_entropic.benchmark.worker import WorkRequest, work
+from art_entropic.palette import NATURAL
+from art_entropic.records import EvaluationRecord
 
 
 @dataclass(frozen=True)
-class Training:
-    """The training of a cell by itself, where shards of its points follow."""
+class _Node:
+    """A task, what it gives and what it needs from others: keys of records, files of shards."""
 
-    job: Job
-
-
-Piece = Job | Training | Shard | ProfileJob
-
-
-class Step(NamedTuple):
-    """A piece of a run, what it gives and what it needs from others: keys of records, files of shards."""
-
-    piece: Piece
+    task: Task
     gives: frozenset[str]
     needs: frozenset[str]
+    ends: bool = False  # its cell, or its profile: what progress counts
 
 
-@dataclass(frozen=True)
-class Task:
-    """A piece of a run, with all that a worker needs to know to do what is missing of it."""
+@dataclass
+class Scheduler:
+    """Does every task of a plan that is missing, each as soon as what it needs is there.
 
-    plan: ResolvedPlan
-    source: Provenance  # of the process that asked
-    home: str
-    piece: Piece
-    trains: bool
-    known: tuple[AnyRecord, ...]  # of its cell, and of the natural training that this starts from
-
-
-class _Shelf(Store):
-    """Records in memory: what a worker knows and what it adds."""
-
-    def __init__(self, home: Path, known: Sequence[AnyRecord]) -> None:
-        super().__init__(home, known)
-        self.added: list[AnyRecord] = []
-
-    def append(self, record: AnyRecord) -> None:
-        self._keep(record)
-        self.added.append(record)
-
-
-class _Notes(Progress):
-    """Keeps the lines for the process that shows them."""
-
-    def __init__(self) -> None:
-        super().__init__(0, verbose=False)
-        self.lines: list[str] = []
-
-    def note(self, line: str) -> None:
-        self.lines.append(line)
-
-
-def work(task: Task) -> Result:
-    """Do a task, in a worker.
-
-    Raises:
-        ValueError: this worker has other package versions, or other data, than the process that asked.
+    An error ends the run; what has been finished by then is kept: a training outlives the attack that fails behind it.
     """
-    plan = task.plan
-    _check_versions(task)
-    check_device(plan)
-    data = _data(plan.problem, plan.n_train, plan)
-    if data.sha256 != task.source.data_sha256:
-        raise ValueError(
-            f"the worker on {platform.node()} has other data for {plan.problem!r}: SHA-256 {data.sha256[:12]}, the "
-            f"client has {task.source.data_sha256[:12]}"
-        )
-    shelf, notes = _Shelf(Path(task.home), task.known), _Notes()
-    runner = Runner(plan, data, shelf, provenance(plan, data.sha256))
-    try:
-        if isinstance(task.piece, ProfileJob):
-            runner.profile(task.piece, notes)
-        elif isinstance(task.piece, Training):
-            runner.train(task.piece.job, notes)
-        elif isinstance(task.piece, Shard):
-            runner.attack(task.piece, notes)
-        else:
-            runner.run(task.piece, notes, trains=task.trains)
-    except Exception as error:
-        if not shelf.added:
+
+    runner: Runner
+    executor: Executor
+    jobs: Sequence[Job]
+    progress: RunProgress
+
+    def run(self, profiles: Sequence[Profile]) -> None:
+        waiting = self._nodes(profiles)
+        running: dict[Future[Done], _Node] = {}
+        try:
+            while waiting or running:
+                node = _next(waiting, running.values())
+                if node is not None:
+                    waiting.remove(node)
+                    self._start(node, running)
+                self._collect([future for future in running if future.done()], running)
+                if node is None and running:
+                    self._collect(wait(running, return_when=FIRST_COMPLETED).done, running)
+        except BaseException:
+            for future in running:
+                future.cancel()
+            for future in running:
+                if future.done() and not future.cancelled() and future.exception() is None:
+                    self._keep(future.result())
             raise
-        # A finished training outlives the attack that failed behind it.
-        return Result(shelf.added, notes.lines, _sendable(error))
-    return Result(shelf.added, notes.lines)
+
+    def _nodes(self, profiles: Sequence[Profile]) -> list[_Node]:
+        """All tasks, cell by cell."""
+        cells = [node for job in self.jobs for node in self._nodes_of(job)]
+        return cells + [
+            _node(profile, gives=[profile.key], needs=[job.training_key for job in profile.jobs], ends=True)
+            for profile in profiles
+        ]
+
+    def _nodes_of(self, job: Job) -> list[_Node]:
+        shards = shards_of(self.runner.plan, job)
+        natural = [job.natural_key] if job.natural_key != job.training_key else []
+        nodes = [_node(Train(job), gives=[job.training_key], needs=natural if job.starts_natural else [])]
+        nodes += [_node(Attack(job, shard), gives=[shard.file], needs=[job.training_key]) for shard in shards]
+        needs = [job.training_key, *(shard.file for shard in shards)]
+        nodes.append(_node(Attack(job), gives=[job.evaluation_key], needs=needs, ends=job.checks_key is None))
+        if job.checks_key is not None:  # they transfer from the natural network
+            needs = [job.evaluation_key, job.training_key, *natural]
+            nodes.append(_node(Check(job), gives=[job.checks_key], needs=needs, ends=True))
+        return nodes
+
+    def _start(self, node: _Node, running: dict[Future[Done], _Node]) -> None:
+        task, runner = node.task, self.runner
+        if self._is_done(task):
+            self._advance(node)
+        elif isinstance(task, Attack) and task.shard is None and shards_of(runner.plan, task.job):
+            self._keep(runner.join(task.job))  # here, where records are written
+            self._advance(node)
+        else:
+            self.progress.begin(task.title)
+            running[self.executor.submit(work, self._request(task))] = node
+
+    def _collect(self, done: Iterable[Future[Done]], running: dict[Future[Done], _Node]) -> None:
+        for future in done:
+            self._keep(future.result())
+            self._advance(running.pop(future))
+
+    def _keep(self, done: Done) -> None:
+        if done.record is not None:
+            self.runner.store.append(done.record)
+        if isinstance(done.record, EvaluationRecord):
+            (job,) = (job for job in self.jobs if job.evaluation_key == done.record.key)
+            shutil.rmtree(self.runner.store.home / job.attacks, ignore_errors=True)
+        self.progress.note(done.note)
+
+    def _advance(self, node: _Node) -> None:
+        if node.ends:
+            self.progress.advance()
+
+    def _request(self, task: Task) -> WorkRequest:
+        runner = self.runner
+        keys = [key for job in jobs_of(task) for key in (job.natural_key, job.training_key, job.evaluation_key)]
+        home = str(runner.store.home.resolve())
+        return WorkRequest(runner.plan, runner.source, home, task, tuple(runner.store.records(keys)))
+
+    # -- what is left to do
+
+    def _is_done(self, task: Task) -> bool:
+        """Whether nothing is left of a task: it is done, or what it is about could not be trained."""
+        store = self.runner.store
+        if isinstance(task, Train):
+            return not (self._must_train(task.job) or self._is_awaited(task.job))
+        if isinstance(task, Attack):
+            attacked = store.evaluation(task.job.evaluation_key) is not None
+            return (
+                attacked or not store.is_trained(task.job) or (task.shard is not None and store.shard(task.shard) is not None)
+            )
+        if isinstance(task, Check):
+            return store.evaluation(task.job.evaluation_key) is None or store.checks(str(task.job.checks_key)) is not None
+        return store.has(task.key) or not any(store.is_trained(job) for job in task.jobs)
+
+    def _must_train(self, job: Job) -> bool:
+        store = self.runner.store
+        return not store.is_done(job) and store.lacks_weights(job.training_key)
+
+    def _is_awaited(self, job: Job) -> bool:
+        """Whether another cell needs the weights of this natural training, which came without them."""
+        if job.defence != NATURAL or not self.runner.store.lacks_weights(job.training_key):
+            return False
+        followers = [other for other in self.jobs if other.starts_natural and other.natural_key == job.training_key]
+        return any(self._must_train(other) for other in followers)
 
 
-def _sendable(error: Exception) -> Exception:
-    """The error itself, or its text where it cannot travel to another process."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+def _node(task: Task, *, gives: Sequence[str], needs: Sequence[str], ends: bool = False) -> _Node:
+    return _Node(task, frozenset(gives), frozenset(needs), ends)
 
 
-def _check_versions(task: Task) -> None:
-    here = package_versions(task.plan.frameworks)
-    other = [
-        f"{package} {here.get(package, 'not installed')} (client: {version})"
-        for package, version in task.source.versions.items()
-        if here.get(package) != version
-    ]
-    if other:
-        raise ValueError(
-            f"the worker on {platform.node()} must have the package versions of the client, got {', '.join(other)}"
-        )
-
-
-_cached: dict[tuple[str, int | None], Data] = {}
-
-
-def _data(name: str, n_train: int | None, plan: ResolvedPlan) -> Data:
-    """The data, read once a process."""
-    if (name, n_train) not in _cached:
-        _cached[name, n_train] = shared_data(plan)
-    return _cached[name, n_train]
-
-
-def run_on(executor: Executor, runner: Runner, jobs: Sequence[Job], profiles: Sequence[ProfileJob], progress: Progress) -> None:
-    """Do every cell that is missing, each as soon as what it starts from is there, and its shards as soon as it is trained.
-
-    An error ends the run as it does in one process; what other workers have finished by then is kept.
-    """
-    waiting = _steps(runner.plan, jobs, profiles)
-    running: dict[Future[Result], Step] = {}
-    try:
-        while waiting or running:
-            while ready := _ready(waiting, running.values()):  # again, since what is done already sets others free
-                for step in ready:
-                    waiting.remove(step)
-                    if _is_done(runner, step.piece, jobs, progress):
-                        _advance(step.piece, progress)
-                    else:
-                        running[executor.submit(work, _task(runner, step.piece, jobs))] = step
-            if running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    _keep(runner, future, progress)
-                    _advance(running.pop(future).piece, progress)
-    except BaseException:
-        for future in running:
-            future.cancel()
-        for future in running:
-            if future.done() and not future.cancelled() and future.exception() is None:
-                _keep_records(runner, future.result(), progress)
-        raise
-
-
-def _steps(plan: ResolvedPlan, jobs: Sequence[Job], profiles: Sequence[ProfileJob]) -> list[Step]:
-    """All steps of a run, trainings first, since others wait for them."""
-    shards = [shard for job in jobs for shard in shards_of(plan, job)]
-    return [
-        *(_step(Training(job), gives=[job.training_key], needs=_natural(job, job.starts_natural)) for job in jobs if shards),
-        *(_step(shard, gives=[shard.file], needs=[shard.job.training_key]) for shard in shards),
-        *(_cell_step(job, shards_of(plan, job)) for job in jobs),
-        *(_step(one, gives=[one.key], needs=[job.training_key for job in one.jobs]) for one in profiles),
-    ]
-
-
-def _step(piece: Piece, *, gives: Sequence[str], needs: Sequence[str]) -> Step:
-    return Step(piece, frozenset(gives), frozenset(needs))
-
-
-def _cell_step(job: Job, shards: Sequence[Shard]) -> Step:
-    """A cell, or, behind its shards, what is left of it: to join them, and the checks."""
-    natural = _natural(job, job.starts_natural or job.checks_key is not None)  # checks transfer from the natural network
-    if not shards:
-        return _step(job, gives=[job.training_key, job.evaluation_key], needs=natural)
-    return _step(job, gives=[job.evaluation_key], needs=[job.training_key, *natural, *(shard.file for shard in shards)])
-
-
-def _natural(job: Job, is_needed: bool) -> list[str]:
-    return [job.natural_key] if is_needed and job.natural_key != job.training_key else []
-
-
-def _ready(waiting: Sequence[Step], running: Iterable[Step]) -> list[Step]:
-    """The steps that need nothing that is still to come."""
-    coming = frozenset[str]().union(*(step.gives for step in (*waiting, *running)))
-    return [step for step in waiting if not step.needs & coming]
-
-
-def _is_done(runner: Runner, piece: Piece, jobs: Sequence[Job], progress: Progress) -> bool:
-    """Whether nothing is left for a worker; shards that are all there are joined here, where records are written."""
-    if isinstance(piece, ProfileJob):
-        return runner.store.has(piece.key)
-    if isinstance(piece, Training):
-        return not runner.trains(piece.job, jobs)
-    if isinstance(piece, Shard):
-        return runner.attackable(piece.job) is None or runner.store.shard(piece) is not None
-    if runner.trains(piece, jobs):
-        return False
-    if shards_of(runner.plan, piece) and runner.attackable(piece) is not None:
-        runner.join(piece, progress)
-    return runner.store.is_done(piece)
-
-
-def _keep(runner: Runner, future: Future[Result], progress: Progress) -> None:
-    result = future.result()
-    _keep_records(runner, result, progress)
-    if result.error is not None:
-        raise result.error
-
-
-def _keep_records(runner: Runner, result: Result, progress: Progress) -> None:
-    for record in result.records:
-        runner.store.append(record)
-    for line in result.notes:
-        progress.note(line)
-
-
-def _advance(piece: Piece, progress: Progress) -> None:
-    """Progress counts cells, not their parts."""
-    if isinstance(piece, (Job, ProfileJob)):
-        progress.advance()
-
-
-def _task(runner: Runner, piece: Piece, jobs: Sequence[Job]) -> Task:
-    if isinstance(piece, ProfileJob):
-        cells: Sequence[Job] = piece.jobs
-    else:
-        cells = [piece if isinstance(piece, Job) else piece.job]
-    keys = [key for cell in cells for key in (cell.natural_key, cell.training_key, cell.evaluation_key)]
-    trains = isinstance(piece, Job) and runner.trains(piece, jobs)
-    known = tuple(runner.store.records(keys))
-    return Task(runner.plan, runner.source, str(runner.store.home.resolve()), piece, trains, known)
+def _next(waiting: Sequence[_Node], running: Iterable[_Node]) -> _Node | None:
+    """The first task that needs nothing which is still to come."""
+    coming = frozenset[str]().union(*(node.gives for node in (*waiting, *running)))
+    return next((node for node in waiting if not node.needs & coming), None)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from art_entropic.benchmark.cells import Job, ProfileJob, Shard
+from art_entropic.benchmark.cells import Job, Profile, Shard
 from art_entropic.files import write_whole
 from art_entropic.records import (
     AnyRecord,
@@ -108,6 +108,11 @@ class Store:
         checked = job.checks_key is None or self.checks(job.checks_key) is not None
         return checked and self.evaluation(job.evaluation_key) is not None
 
+    def is_trained(self, job: Job) -> bool:
+        """Whether there is a network of a cell that could be trained, with or without its weights."""
+        training = self.training(job.training_key)
+        return training is not None and training.status == "done"
+
     def lacks_weights(self, key: str) -> bool:
         """Whether a training must run, now or again, before anything can be done with its network."""
         training = self.training(key)
@@ -117,7 +122,7 @@ class Store:
         """Those that there are of these keys, each once."""
         return [self._records[key] for key in dict.fromkeys(keys) if key in self._records]
 
-    def of(self, jobs: Sequence[Job], profiles: Sequence[ProfileJob] = ()) -> list[AnyRecord]:
+    def of(self, jobs: Sequence[Job], profiles: Sequence[Profile] = ()) -> list[AnyRecord]:
         keys = [key for job in jobs for key in (job.training_key, job.evaluation_key, job.checks_key)]
         return self.records([key for key in keys if key is not None] + [profile.key for profile in profiles])
 
@@ -152,7 +157,7 @@ class Store:
                 if not isinstance(record, MeasurementRecord) and record.variant != job.variant_name:
                     self.append(msgspec.structs.replace(record, variant=job.variant_name))
 
-    def bring_up(self, evaluation_keys: Sequence[str]) -> None:
+    def reappend_overtaken(self, evaluation_keys: Sequence[str]) -> None:
         """Append again each evaluation of this plan that one with other settings has followed.
 
         A report shows the latest evaluation of a cell: going back to earlier settings must show theirs.

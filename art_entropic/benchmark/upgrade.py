@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from art_entropic.benchmark.cells import Job, plan_jobs, profile_jobs
+from art_entropic.benchmark.cells import Job, plan_jobs, profiles_of
 from art_entropic.benchmark.plan import ResolvedPlan, plan_of, plan_options, read_plan, resolved
 from art_entropic.benchmark.runner import variant_settings
 from art_entropic.files import write_whole
@@ -96,7 +96,7 @@ def _job_of(line: _Line) -> Job:
 
 def _profile_key(line: _Line) -> str:
     command, data_sha256, versions = _asked(line)
-    profiles = profile_jobs(_plan(command), _jobs(command, data_sha256, versions))
+    profiles = profiles_of(_plan(command), _jobs(command, data_sha256, versions))
     return next(profile.key for profile in profiles if profile.framework == line["framework"])
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from art_entropic.benchmark.plan import BenchmarkPlan
-    from art_entropic.benchmark.run import Outlook
+    from art_entropic.benchmark.run import CellStatus
     from art_entropic.fields import FieldSpec
 from art_entropic.cli.arguments import names_of
 from art_entropic.report.table import NOTHING, print_on, table_of
@@ -85,7 +85,7 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def benchmark_command(options: argparse.Namespace) -> None:
     from art_entropic.benchmark.plan import default_folder
-    from art_entropic.benchmark.run import outlook, run_benchmark
+    from art_entropic.benchmark.run import cell_status, run_benchmark
     from art_entropic.report.page import write_report
     from art_entropic.report.tables import print_table
 
@@ -94,7 +94,7 @@ def benchmark_command(options: argparse.Namespace) -> None:
     plan = _plan(options)
     out = options.out or default_folder(plan)
     if options.dry_run:
-        _print_outlook(outlook(plan, out, options.results))
+        _print_status(cell_status(plan, out, options.results))
         return
     with _executor(options) as executor:
         records = run_benchmark(plan, out, results=options.results, executor=executor, verbose=not options.quiet)
@@ -125,7 +125,7 @@ def _option_of(name: str, value: Any) -> str:
     return f"--no-{option.removeprefix('--')}" if value == "false" else option
 
 
-def _print_outlook(cells: Sequence[Outlook]) -> None:
+def _print_status(cells: Sequence[CellStatus]) -> None:
     rows = []
     for cell in cells:
         seconds = "" if cell.state == "done" else "unknown" if cell.seconds is None else f"{cell.seconds:.0f}"
