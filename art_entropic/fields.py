@@ -124,10 +124,14 @@ class FieldSpec:
         Raises:
             TypeError, ValueError: as for `check`.
         """
-        if self.member:
-            members = [part.strip() for part in text.split(",") if part.strip()]
-            return self.check([_read_word(part, self.member) for part in members], self.name)
-        return self.check(_read_word(text, self.annotation) if "parse" not in self.extra else text, self.name)
+        words = [part.strip() for part in text.split(",") if part.strip()] if self.member else text
+        if "parse" in self.extra:
+            return self.check(text, self.name)
+        try:
+            kind = GenericAlias(list, (self.member,)) if self.member else self.annotation
+            return self.check(msgspec.convert(words, kind, strict=False), self.name)
+        except msgspec.ValidationError:
+            return self.check(text, self.name)  # which says what is wanted
 
     def _parsed(self, text: str, name: str) -> Any:
         parse: Callable[[str], Any] = self.extra["parse"]
@@ -289,14 +293,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Collection) and not isinstance(value, (str, bytes, Mapping)):
         return [_plain(one) for one in value]
     return value
-
-
-def _read_word(word: str, kind: Any) -> Any:
-    """A word as a number where the field wants one; `check` refuses what is none."""
-    try:
-        return msgspec.convert(word, kind, strict=False)
-    except msgspec.ValidationError:
-        return word
 
 
 _KINDS = {bool: "True or False", str: "a text", int: "a whole number", float: "a number"}

@@ -71,10 +71,11 @@ def _add_option(parser: argparse.ArgumentParser, name: str, spec: FieldSpec) -> 
         off = f"--no-{option.removeprefix('--')}"
         parser.add_argument(off, dest=name, action="store_const", const="false", help=f"leave out {spec.description}")
         return
+    choices = None if spec.member or spec.choices is None else list(spec.choices)
     known = "" if spec.is_optional else f" (default: {','.join(map(str, spec.default)) if spec.member else spec.default})"
     parser.add_argument(
-        option, dest=name, action="append" if spec.member else "store", metavar=name.upper(),
-        choices=None if spec.member or spec.choices is None else list(spec.choices),
+        option, dest=name, action="append" if spec.member else "store", choices=choices,
+        metavar=None if choices else name.upper(),
         help=f"{spec.description}{known}{'; repeat it or use commas' if spec.member else ''}",
     )  # fmt: skip
 
