@@ -10,8 +10,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_entropic import EntropicTrainer, move_to
-from art_entropic.backends.registry import backend_for, framework_module, resolve_device
+from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module, resolve_device
 from art_entropic.backends.torch.backend import TorchBackend
+from art_entropic.backends.torch.devices import on_device
 from art_entropic.benchmark.cells import plan_jobs
 from art_entropic.benchmark.plan import BenchmarkPlan, resolved
 from art_entropic.benchmark.problems import PROBLEMS, build_classifier
@@ -22,6 +23,7 @@ NO_GPU = r"`device` must be 'auto', 'cpu' or 'cuda\[:i\]' with a GPU that is her
 
 def with_gpus(monkeypatch, framework, *gpus):
     monkeypatch.setattr(framework_module(framework), "accelerators", lambda: gpus)
+    monkeypatch.setattr(f"art_entropic.backends.{FRAMEWORKS[framework].package}.devices.accelerators", lambda: gpus)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_networks_of_the_package_are_built_where_they_are_asked_for(framework, d
 
 def test_art_builds_an_estimator_on_the_gpu_that_was_named(monkeypatch):
     """ART knows "gpu" alone, and takes the current one."""
-    module, current = framework_module("pytorch"), []
+    current = []
 
     class Current:
         def __init__(self, device):
@@ -94,11 +96,11 @@ def test_art_builds_an_estimator_on_the_gpu_that_was_named(monkeypatch):
             current.append(None)
 
     monkeypatch.setattr(torch.cuda, "device", Current)
-    with module.on_device(torch.device("cuda:1")) as kind:
+    with on_device(torch.device("cuda:1")) as kind:
         assert (kind, current) == ("gpu", [torch.device("cuda:1")])
     assert current[-1] is None
     for device, expected in ((None, "gpu"), (torch.device("cpu"), "cpu")):
-        with module.on_device(device) as kind:
+        with on_device(device) as kind:
             assert kind == expected
 
 

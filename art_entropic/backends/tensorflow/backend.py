@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,7 @@ import tensorflow as tf
 
 from art_entropic import intervals
 from art_entropic.backends.architecture import (
-    NORM_EPSILON,
-    NORM_MOMENTUM,
     Activation,
-    Architecture,
-    Conv,
-    Dense,
-    Flatten,
-    MaxPool,
-    initial_weights,
 )
 from art_entropic.backends.errors import check_joint_pass
 from art_entropic.backends.preprocessing import standardisation
@@ -41,8 +32,12 @@ from art_entropic.backends.protocol import (
 )
 from art_entropic.backends.tensorflow.art import before_each_step, for_art_trainers
 from art_entropic.backends.tensorflow.bounds import Joint, Walk, box_of, has_graph, own_losses, require_graph, straight_relu
+from art_entropic.backends.tensorflow.building import build_classifier
+from art_entropic.backends.tensorflow.devices import accelerators, check_first, device_title, own_name
+from art_entropic.backends.tensorflow.generators import generators, kept_generators, seeded, unchanged, untouched
 from art_entropic.backends.tensorflow.network import differentiated, one_output, own_loss, penalty_of, remove_softmax, total
 from art_entropic.backends.tensorflow.ops import ops
+from art_entropic.backends.tensorflow.passes import Compute, Inference, TensorFlowStep, compiled, forget_inference, inference_of
 from art_entropic.backends.tensorflow.precision import full_float32
 from art_entropic.backends.tensorflow.replicas import Gradients, Passes, Replicas, check_optimizer, mirrored_strategy
 from art_entropic.ops import Array, Box, concatenated
@@ -112,138 +107,6 @@ class TensorFlowView:
             weights = tf.stop_gradient(direction(tf.stop_gradient(logits)))
             score = tf.reduce_sum(weights * logits)
         return logits, differentiated(tape, score, x)
-
-
-def _compiled(*signature: tf.TensorSpec) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`tf.function` for batches of any length."""
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        compiled = tf.function(function, input_signature=signature, autograph=False)
-        # TensorFlow takes the functions of many models, each traced once, for one that is traced over and over.
-        compiled._omit_frequent_tracing_warning = True
-        return compiled
-
-    return decorate
-
-
-Compute = Callable[[Batch, Controls], dict[str, tf.Tensor]]
-
-
-class TensorFlowStep:
-    """A compiled `Step`, traced once for batches of any length."""
-
-    def __init__(self, compute: Compute, nb_classes: int) -> None:
-        self.trace_count = 0
-        self._compute, self._nb_classes = compute, nb_classes
-        self._names: tuple[str, ...] = ()
-        self._made: dict[tuple[tuple[int, ...], bool], Callable[..., tf.Tensor]] = {}
-
-    def _terms(self, shape: tuple[int, ...], weighted: bool) -> Callable[..., tf.Tensor]:
-        """For examples of one shape, with or without weights: made when such a batch comes, which is once in most fits."""
-        if (shape, weighted) in self._made:
-            return self._made[shape, weighted]
-        images, numbers = tf.TensorSpec((None, *shape), tf.float32), tf.TensorSpec((None,), tf.float32)
-        labels, scalar = tf.TensorSpec((None, self._nb_classes), tf.float32), tf.TensorSpec((), tf.float32)
-        batch = [images, labels, images, numbers, *([numbers] if weighted else [])]
-
-        @_compiled(*batch, scalar, scalar, scalar)
-        def terms(*inputs: tf.Tensor) -> tf.Tensor:
-            self.trace_count += 1
-            values = self._compute(Batch(*inputs[: len(batch)]), Controls(*inputs[len(batch) :]))
-            self._names = tuple(values)
-            return tf.stack([tf.cast(value, tf.float32) for value in values.values()])
-
-        self._made[shape, weighted] = terms
-        return self._made[shape, weighted]
-
-    def __call__(self, batch: Batch, controls: Controls) -> dict[str, float]:
-        inputs = [np.asarray(part, np.float32) for part in (*batch, *controls) if part is not None]
-        values = self._terms(tuple(batch.x.shape[1:]), batch.weight is not None)(*inputs)
-        return dict(zip(self._names, values.numpy().tolist(), strict=True))
-
-
-def _alive(reference: weakref.ref[Any]) -> Any:
-    """The model behind the reference; whoever asks for a pass holds it."""
-    model = reference()
-    if model is None:
-        raise ReferenceError("the model was deleted")
-    return model
-
-
-class _Inference:
-    """The compiled inference passes of one model, on preprocessed inputs. Holds no strong reference to the model.
-
-    Args:
-        input_shape: of one example, without unknown lengths.
-    """
-
-    def __init__(self, model: Any, input_shape: Sequence[int], nb_classes: int) -> None:
-        self.made_for = (tuple(input_shape), nb_classes, _structure(model))
-        self.names: tuple[str, ...] = ()
-        reference = weakref.ref(model)
-        images = tf.TensorSpec((None, *input_shape), tf.float32)
-        labels = tf.TensorSpec((None, nb_classes), tf.float32)
-
-        @_compiled(images)
-        def logits(x: tf.Tensor) -> tf.Tensor:
-            return one_output(_alive(reference)(x, training=False))
-
-        @_compiled(images, labels)
-        def gradient(x: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(x)
-                score = tf.reduce_sum(v * one_output(_alive(reference)(x, training=False)))
-            return differentiated(tape, score, x)
-
-        @_compiled(images)
-        def values(x: tf.Tensor) -> list[tf.Tensor]:
-            return [layer.value for layer in self._walk(_alive(reference), Joint(x, None, "input"))]
-
-        # Bounds, and the logits of the pass that carries them and of the network's own. In one graph, TensorFlow computes once
-        # what both have in common, and the comparison costs what they have not.
-        def bounds_of(chosen: slice) -> Any:
-            @_compiled(images, images, images)
-            def bounds(x: tf.Tensor, lower: tf.Tensor, upper: tf.Tensor) -> tuple[list[Box], tf.Tensor, tf.Tensor]:
-                model = _alive(reference)
-                layers = self._walk(model, Joint(x, Box(lower, upper), "input"))
-                return [box_of(layer) for layer in layers[chosen]], layers[-1].value, one_output(model(x, training=False))
-
-            return bounds
-
-        self.logits, self.gradient, self.values = logits, gradient, values
-        self.bounds, self.logit_bounds = bounds_of(slice(None)), bounds_of(slice(-1, None))
-
-    def _walk(self, model: Any, x: Joint) -> list[Joint]:
-        require_graph(model)
-        walk = Walk(training=False)
-        walk.logits(model, x)
-        names, layers = zip(*walk.layers(), strict=True)
-        self.names = names
-        return list(layers)
-
-
-# Backends come and go, and compiling takes longer than most of what they are asked. One for each shape of an example.
-_inference: weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], _Inference]] = weakref.WeakKeyDictionary()
-
-
-def _structure(model: Any) -> tuple[Any, ...]:
-    """What a user may change in a model that was compiled before: its layers, their activations, and all plain settings."""
-    return tuple((id(layer), id(getattr(layer, "activation", None)), *_settings(layer)) for layer in model._flatten_layers())
-
-
-def _settings(layer: Any) -> Iterator[tuple[str, Any]]:
-    for name, value in vars(layer).items():
-        if isinstance(value, np.ndarray):
-            yield name, value.tobytes()
-        elif _is_plain(value):
-            yield name, repr(value)
-
-
-def _is_plain(value: Any) -> bool:
-    """Numbers, words, and what is made of them."""
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str, np.number))
 
 
 # Names of an activation beside the one that Keras gives it.
@@ -321,8 +184,8 @@ class TensorFlowBackend:
         return optimizer
 
     def place(self, device: str) -> None:
-        _check_first(device)
-        wanted = _own_name(device)
+        check_first(device)
+        wanted = own_name(device)
         weights = {weight.value.device.rpartition("device:")[2] for weight in self.model.weights}
         if weights - {wanted}:
             raise ValueError(
@@ -364,13 +227,9 @@ class TensorFlowBackend:
     def _view(self, *, training: bool) -> TensorFlowView:
         return TensorFlowView(self.model, self._standardise, self._clip_values, training=training)
 
-    def _passes(self, shape: Sequence[int]) -> _Inference:
+    def _passes(self, shape: Sequence[int]) -> Inference:
         """The passes for examples of this shape."""
-        kept = _inference.setdefault(self.model, {})
-        passes = kept.get(tuple(shape))
-        if passes is None or passes.made_for != (tuple(shape), self._nb_classes, _structure(self.model)):
-            passes = kept[tuple(shape)] = _Inference(self.model, shape, self._nb_classes)
-        return passes
+        return inference_of(self.model, shape, self._nb_classes)
 
     def _chunks(self, x: Array, batch_size: int) -> Iterator[tf.Tensor]:
         for start in range(0, len(x), batch_size):
@@ -383,7 +242,7 @@ class TensorFlowBackend:
 
     @full_float32
     def predict(self, x: Array) -> Array:
-        with _kept_generators(self.model):
+        with kept_generators(self.model):
             predictions: Array = self._estimator.predict(x, batch_size=len(x))
         return predictions
 
@@ -393,7 +252,7 @@ class TensorFlowBackend:
         points = tf.constant(x, tf.float32)
 
         def logits(compute: Callable[[], tf.Tensor]) -> Array:
-            with _unchanged(self.model, seed=0):
+            with unchanged(self.model, seed=0):
                 array: Array = compute().numpy()
             return array
 
@@ -430,7 +289,7 @@ class TensorFlowBackend:
         passes = self._passes(x.shape[1:])
         return concatenated([box for (box,) in self._bounds(passes, passes.logit_bounds, x, eps, batch_size)])
 
-    def _bounds(self, passes: _Inference, ask: Any, x: Array, eps: float, batch_size: int) -> Iterator[list[Box]]:
+    def _bounds(self, passes: Inference, ask: Any, x: Array, eps: float, batch_size: int) -> Iterator[list[Box]]:
         """Of each batch the bounds of the layers that `ask` returns."""
         for chunk in self._chunks(x, batch_size):
             box = intervals.ball(ops, chunk, tf.constant(eps, tf.float32), self._clip_values)
@@ -459,15 +318,15 @@ class TensorFlowBackend:
             return logits, values, tape.gradient(total, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
         @functools.cache
-        def compiled(shape: tuple[int, ...]) -> Callable[..., Any]:
+        def passes_for(shape: tuple[int, ...]) -> Callable[..., Any]:
             images = tf.TensorSpec((None, *shape), tf.float32)
-            result: Callable[..., Any] = _compiled(images, labels, tf.TensorSpec((None, None), tf.float32))(passes)
+            result: Callable[..., Any] = compiled(images, labels, tf.TensorSpec((None, None), tf.float32))(passes)
             return result
 
         @full_float32
         def ask(x: Array, y: Array, more: Array) -> Ascent:
             inputs = (np.asarray(part, np.float32) for part in (x, y, more))
-            return Ascent(*(t.numpy() for t in compiled(x.shape[1:])(*inputs)))
+            return Ascent(*(t.numpy() for t in passes_for(x.shape[1:])(*inputs)))
 
         return ask
 
@@ -492,7 +351,7 @@ class TensorFlowBackend:
 
     def _forget_compiled(self) -> None:
         """What we, Keras and ART compiled of the model as it was."""
-        _inference.pop(self.model, None)
+        forget_inference(self.model)
         self.model.train_function = self.model.test_function = self.model.predict_function = None
         if hasattr(self._estimator, "_forward_pass"):
             self._estimator._forward_pass = tf.function(self._estimator._forward_pass.python_function, reduce_retracing=True)
@@ -500,7 +359,7 @@ class TensorFlowBackend:
     def remove_softmax(self) -> str:
         old = self.model
         name, self.model = remove_softmax(self._estimator, old, compiled=self._compiled_by_keras, shape=self._usual_shape)
-        _inference.pop(old, None)
+        forget_inference(old)
         self._forget_compiled()
         return name
 
@@ -511,7 +370,7 @@ class TensorFlowBackend:
         if seed is None:
             yield
             return
-        with _seeded(self.model, seed):
+        with seeded(self.model, seed):
             yield
 
     def _step(self, compute: Compute) -> TensorFlowStep:
@@ -580,10 +439,10 @@ class TensorFlowBackend:
             norm = tf.linalg.global_norm([gradient for gradient in gradients if gradient is not None])
             return {name: tf.cast(value, tf.float32) for name, value in {**terms, "gradient_norm": norm}.items()}
 
-        with _unchanged(self.model, seed=0):
+        with unchanged(self.model, seed=0):
             # On several devices only compiled: a strategy runs no operation by itself.
             specs = [tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in parts]
-            values = (_compiled(*specs)(step) if replicas.size > 1 else step)(*parts)
+            values = (compiled(*specs)(step) if replicas.size > 1 else step)(*parts)
             return {name: float(value) for name, value in values.items()}
 
     def is_out_of_memory(self, error: Exception) -> bool:
@@ -613,7 +472,7 @@ class TensorFlowBackend:
 
     def _optimizer_variables(self) -> dict[str, Any]:
         slots = {f"optimizer/{index:04d}": variable for index, variable in enumerate(self._optimizer.variables)}
-        return slots | {f"generator/{index:04d}": state for index, state in enumerate(_generators(self.model))}
+        return slots | {f"generator/{index:04d}": state for index, state in enumerate(generators(self.model))}
 
     @property
     def rate_is_settable(self) -> bool:
@@ -684,189 +543,9 @@ def _assign(variables: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         variable.assign(arrays[name])
 
 
-def _generators(model: Any) -> list[Any]:
-    """States of everything random that Keras runs for the model: one per random layer, and the one they share."""
-    from keras.src.random.seed_generator import global_seed_generator  # the public API can neither read nor set it
-
-    known = {id(variable) for variable in (*model.weights, *model.metrics_variables)}
-    return [v for v in model.variables if id(v) not in known] + [global_seed_generator().state]
-
-
-@contextlib.contextmanager
-def _kept_generators(model: Any) -> Iterator[None]:
-    """Everything random that Keras runs for the model is afterwards where it was."""
-    generators = _generators(model)
-    before = [generator.numpy() for generator in generators]
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, before, strict=True):
-            generator.assign(state)
-
-
-@contextlib.contextmanager
-def _unchanged(model: Any, seed: int) -> Iterator[None]:
-    """Inside everything random starts from a seed. On leaving, weights, statistics and generators are as they were."""
-    before = [weight.numpy() for weight in model.weights]
-    with _seeded(model, seed):
-        try:
-            yield
-        finally:
-            for weight, value in zip(model.weights, before, strict=True):
-                weight.assign(value)
-
-
-@contextlib.contextmanager
-def _seeded(model: Any, seed: int) -> Iterator[None]:
-    """Everything random of TensorFlow, of Keras and of the model's layers starts from a seed inside; as before after."""
-    rng = np.random.default_rng(seed)
-    with _global_seed(seed), _kept_generators(model):
-        for generator in _generators(model):
-            generator.assign(rng.integers(0, 2**31, size=2).astype(generator.dtype))
-        yield
-
-
-@contextlib.contextmanager
-def _global_seed(seed: int) -> Iterator[None]:
-    """TensorFlow's own seed inside; as before after."""
-    from tensorflow.python.eager import context as eager  # the public API can set the global seed, but not read it
-
-    context = eager.context()
-    before, generator = context._seed, vars(context).get("_rng")
-    tf.random.set_seed(seed)
-    try:
-        yield
-    finally:
-        tf.random.set_seed(before)
-        if generator is not None:
-            context._rng = generator
-
-
 def estimator_backend(estimator: Any) -> TensorFlowBackend:
     """The backend of an ART TensorFlowV2Classifier or KerasClassifier."""
     return TensorFlowBackend(estimator)
-
-
-@contextlib.contextmanager
-def untouched(estimator: Any, seed: int) -> Iterator[None]:
-    """The model leaves as it came, and so do the generators of TensorFlow and Keras, which are seeded inside.
-
-    A call in inference mode changes no other state of a Keras model. A layer that draws by ``tf.random`` itself keeps its own
-    count inside compiled functions, which nobody can set. Inside, float32 is computed in full.
-    """
-    with full_float32, _seeded(estimator.model, seed):
-        yield
-
-
-def accelerators() -> tuple[str, ...]:
-    """Names of the GPUs that TensorFlow sees."""
-    return tuple(f"cuda:{index}" for index in range(len(tf.config.list_logical_devices("GPU"))))
-
-
-def device_title(device: str | None) -> str:
-    """What a record says of a device that `resolve_device` has named; None is the one that TensorFlow takes."""
-    device = next(iter(accelerators()), "cpu") if device is None else device
-    if device == "cpu":
-        return device
-    visible, index = tf.config.get_visible_devices("GPU"), int(device.partition(":")[2])
-    if index >= len(visible):  # one GPU that was split into logical ones
-        return device
-    return f"{device} ({tf.config.experimental.get_device_details(visible[index]).get('device_name', 'GPU')})"
-
-
-def _check_first(device: str) -> None:
-    """Refuse a device that is not the one TensorFlow computes on: weights would be there, and the work elsewhere."""
-    first = next(iter(accelerators()), "cpu")
-    if device != first:
-        raise ValueError(
-            f"`device` must be {first!r} on TensorFlow, which computes on the first device that it sees, got {device!r}: "
-            "choose with the environment variable CUDA_VISIBLE_DEVICES (empty for the processor) before TensorFlow is imported"
-        )
-
-
-def _own_name(device: str) -> str:
-    """TensorFlow's name of "cpu" or "cuda:i"."""
-    return "CPU:0" if device == "cpu" else device.replace("cuda", "GPU")
-
-
-def build_classifier(
-    architecture: Architecture,
-    *,
-    input_shape: tuple[int, int, int],
-    nb_classes: int,
-    clip_values: tuple[float, float],
-    learning_rate: float,
-    seed: int,
-    device: str | None = None,
-) -> Any:
-    """An ART TensorFlowV2Classifier (NHWC, Adam, cross-entropy) of a network described as data.
-
-    Args:
-        input_shape: (height, width, channels).
-        seed: of the initial weights, which are the same numbers in every framework.
-        device: "cpu" or "cuda:i", which must be TensorFlow's first; None takes that one.
-    Raises:
-        ValueError: TensorFlow computes elsewhere.
-    """
-    from art.estimators.classification import TensorFlowV2Classifier
-
-    if device is not None:
-        _check_first(device)
-    return TensorFlowV2Classifier(
-        model=_network(architecture, input_shape, initial_weights(architecture, input_shape, seed)),
-        # PyTorch's epsilon; ART turns one-hot labels into the indices that this loss wants.
-        optimizer=keras.optimizers.Adam(learning_rate, epsilon=1e-8),
-        loss_object=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        input_shape=input_shape,
-        nb_classes=nb_classes,
-        clip_values=clip_values,
-        channels_first=False,
-    )
-
-
-def _network(architecture: Architecture, input_shape: tuple[int, int, int], weights: list[tuple[Array, Array]]) -> Any:
-    layers: list[Any] = []
-    height, width, _ = input_shape
-    for index, layer in enumerate(architecture, start=1):
-        match layer:
-            case Conv():
-                same = all(_same_padding(layer, length) for length in (height, width))
-                if layer.padding and not same:
-                    layers.append(keras.layers.ZeroPadding2D(layer.padding, name=f"padding{index}"))
-                layers.append(
-                    keras.layers.Conv2D(
-                        layer.filters,
-                        layer.kernel,
-                        layer.stride,
-                        padding="same" if same else "valid",
-                        activation=None if layer.batch_norm else layer.activation,
-                        name=f"conv{index}",
-                    )
-                )
-                if layer.batch_norm:
-                    norm = keras.layers.BatchNormalization(momentum=NORM_MOMENTUM, epsilon=NORM_EPSILON, name=f"norm{index}")
-                    layers += [norm, keras.layers.Activation(layer.activation, name=f"activation{index}")]
-                height = (height + 2 * layer.padding - layer.kernel) // layer.stride + 1
-                width = (width + 2 * layer.padding - layer.kernel) // layer.stride + 1
-            case MaxPool():
-                layers.append(keras.layers.MaxPooling2D(layer.size, name=f"pool{index}"))
-                height, width = height // layer.size, width // layer.size
-            case Flatten():
-                layers.append(keras.layers.Flatten(name=f"flatten{index}"))
-            case Dense():
-                name = "logits" if index == len(architecture) else f"dense{index}"
-                layers.append(keras.layers.Dense(layer.units, activation=layer.activation, name=name))
-    model = keras.Sequential([keras.Input(input_shape), *layers], name="network")
-    weighted = [layer for layer in model.layers if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense))]
-    for layer, arrays in zip(weighted, weights, strict=True):
-        layer.set_weights(list(arrays))
-    return model
-
-
-def _same_padding(layer: Conv, length: int) -> bool:
-    """Whether TensorFlow's "same" pads this length as described: by the same amount on both sides."""
-    covered = (-(-length // layer.stride) - 1) * layer.stride + layer.kernel
-    return layer.padding > 0 and covered - length == 2 * layer.padding
 
 
 __all__ = [

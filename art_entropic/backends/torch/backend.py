@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from art_entropic import intervals
 from art_entropic.backends.architecture import (
-    NORM_EPSILON,
-    NORM_MOMENTUM,
     Activation,
-    Architecture,
-    Conv,
-    Dense,
-    Flatten,
-    MaxPool,
-    initial_weights,
 )
 from art_entropic.backends.errors import SAME_LOGITS, NoIntervalRuleError, OutputError, check_joint_pass
 from art_entropic.backends.preprocessing import standardisation
@@ -44,6 +34,7 @@ from art_entropic.backends.protocol import (
 )
 from art_entropic.backends.torch.art import before_each_step, for_art_trainers, reference_attack, untouched
 from art_entropic.backends.torch.bounds import BoundTensor, Recorder, Trace, TwiceDifferentiated, is_out_of_memory, uncompiled
+from art_entropic.backends.torch.building import ACTIVATIONS, build_classifier, state_of
 from art_entropic.backends.torch.devices import (
     accelerators,
     device_title,
@@ -51,7 +42,6 @@ from art_entropic.backends.torch.devices import (
     generators,
     is_accelerated,
     kept_generators,
-    on_device,
     set_generators,
 )
 from art_entropic.backends.torch.network import (
@@ -66,10 +56,10 @@ from art_entropic.backends.torch.network import (
     unchanged,
 )
 from art_entropic.backends.torch.ops import ops
+from art_entropic.backends.torch.optimizer import follow, load_optimizer_state, optimizer_state
 from art_entropic.backends.torch.precision import full_float32
 from art_entropic.backends.torch.shares import Shares
 from art_entropic.ops import Array, Box, concatenated
-from art_entropic.states import plain_state, restored_state
 
 
 class TorchView:
@@ -174,7 +164,7 @@ class TorchBackend:
             estimator.loss.to(device)  # it may hold weights of the classes
         if estimator.optimizer is not None:
             # Parameters mostly stay the objects that they were, but PyTorch does not promise it.
-            _follow(estimator.optimizer, dict(zip(before, self.model.parameters(), strict=True)))
+            follow(estimator.optimizer, dict(zip(before, self.model.parameters(), strict=True)))
         for part in (estimator, *estimator.preprocessing_operations):
             if "_device" in vars(part):
                 part._device = device
@@ -419,10 +409,10 @@ class TorchBackend:
             # Not named_children: it names a module that is used twice only once.
             for name, child in parent._modules.items()
             # A subclass may do something else.
-            if type(child) is _ACTIVATIONS[there]
+            if type(child) is ACTIVATIONS[there]
         ]
         for parent, name, _ in found:
-            setattr(parent, name, _ACTIVATIONS[then]().train(parent.training))
+            setattr(parent, name, ACTIVATIONS[then]().train(parent.training))
         return tuple(path for _, _, path in found)
 
     def remove_softmax(self) -> str:
@@ -514,48 +504,10 @@ class TorchBackend:
         self.model.load_state_dict({name: torch.as_tensor(np.array(array)) for name, array in state.items()})
 
     def optimizer_state(self) -> dict[str, Array]:
-        state = self._optimizer.state_dict()
-        arrays: dict[str, Array] = generators(self.device)
-        for index, slots in state["state"].items():
-            for slot, value in slots.items():
-                if isinstance(value, torch.Tensor):
-                    arrays[f"tensor/{index}/{slot}"] = value.cpu().numpy().copy()
-                elif isinstance(value, (dict, list, tuple)):
-                    tensors: list[torch.Tensor] = []
-                    told = plain_state(_without_tensors(value, tensors), f"optimizer.state[{index}][{slot!r}]")
-                    arrays[f"nested/{index}/{slot}"] = np.array(json.dumps(told))
-                    arrays |= {f"nested-tensor/{index}/{slot}/{n}": one.cpu().numpy().copy() for n, one in enumerate(tensors)}
-                elif value is not None:
-                    arrays[f"number/{index}/{slot}"] = np.array(value)
-        for index, group in enumerate(state["param_groups"]):
-            arrays[f"lr/{index}"] = np.array(float(group["lr"]))
-            arrays |= {f"group/{index}/{name}": np.array(value) for name, value in group.items() if _is_cycled(name, value)}
-        return arrays
+        return generators(self.device) | optimizer_state(self._optimizer)
 
     def load_optimizer_state(self, state: Mapping[str, Array]) -> None:
-        held = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
-        result = copy.deepcopy(self._optimizer.state_dict())
-        result["state"] = {}
-        for key, array in state.items():
-            kind, _, rest = key.partition("/")
-            if kind in ("tensor", "number"):
-                index, _, slot = rest.partition("/")
-                value = torch.as_tensor(np.array(array)) if kind == "tensor" else array.item()
-                _check_slot(f"{index}/{slot}", value, held[int(index)])
-                result["state"].setdefault(int(index), {})[slot] = value
-            elif kind == "nested":
-                index, _, slot = rest.partition("/")
-                value = _with_tensors(restored_state(json.loads(array.item())), f"nested-tensor/{rest}", state)
-                result["state"].setdefault(int(index), {})[slot] = value
-            elif kind == "lr":
-                group = result["param_groups"][int(rest)]
-                rate = float(array)
-                group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], torch.Tensor) else rate
-            elif kind == "group":
-                index, _, name = rest.partition("/")
-                if name in result["param_groups"][int(index)]:
-                    result["param_groups"][int(index)][name] = tuple(array.tolist()) if array.ndim else array.item()
-        self._optimizer.load_state_dict(result)
+        load_optimizer_state(self._optimizer, state)
         set_generators(state, self.device)
 
     rate_is_settable = True
@@ -617,49 +569,6 @@ class TorchBackend:
         self.model.load_state_dict({names.get(uncompiled(name), name): value for name, value in saved.items()})
 
 
-def _is_cycled(name: str, value: Any) -> bool:
-    """Whether a setting of an optimizer is a number, or some, that a scheduler may have changed: momenta go in cycles too."""
-    numbers = value if isinstance(value, (list, tuple)) and value else [value]
-    return name not in ("params", "lr") and all(type(number) in (int, float) for number in numbers)
-
-
-_TENSOR = "a tensor of this number"
-
-
-def _without_tensors(value: Any, found: list[torch.Tensor]) -> Any:
-    """A nested value with a number in the place of each tensor, which is appended to those found."""
-    if isinstance(value, torch.Tensor):
-        found.append(value)
-        return {_TENSOR: len(found) - 1}
-    if isinstance(value, dict):
-        return {key: _without_tensors(one, found) for key, one in value.items()}
-    return type(value)(_without_tensors(one, found) for one in value) if isinstance(value, (list, tuple)) else value
-
-
-def _with_tensors(value: Any, path: str, arrays: Mapping[str, Array]) -> Any:
-    if isinstance(value, dict):
-        if value.keys() == {_TENSOR}:
-            return torch.as_tensor(np.array(arrays[f"{path}/{value[_TENSOR]}"]))
-        return {key: _with_tensors(one, path, arrays) for key, one in value.items()}
-    return type(value)(_with_tensors(one, path, arrays) for one in value) if isinstance(value, (list, tuple)) else value
-
-
-def _check_slot(name: str, value: Any, parameter: nn.Parameter) -> None:
-    """What an optimizer remembers of a parameter has its shape, or is less, as the factors of a matrix are."""
-    if isinstance(value, torch.Tensor) and value.shape != parameter.shape and value.numel() >= max(2, parameter.numel()):
-        raise ValueError(f"`state` must fit the parameter, got {name} of {tuple(value.shape)} for {tuple(parameter.shape)}")
-
-
-def _follow(optimizer: torch.optim.Optimizer, moved: Mapping[nn.Parameter, nn.Parameter]) -> None:
-    """Give an optimizer the parameters that have been moved, and its state to where they are."""
-    state = optimizer.state_dict()
-    for group in optimizer.param_groups:
-        group["params"] = [moved.get(parameter, parameter) for parameter in group["params"]]
-    optimizer.state.clear()
-    # Loading leaves on the processor what the optimizer wants there.
-    optimizer.load_state_dict(state)
-
-
 _Pair = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -684,125 +593,6 @@ def _numbers(terms: Mapping[str, torch.Tensor]) -> dict[str, float]:
 def estimator_backend(estimator: Any) -> TorchBackend:
     """The backend of an ART PyTorchClassifier."""
     return TorchBackend(estimator)
-
-
-_ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
-
-
-def build_classifier(
-    architecture: Architecture,
-    *,
-    input_shape: tuple[int, int, int],
-    nb_classes: int,
-    clip_values: tuple[float, float],
-    learning_rate: float,
-    seed: int,
-    device: str | None = None,
-) -> Any:
-    """An ART PyTorchClassifier (NCHW, Adam, cross-entropy) of a network described as data.
-
-    Args:
-        input_shape: (height, width, channels), whatever the framework's own order.
-        seed: of the initial weights, which are the same numbers in every framework.
-        device: "cpu" or "cuda:i"; None leaves it to ART, which takes the current GPU where there is one.
-    """
-    from art.estimators.classification import PyTorchClassifier
-
-    model = _network(architecture, input_shape, initial_weights(architecture, input_shape, seed))
-    height, width, channels = input_shape
-    with on_device(None if device is None else torch.device(device)) as kind:
-        return PyTorchClassifier(
-            model=model,
-            loss=nn.CrossEntropyLoss(),
-            optimizer=torch.optim.Adam(model.parameters(), lr=learning_rate),
-            input_shape=(channels, height, width),
-            nb_classes=nb_classes,
-            clip_values=clip_values,
-            channels_first=True,
-            device_type=kind,
-        )
-
-
-def _network(
-    architecture: Architecture, input_shape: tuple[int, int, int], weights: list[tuple[Array, Array]]
-) -> nn.Sequential:
-    modules: list[nn.Module] = []
-    height, width, channels = input_shape
-    flattened: tuple[int, int, int] | None = None
-    remaining = iter(weights)
-    for layer in architecture:
-        match layer:
-            case Conv():
-                kernel, bias = next(remaining)
-                modules.append(nn.Conv2d(channels, layer.filters, layer.kernel, layer.stride, layer.padding))
-                _fill(modules[-1], kernel.transpose(3, 2, 0, 1), bias)
-                if layer.batch_norm:
-                    modules.append(nn.BatchNorm2d(layer.filters, NORM_EPSILON, 1 - NORM_MOMENTUM))
-                modules.append(_ACTIVATIONS[layer.activation]())
-                height = (height + 2 * layer.padding - layer.kernel) // layer.stride + 1
-                width = (width + 2 * layer.padding - layer.kernel) // layer.stride + 1
-                channels = layer.filters
-            case MaxPool():
-                modules.append(nn.MaxPool2d(layer.size))
-                height, width = height // layer.size, width // layer.size
-            case Flatten():
-                modules.append(nn.Flatten())
-                flattened = (height, width, channels)
-            case Dense():
-                kernel, bias = next(remaining)
-                if flattened is not None:
-                    # The description flattens (height, width, channel); PyTorch flattens (channel, height, width).
-                    kernel = kernel.reshape(*flattened, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
-                    flattened = None
-                modules.append(nn.Linear(*kernel.shape))
-                _fill(modules[-1], kernel.T, bias)
-                if layer.activation is not None:
-                    modules.append(_ACTIVATIONS[layer.activation]())
-    return nn.Sequential(*modules)
-
-
-def state_of(architecture: Architecture, input_shape: tuple[int, int, int], arrays: Sequence[Array]) -> dict[str, Array]:
-    """The state of `build_classifier`'s network from the arrays of the same network in Keras, in their order.
-
-    Raises:
-        ValueError: the arrays have other shapes than the network's, or there are more or fewer.
-    """
-    kinds = [kind for layer in architecture for kind in _weighted(layer)]
-    if len(arrays) != sum(len(kind) for kind in kinds):
-        raise ValueError(f"`arrays` must be the {sum(map(len, kinds))} of the network, got {len(arrays)}")
-    remaining = iter(arrays)
-    taken = [[next(remaining) for _ in kind] for kind in kinds]
-    pairs = [(kernel, bias) for kind, (kernel, bias, *_) in zip(kinds, taken, strict=True) if kind == _PAIR]
-    norms = [four for kind, four in zip(kinds, taken, strict=True) if kind == _NORM]
-    wish = [(kernel.shape, bias.shape) for kernel, bias in initial_weights(architecture, input_shape, seed=0)]
-    got = [(kernel.shape, bias.shape) for kernel, bias in pairs]
-    if wish != got:
-        raise ValueError(f"kernels and biases must have the shapes {wish}, got {got}")
-    network = _network(architecture, input_shape, pairs)
-    state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    places = [name.removesuffix("running_mean") for name in state if name.endswith("running_mean")]
-    for place, values in zip(places, norms, strict=True):
-        state |= {f"{place}{name}": value for name, value in zip(_NORM, values, strict=True)}
-    return state
-
-
-_PAIR = ("weight", "bias")
-_NORM = ("weight", "bias", "running_mean", "running_var")  # in the order of Keras: gamma, beta, mean, variance
-
-
-def _weighted(layer: Any) -> list[tuple[str, ...]]:
-    match layer:
-        case Conv(batch_norm=True):
-            return [_PAIR, _NORM]
-        case Conv() | Dense():
-            return [_PAIR]
-    return []
-
-
-def _fill(module: nn.Module, kernel: Array, bias: Array) -> None:
-    with torch.no_grad():
-        module.weight.copy_(torch.from_numpy(np.ascontiguousarray(kernel)))  # type: ignore[operator]
-        module.bias.copy_(torch.from_numpy(bias))  # type: ignore[operator]
 
 
 __all__ = [
