@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool, initial_weights
-from art_entropic.backends.registry import FRAMEWORKS, backend_for
+from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module
 from art_entropic.benchmark.data import DATA_FOLDER, DataNotFoundError, for_framework
 from art_entropic.benchmark.problems import PROBLEMS, build_classifier, load_data, to_pytorch
 
@@ -195,6 +195,18 @@ def test_a_keras_network_is_the_same_in_pytorch(network, rng):
     x = rng.uniform(0, 1, (7, 28, 28, 1)).astype(np.float32)
     expected, got = backend.logits(x), backend_for(here).logits(for_framework(x, "pytorch"))
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_arrays_of_a_keras_network_are_its_state_by_name():
+    pytest.importorskip("tensorflow")
+    module, problem = framework_module("tensorflow"), PROBLEMS["mnist"]
+    state = backend_for(build_classifier(problem, "tensorflow", 5, "small_batchnorm")).state()
+    arrays = list(state.values())
+    taken = module.state_of(problem.networks["small_batchnorm"], problem.input_shape, arrays)
+    assert taken.keys() == state.keys()
+    assert all(one is other for one, other in zip(taken.values(), arrays, strict=True))
+    with pytest.raises(ValueError, match=f"`arrays` must be the {len(arrays)} of the network, got {len(arrays) - 1}"):
+        module.state_of(problem.networks["small_batchnorm"], problem.input_shape, arrays[1:])
 
 
 def test_weights_of_another_network_are_refused():

@@ -22,8 +22,9 @@ from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool  # 
 from art_entropic.backends.errors import NoIntervalRuleError  # noqa: E402
 from art_entropic.backends.protocol import Batch, Controls  # noqa: E402
 from art_entropic.backends.registry import backend_for  # noqa: E402
-from art_entropic.backends.tensorflow.backend import TensorFlowView, build_classifier  # noqa: E402
+from art_entropic.backends.tensorflow.backend import TensorFlowView  # noqa: E402
 from art_entropic.backends.tensorflow.bounds import _FUNCTIONS, Joint, Walk  # noqa: E402
+from art_entropic.backends.tensorflow.building import build_classifier  # noqa: E402
 from art_entropic.backends.tensorflow.ops import ops  # noqa: E402
 from art_entropic.measures import Activation, Coding  # noqa: E402
 from art_entropic.objective import EntropicObjective  # noqa: E402

@@ -1,5 +1,6 @@
 """`EntropicTrainer` on every framework: what it promises, what it refuses, and what it leaves behind."""
 
+import importlib
 import inspect
 
 import numpy as np
@@ -10,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool
 from art_entropic.backends.errors import NoIntervalRuleError
-from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module
+from art_entropic.backends.registry import FRAMEWORKS, backend_for
 from art_entropic.certificates import certify
 from art_entropic.choosing import piecewise_linear
 from art_entropic.measures import MEASURES, Activation, Channel, Coding, Interval, Schedule
@@ -568,7 +569,8 @@ def known_by(request, monkeypatch, framework):
 
 
 def backend_class(framework):
-    return getattr(framework_module(framework), {"pytorch": "TorchBackend", "tensorflow": "TensorFlowBackend"}[framework])
+    module = importlib.import_module(f"art_entropic.backends.{FRAMEWORKS[framework].package}.backend")
+    return getattr(module, {"pytorch": "TorchBackend", "tensorflow": "TensorFlowBackend"}[framework])
 
 
 @pytest.mark.usefixtures("known_by")

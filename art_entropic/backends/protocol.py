@@ -1,17 +1,18 @@
 """The seam between the science and the frameworks.
 
-`Backend` is one ART estimator seen through the same glasses whatever its framework; `View` is a network inside one
-differentiable step. Only the modules of this wing name a framework, and they are imported when an estimator of it turns up.
+`Backend` is one ART estimator seen through the same glasses whatever its framework, `View` is a network inside one
+differentiable step, and `Framework` is what there is besides estimators. Only the modules of this wing name a framework, and
+they are imported when an estimator of it turns up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from art_entropic.backends.architecture import Activation
+from art_entropic.backends.architecture import Activation, Architecture
 from art_entropic.ops import Array, Box, Ops, Tensor
 
 
@@ -316,3 +317,85 @@ class Backend(Protocol):
         """Write the weights in the framework's own format that loads without running code."""
 
     def load_weights(self, path: Path) -> None: ...
+
+
+class Framework(Protocol):
+    """What there is of a framework besides its estimators. The module `framework` of each backend is one."""
+
+    def estimator_backend(self, estimator: Any) -> Backend:
+        """The backend of an ART estimator of this framework.
+
+        Raises:
+            TypeError: its network is of no supported kind.
+            ValueError: it has preprocessing that has no rule.
+        """
+        ...
+
+    def accelerators(self) -> tuple[str, ...]:
+        """Names "cuda:i" of the GPUs that the framework sees."""
+        ...
+
+    def device_title(self, device: str | None) -> str:
+        """What a record says of a device that `resolve_device` has named; None is the one that is taken by itself."""
+        ...
+
+    def build_classifier(
+        self,
+        architecture: Architecture,
+        *,
+        input_shape: tuple[int, int, int],
+        nb_classes: int,
+        clip_values: tuple[float, float],
+        learning_rate: float,
+        seed: int,
+        device: str | None = None,
+    ) -> Any:
+        """An ART estimator (Adam, cross-entropy) of a network described as data.
+
+        Args:
+            input_shape: (height, width, channels), whatever the framework's own order.
+            seed: of the initial weights, which are the same numbers in every framework.
+            device: "cpu" or "cuda:i"; None takes what ART and the framework take by themselves.
+        Raises:
+            ValueError: the framework cannot build there.
+        """
+
+    def state_of(
+        self, architecture: Architecture, input_shape: tuple[int, int, int], arrays: Sequence[Array]
+    ) -> dict[str, Array]:
+        """The `Backend.state` of `build_classifier`'s network from the arrays of the same network in Keras, in their order.
+
+        Raises:
+            ValueError: the arrays have other shapes than the network's, or there are more or fewer.
+        """
+        ...
+
+    def untouched(self, estimator: Any, seed: int) -> AbstractContextManager[None]:
+        """The network leaves as it came, as do the framework's generators, which are seeded inside."""
+        ...
+
+    def for_art_trainers(self, estimator: Any) -> Any:
+        """A second ART estimator around the same network and optimizer, on which all of ART's trainers run as meant.
+
+        Its `remarks` say what differs from ART's own way in a manner that a comparison should mention.
+        """
+
+    def before_each_step(self, twin: Any, act: Callable[[], None]) -> AbstractContextManager[None]:
+        """Call `act` before each optimizer step of an estimator of `for_art_trainers`, whichever trainer takes it."""
+        ...
+
+    @property
+    def reference_attack(self) -> ReferenceAttack | None:
+        """None where torchattacks does not know the framework."""
+        ...
+
+
+class ReferenceAttack(Protocol):
+    """AutoAttack, standard version, as the independent package torchattacks has it, with ART's `generate`."""
+
+    def __call__(self, estimator: Any, eps: float, norm: float, seed: int) -> Any:
+        """The attack on an ART estimator whose raw inputs lie in [0, 1].
+
+        Raises:
+            ImportError: torchattacks is not installed.
+        """

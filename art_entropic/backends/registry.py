@@ -8,31 +8,37 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from art_entropic._validate import file_path, file_to_write
 from art_entropic.backends.errors import MissingFrameworkError
-from art_entropic.backends.protocol import Backend
+from art_entropic.backends.protocol import Backend, Framework
+
+if TYPE_CHECKING:
+    from art_entropic.backends.tensorflow import framework as tensorflow
+    from art_entropic.backends.torch import framework as pytorch
+
+    _HELD_AGAINST_THE_PROTOCOL: tuple[Framework, ...] = (pytorch, tensorflow)
 
 
 @dataclass(frozen=True)
-class Framework:
+class FrameworkRow:
     """One row of FRAMEWORKS."""
 
     title: str
     package: str  # the distribution's import name
-    module: str  # the backend's module
+    module: str  # which is a `Framework`
     estimators: tuple[str, ...]  # ART classes, by name, looked for along an estimator's MRO
     channels_first: bool
     companions: tuple[str, ...] = ()  # further distributions that its numbers depend on
 
 
-FRAMEWORKS: dict[str, Framework] = {
-    "pytorch": Framework("PyTorch", "torch", "art_entropic.backends.torch.backend", ("PyTorchClassifier",), True),
-    "tensorflow": Framework(
+FRAMEWORKS: dict[str, FrameworkRow] = {
+    "pytorch": FrameworkRow("PyTorch", "torch", "art_entropic.backends.torch.framework", ("PyTorchClassifier",), True),
+    "tensorflow": FrameworkRow(
         "TensorFlow",
         "tensorflow",
-        "art_entropic.backends.tensorflow.backend",
+        "art_entropic.backends.tensorflow.framework",
         ("TensorFlowV2Classifier", "KerasClassifier"),
         False,
         ("keras",),
@@ -45,17 +51,18 @@ def installed_frameworks() -> tuple[str, ...]:
     return tuple(name for name, row in FRAMEWORKS.items() if importlib.util.find_spec(row.package) is not None)
 
 
-def framework_module(name: str) -> Any:
-    """The backend module of a framework.
+def framework_module(name: str) -> Framework:
+    """The module of a framework, imported now.
 
     Raises:
         MissingFrameworkError: the framework is not installed.
     """
     row = FRAMEWORKS[name]
     if row.package not in sys.modules and importlib.util.find_spec(row.package) is None:
-        extra = row.package if row.package != "torch" else "torch"
-        raise MissingFrameworkError(f"{row.title} is not installed: pip install 'art-entropic[{extra}]'")
-    return importlib.import_module(row.module)
+        raise MissingFrameworkError(f"{row.title} is not installed: pip install 'art-entropic[{row.package}]'")
+    module: Any = importlib.import_module(row.module)
+    framework: Framework = module
+    return framework
 
 
 def framework_of(estimator: Any) -> str:
@@ -78,8 +85,7 @@ def backend_for(estimator: Any) -> Backend:
     Raises:
         TypeError: not an estimator of a supported kind.
     """
-    backend: Backend = framework_module(framework_of(estimator)).estimator_backend(estimator)
-    return backend
+    return framework_module(framework_of(estimator)).estimator_backend(estimator)
 
 
 def resolve_device(framework: str, device: str) -> str:

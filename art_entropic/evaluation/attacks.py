@@ -163,7 +163,8 @@ def _minimum_norm(estimator: Any, ball: Ball, batch_size: int) -> Any:
 
 def _reference(estimator: Any, ball: Ball, batch_size: int) -> Any:
     backend = estimator.backend
-    if backend.framework != "pytorch":
+    reference_attack = framework_module(backend.framework).reference_attack
+    if reference_attack is None:
         raise CannotRunError(
             f"torchattacks attacks PyTorch networks, got one of {backend.framework}; "
             "`to_pytorch` of art_entropic.benchmark.problems takes the weights of a network of PROBLEMS over"
@@ -177,7 +178,7 @@ def _reference(estimator: Any, ball: Ball, batch_size: int) -> Any:
         raise CannotRunError(f"torchattacks wants inputs in [0, 1], got `clip_values` {estimator.clip_values}")
     seed = int(np.random.randint(2**31))  # seeded by whoever runs the attack; AutoAttack has a generator of its own
     try:
-        return framework_module("pytorch").reference_attack(backend, ball.eps, ball.norm, estimator.nb_classes, seed)
+        return reference_attack(backend.estimator, ball.eps, ball.norm, seed)
     except ImportError as error:
         raise CannotRunError(
             "torchattacks is not installed: pip install --no-deps torchattacks (it asks for a release of requests from 2020, "

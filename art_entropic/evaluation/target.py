@@ -133,8 +133,7 @@ class Target:
 
     def untouched(self, seed: int) -> contextlib.AbstractContextManager[None]:
         """The classifier leaves as it came; inside, its framework draws from that seed where it can be told."""
-        context: contextlib.AbstractContextManager[None] = framework_module(self.framework).untouched(self.classifier, seed)
-        return context
+        return framework_module(self.framework).untouched(self.classifier, seed)
 
 
 @contextlib.contextmanager

@@ -30,12 +30,18 @@ from art_entropic.backends.protocol import (
     OwnLoss,
     Propagation,
 )
-from art_entropic.backends.tensorflow.art import before_each_step, for_art_trainers
 from art_entropic.backends.tensorflow.bounds import Joint, Walk, box_of, has_graph, own_losses, require_graph, straight_relu
-from art_entropic.backends.tensorflow.building import build_classifier
-from art_entropic.backends.tensorflow.devices import accelerators, check_first, device_title, own_name
-from art_entropic.backends.tensorflow.generators import generators, kept_generators, seeded, unchanged, untouched
-from art_entropic.backends.tensorflow.network import differentiated, one_output, own_loss, penalty_of, remove_softmax, total
+from art_entropic.backends.tensorflow.devices import check_first, own_name
+from art_entropic.backends.tensorflow.generators import generators, kept_generators, seeded, unchanged
+from art_entropic.backends.tensorflow.network import (
+    differentiated,
+    named_weights,
+    one_output,
+    own_loss,
+    penalty_of,
+    remove_softmax,
+    total,
+)
 from art_entropic.backends.tensorflow.ops import ops
 from art_entropic.backends.tensorflow.passes import Compute, Inference, TensorFlowStep, compiled, forget_inference, inference_of
 from art_entropic.backends.tensorflow.precision import full_float32
@@ -455,14 +461,10 @@ class TensorFlowBackend:
     # -- state
 
     def state(self) -> dict[str, Array]:
-        return _arrays(self._weights())
+        return _arrays(named_weights(self.model))
 
     def load_state(self, state: Mapping[str, Array]) -> None:
-        _assign(self._weights(), state)
-
-    def _weights(self) -> dict[str, Any]:
-        # The automatic layer names in a path count all models of the process; order and the last name do not.
-        return {f"{index:04d}/{variable.name}": variable for index, variable in enumerate(self.model.weights)}
+        _assign(named_weights(self.model), state)
 
     def optimizer_state(self) -> dict[str, Array]:
         return _arrays(self._optimizer_variables())
@@ -541,21 +543,3 @@ def _assign(variables: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         raise ValueError(f"`state` must fit this network and optimizer, got other names or shapes for {differing}")
     for name, variable in variables.items():
         variable.assign(arrays[name])
-
-
-def estimator_backend(estimator: Any) -> TensorFlowBackend:
-    """The backend of an ART TensorFlowV2Classifier or KerasClassifier."""
-    return TensorFlowBackend(estimator)
-
-
-__all__ = [
-    "TensorFlowBackend",
-    "TensorFlowView",
-    "accelerators",
-    "before_each_step",
-    "build_classifier",
-    "device_title",
-    "estimator_backend",
-    "for_art_trainers",
-    "untouched",
-]

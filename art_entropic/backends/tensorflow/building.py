@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -18,6 +19,7 @@ from art_entropic.backends.architecture import (
     initial_weights,
 )
 from art_entropic.backends.tensorflow.devices import check_first
+from art_entropic.backends.tensorflow.network import named_weights
 from art_entropic.ops import Array
 
 
@@ -31,14 +33,10 @@ def build_classifier(
     seed: int,
     device: str | None = None,
 ) -> Any:
-    """An ART TensorFlowV2Classifier (NHWC, Adam, cross-entropy) of a network described as data.
+    """An ART TensorFlowV2Classifier (NHWC, Adam, cross-entropy); see `Framework`.
 
-    Args:
-        input_shape: (height, width, channels).
-        seed: of the initial weights, which are the same numbers in every framework.
-        device: "cpu" or "cuda:i", which must be TensorFlow's first; None takes that one.
     Raises:
-        ValueError: TensorFlow computes elsewhere.
+        ValueError: the device is not the one that TensorFlow computes on.
     """
     if device is not None:
         check_first(device)
@@ -97,3 +95,12 @@ def _same_padding(layer: Conv, length: int) -> bool:
     """Whether TensorFlow's "same" pads this length as described: by the same amount on both sides."""
     covered = (-(-length // layer.stride) - 1) * layer.stride + layer.kernel
     return layer.padding > 0 and covered - length == 2 * layer.padding
+
+
+def state_of(architecture: Architecture, input_shape: tuple[int, int, int], arrays: Sequence[Array]) -> dict[str, Array]:
+    """See `Framework`."""
+    network = _network(architecture, input_shape, initial_weights(architecture, input_shape, seed=0))
+    names = named_weights(network)
+    if len(arrays) != len(names):
+        raise ValueError(f"`arrays` must be the {len(names)} of the network, got {len(arrays)}")
+    return dict(zip(names, arrays, strict=True))

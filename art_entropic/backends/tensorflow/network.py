@@ -29,6 +29,12 @@ def one_output(outputs: Any) -> tf.Tensor:
     return tf.cast(outputs, tf.float32)
 
 
+def named_weights(model: Any) -> dict[str, Any]:
+    """All weights of a model by names that say their place in it."""
+    # The automatic layer names in a path count all models of the process; order and the last name do not.
+    return {f"{index:04d}/{variable.name}": variable for index, variable in enumerate(model.weights)}
+
+
 def differentiated(tape: tf.GradientTape, score: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """The gradient of a score with respect to inputs.
 

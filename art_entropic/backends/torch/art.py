@@ -11,6 +11,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
+from art_entropic.backends.torch.backend import TorchBackend
 from art_entropic.backends.torch.devices import kept_generators, on_device
 from art_entropic.backends.torch.precision import full_float32
 
@@ -87,16 +88,11 @@ class _Reference:
         return result
 
 
-def reference_attack(backend: Any, eps: float, norm: float, nb_classes: int, seed: int) -> Any:
-    """AutoAttack, standard version, as the independent package torchattacks has it, with ART's `generate`.
-
-    Args:
-        backend: of the classifier, for its forward pass on raw inputs in [0, 1].
-    Raises:
-        ImportError: torchattacks is not installed.
-    """
+def reference_attack(estimator: Any, eps: float, norm: float, seed: int) -> Any:
+    """See `Framework`."""
     norms = {float("inf"): "Linf", 2.0: "L2"}
-    attack = {"eps": eps, "norm": norms[norm], "n_classes": nb_classes, "seed": seed}
+    attack = {"eps": eps, "norm": norms[norm], "n_classes": estimator.nb_classes, "seed": seed}
+    backend = TorchBackend(estimator)
     return _Reference(backend.deployed_logits, backend.device, attack)
 
 

@@ -32,12 +32,9 @@ from art_entropic.backends.protocol import (
     Propagation,
     Step,
 )
-from art_entropic.backends.torch.art import before_each_step, for_art_trainers, reference_attack, untouched
 from art_entropic.backends.torch.bounds import BoundTensor, Recorder, Trace, TwiceDifferentiated, is_out_of_memory, uncompiled
-from art_entropic.backends.torch.building import ACTIVATIONS, build_classifier, state_of
+from art_entropic.backends.torch.building import ACTIVATIONS
 from art_entropic.backends.torch.devices import (
-    accelerators,
-    device_title,
     free_memory,
     generators,
     is_accelerated,
@@ -588,23 +585,3 @@ def _numbers(terms: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """All scalars in one transfer."""
     values = torch.stack([torch.as_tensor(value).detach().float() for value in terms.values()]).tolist()
     return dict(zip(terms, values, strict=True))
-
-
-def estimator_backend(estimator: Any) -> TorchBackend:
-    """The backend of an ART PyTorchClassifier."""
-    return TorchBackend(estimator)
-
-
-__all__ = [
-    "TorchBackend",
-    "TorchView",
-    "accelerators",
-    "before_each_step",
-    "build_classifier",
-    "device_title",
-    "estimator_backend",
-    "for_art_trainers",
-    "reference_attack",
-    "state_of",
-    "untouched",
-]

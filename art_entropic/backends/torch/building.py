@@ -36,13 +36,7 @@ def build_classifier(
     seed: int,
     device: str | None = None,
 ) -> Any:
-    """An ART PyTorchClassifier (NCHW, Adam, cross-entropy) of a network described as data.
-
-    Args:
-        input_shape: (height, width, channels), whatever the framework's own order.
-        seed: of the initial weights, which are the same numbers in every framework.
-        device: "cpu" or "cuda:i"; None leaves it to ART, which takes the current GPU where there is one.
-    """
+    """An ART PyTorchClassifier (NCHW, Adam, cross-entropy); see `Framework`. Without `device` ART takes the current GPU."""
     model = _network(architecture, input_shape, initial_weights(architecture, input_shape, seed))
     height, width, channels = input_shape
     with on_device(None if device is None else torch.device(device)) as kind:
@@ -97,11 +91,7 @@ def _network(
 
 
 def state_of(architecture: Architecture, input_shape: tuple[int, int, int], arrays: Sequence[Array]) -> dict[str, Array]:
-    """The state of `build_classifier`'s network from the arrays of the same network in Keras, in their order.
-
-    Raises:
-        ValueError: the arrays have other shapes than the network's, or there are more or fewer.
-    """
+    """See `Framework`."""
     kinds = [kind for layer in architecture for kind in _weighted(layer)]
     if len(arrays) != sum(len(kind) for kind in kinds):
         raise ValueError(f"`arrays` must be the {sum(map(len, kinds))} of the network, got {len(arrays)}")
