@@ -131,6 +131,18 @@ def check_eps(eps: Any, clip_values: ClipValues) -> float:
     return radius
 
 
+def check_points(classifier: Any, x: Any, y: Any, *, names: tuple[str, str] = ("x", "y")) -> tuple[np.ndarray, np.ndarray]:
+    """Data of an ART classifier: `check_inputs` and `check_labels` with the shape, range and classes that it states.
+
+    Args:
+        names: of x and y, for an error.
+    Returns:
+        Inputs, float32 (n, *input_shape), and class indices, int64 (n,).
+    """
+    inputs = check_inputs(x, input_shape=tuple(classifier.input_shape), clip_values=classifier.clip_values, name=names[0])
+    return inputs, check_labels(y, n=len(inputs), nb_classes=int(classifier.nb_classes), name=names[1])
+
+
 def check_inputs(x: Any, *, input_shape: tuple[int, ...], clip_values: ClipValues, name: str = "x") -> np.ndarray:
     """Inputs as a float32 array of shape (n, *input_shape).
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from art_entropic import intervals
-from art_entropic._validate import check_eps, check_inputs, check_labels, check_logits, positive_int
+from art_entropic._validate import check_eps, check_logits, check_points, positive_int
 from art_entropic.backends.numpy import ops
 from art_entropic.backends.registry import backend_for
 from art_entropic.guards import ROUNDING, check_bounds, check_predictions, some_of
@@ -33,8 +33,7 @@ def certify(classifier: Any, x: np.ndarray, y: np.ndarray, eps: float, *, batch_
     """
     backend = backend_for(classifier)
     eps = check_eps(eps, classifier.clip_values)
-    x = check_inputs(x, input_shape=tuple(classifier.input_shape), clip_values=classifier.clip_values)
-    labels = check_labels(y, n=len(x), nb_classes=classifier.nb_classes)
+    x, labels = check_points(classifier, x, y)
     batch_size = positive_int("batch_size", batch_size)
     check_predictions(backend, x)
     check_logits(backend.logits(some_of(x, 2)), classifier.nb_classes)

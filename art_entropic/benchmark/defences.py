@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from art_entropic._validate import check_eps, check_inputs, check_labels, positive_int
+from art_entropic._validate import check_eps, check_points, positive_int
 from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module, framework_of
 from art_entropic.choosing import smooth_activations
 from art_entropic.evaluation.target import numpy_seeded
@@ -225,8 +225,7 @@ def _named_settings(settings: Mapping[str, Any]) -> dict[str, Setting]:
 
 
 def _checked(estimator: Any, x: Any, y: Any) -> tuple[Array, Array]:
-    x = check_inputs(x, input_shape=tuple(estimator.input_shape), clip_values=estimator.clip_values)
-    labels = check_labels(y, n=len(x), nb_classes=int(estimator.nb_classes))
+    x, labels = check_points(estimator, x, y)
     return x, np.eye(int(estimator.nb_classes), dtype=np.float32)[labels]
 
 

@@ -114,18 +114,10 @@ def _labelled(path: Path, found: dict[str, np.ndarray], names: tuple[str, str], 
 
 
 def checked(arrays: Arrays, estimator: Any) -> Arrays:
-    from art_entropic._validate import check_inputs, check_labels
+    from art_entropic._validate import check_points
 
-    def inputs(name: str) -> np.ndarray:
-        return check_inputs(
-            getattr(arrays, name), input_shape=estimator.input_shape, clip_values=estimator.clip_values, name=name
-        )
-
-    def labels(name: str, n: int) -> np.ndarray:
-        return check_labels(getattr(arrays, name), n=n, nb_classes=estimator.nb_classes, name=name)
-
-    x_train, x_test = inputs("x_train"), inputs("x_test")
-    return Arrays(x_train, labels("y_train", len(x_train)), x_test, labels("y_test", len(x_test)))
+    x_train, y_train = check_points(estimator, arrays.x_train, arrays.y_train, names=("x_train", "y_train"))
+    return Arrays(x_train, y_train, *check_points(estimator, arrays.x_test, arrays.y_test, names=("x_test", "y_test")))
 
 
 def validation_split(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
