@@ -11,8 +11,9 @@ from torch import nn
 
 from art_entropic.backends.curvature import bends
 from art_entropic.backends.registry import backend_for
-from art_entropic.backends.tensorflow import bounds as _tensorflow_bounds
+from art_entropic.backends.tensorflow import rules as _keras_rules
 from art_entropic.backends.torch import bounds as _torch_bounds
+from art_entropic.backends.torch.tensor import name_of
 
 GRID = np.linspace(0.05, 3.0, 400)  # where all of them are defined, and those with a bend at 0 have none
 STEP = GRID[1] - GRID[0]
@@ -31,8 +32,8 @@ def is_curved(f):
 
 
 PYTORCH = {}
-for function in _torch_bounds._NONLINEARITIES - set(_torch_bounds._IN_PLACE):
-    PYTORCH.setdefault(_torch_bounds._name(function), []).append(function)
+for function in _torch_bounds.NONLINEARITIES - set(_torch_bounds.IN_PLACE):
+    PYTORCH.setdefault(name_of(function), []).append(function)
 
 
 @pytest.mark.parametrize("name", sorted(PYTORCH.keys() - {"glu"}))  # which takes two tensors in one
@@ -43,8 +44,8 @@ def test_pytorch_functions_bend_where_their_second_differences_do(name):
 
 
 KERAS = {
-    name: next(getattr(module, name) for module in _tensorflow_bounds._MODULES if name in dir(module))
-    for name in _tensorflow_bounds._FUNCTIONS
+    name: next(getattr(module, name) for module in _keras_rules.MODULES if name in dir(module))
+    for name in _keras_rules.FUNCTIONS
 }
 
 
@@ -57,8 +58,8 @@ def test_keras_activations_bend_where_their_second_differences_do(name):
 def test_every_name_that_bends_is_one_that_has_a_rule():
     from art_entropic.backends.curvature import _CURVED, _PRODUCTS
 
-    torch_names = {_torch_bounds._name(function) for function in _torch_bounds._RULES}
-    keras_names = {*_tensorflow_bounds._LAYERS, *_tensorflow_bounds._OPERATIONS, *(f.__name__ for f in KERAS.values())}
+    torch_names = {name_of(function) for function in _torch_bounds.RULES}
+    keras_names = {*_keras_rules.LAYERS, *_keras_rules.OPERATIONS, *(f.__name__ for f in KERAS.values())}
     assert {name.replace("_", "").lower() for name in torch_names | keras_names} >= (_CURVED - {"swish"}) | _PRODUCTS
 
 

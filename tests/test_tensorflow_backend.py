@@ -23,9 +23,11 @@ from art_entropic.backends.errors import NoIntervalRuleError  # noqa: E402
 from art_entropic.backends.protocol import Batch, Controls  # noqa: E402
 from art_entropic.backends.registry import backend_for  # noqa: E402
 from art_entropic.backends.tensorflow.backend import TensorFlowView  # noqa: E402
-from art_entropic.backends.tensorflow.bounds import _FUNCTIONS, Joint, Walk  # noqa: E402
 from art_entropic.backends.tensorflow.building import build_classifier  # noqa: E402
+from art_entropic.backends.tensorflow.joint import Joint  # noqa: E402
 from art_entropic.backends.tensorflow.ops import ops  # noqa: E402
+from art_entropic.backends.tensorflow.rules import FUNCTIONS  # noqa: E402
+from art_entropic.backends.tensorflow.walk import Walk  # noqa: E402
 from art_entropic.measures import Activation, Coding  # noqa: E402
 from art_entropic.objective import EntropicObjective  # noqa: E402
 from art_entropic.ops import Box  # noqa: E402
@@ -353,7 +355,7 @@ def test_frozen_batch_norm_keeps_its_statistics_in_training() -> None:
         np.testing.assert_array_equal(old, new)
 
 
-ACTIVATIONS = [name for name in _FUNCTIONS if name in dir(keras.activations)]
+ACTIVATIONS = [name for name in FUNCTIONS if name in dir(keras.activations)]
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

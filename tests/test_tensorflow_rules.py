@@ -18,8 +18,9 @@ tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 
 from art_entropic.backends.errors import NoIntervalRuleError  # noqa: E402
-from art_entropic.backends.tensorflow import bounds  # noqa: E402
-from art_entropic.backends.tensorflow.bounds import Joint, Walk  # noqa: E402
+from art_entropic.backends.tensorflow import rules  # noqa: E402
+from art_entropic.backends.tensorflow.joint import Joint, box_of  # noqa: E402
+from art_entropic.backends.tensorflow.walk import Walk, has_graph  # noqa: E402
 from art_entropic.ops import Box  # noqa: E402
 
 L, K = keras.layers, keras.ops
@@ -70,7 +71,7 @@ def assert_sound(model: Any, x: np.ndarray, compiled: Callable[[Any], Any] = lam
     @compiled
     def joint_pass(eps: Any) -> tuple[Any, Any, Any]:
         joint = Walk(training=False).logits(model, Joint(tf.constant(x), Box(x - eps, x + eps), "input"))
-        return joint.value, *bounds.box_of(joint)
+        return joint.value, *box_of(joint)
 
     own = np.asarray(predict(tf.constant(x)))
     radii = np.reshape(np.array([0.05, 0.7], np.float32), (2,) + (1,) * (x.ndim - 1))
@@ -440,10 +441,10 @@ PROVED_OPERATIONS: dict[str, list[Proof]] = {
 PROVED_FUNCTIONS: dict[str, list[Proof]] = {
     name: [
         steep(functools.partial(lambda f, x: L.Activation(f)(x), getattr(module, name)))
-        for module in bounds._MODULES
+        for module in rules.MODULES
         if name in dir(module)
     ]
-    for name in bounds._FUNCTIONS
+    for name in rules.FUNCTIONS
 }
 
 PROVED = {
@@ -483,12 +484,12 @@ def test_boxes_of_compiled_layers_hold_every_point_of_the_ball(case: str) -> Non
 
 
 def test_every_row_of_the_rule_tables_is_proved() -> None:
-    for proved, rules in (
-        (PROVED_LAYERS, {name for name in bounds._LAYERS if hasattr(L, name)}),
-        (PROVED_OPERATIONS, set(bounds._OPERATIONS)),
-        (PROVED_FUNCTIONS, set(bounds._FUNCTIONS)),
+    for proved, names in (
+        (PROVED_LAYERS, {name for name in rules.LAYERS if hasattr(L, name)}),
+        (PROVED_OPERATIONS, set(rules.OPERATIONS)),
+        (PROVED_FUNCTIONS, set(rules.FUNCTIONS)),
     ):
-        assert set(proved) == rules
+        assert set(proved) == names
         assert [name for name, proofs in proved.items() if not proofs] == []
 
 
@@ -664,7 +665,7 @@ def test_statistics_under_a_mask_are_refused_in_training() -> None:
 def assert_inside_once(model: Any, x: np.ndarray) -> None:
     """For a network that knows the length of its batch."""
     joint = walk(model, x)
-    lower, upper = bounds.box_of(joint)
+    lower, upper = box_of(joint)
     np.testing.assert_allclose(joint.value, model(x, training=False), rtol=ROUNDING, atol=ROUNDING)
     for point in points(x, 0.1):
         value = np.asarray(model(point, training=False))
@@ -712,16 +713,16 @@ def test_a_model_computes_in_the_precision_of_its_input() -> None:
 
 def test_a_model_with_other_code_than_its_graph_has_none() -> None:
     model = network(L.Dense(2), VECTOR)
-    assert bounds.has_graph(model)
+    assert has_graph(model)
     model.call = lambda x, training=False: -x
-    assert not bounds.has_graph(model)
+    assert not has_graph(model)
 
     class Own(keras.Model):
         def __call__(self, x: Any, **options: Any) -> Any:
             return -super().__call__(x, **options)
 
     inputs = keras.Input(VECTOR)
-    assert not bounds.has_graph(Own(inputs, L.Dense(2)(inputs)))
+    assert not has_graph(Own(inputs, L.Dense(2)(inputs)))
     outer = network(inner(L.Dense(2)), VECTOR)
     nested = outer.get_layer("inner")
     nested.call = lambda x, training=False: -x
@@ -748,7 +749,7 @@ def test_a_norm_over_axes_of_unknown_length_is_refused_by_name() -> None:
 
 
 def test_a_name_stands_for_one_operation_of_keras() -> None:
-    for name in bounds._OPERATIONS:
+    for name in rules.OPERATIONS:
         classes = {
             kind
             for module in list(sys.modules.values())

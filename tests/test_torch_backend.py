@@ -12,7 +12,7 @@ from torch import nn
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.registry import backend_for
 from art_entropic.backends.torch.backend import TorchBackend
-from art_entropic.backends.torch.bounds import BoundTensor
+from art_entropic.backends.torch.tensor import BoundTensor
 from art_entropic.ops import Box
 
 

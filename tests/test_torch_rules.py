@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from art_entropic.backends.errors import NoIntervalRuleError
-from art_entropic.backends.torch.bounds import _RULES, BoundTensor, Trace
+from art_entropic.backends.torch.bounds import RULES, Trace
+from art_entropic.backends.torch.tensor import BoundTensor
 from art_entropic.ops import Box
 
 RADII, POINTS = (0.0, 0.1, 0.5, 1.0, 3.0), 50  # so 200 points and more of each setting, one in two a corner
@@ -559,7 +560,7 @@ def test_a_new_tensor_filled_with_what_has_bounds_is_refused():
 
 
 def test_every_function_with_a_rule_is_in_this_table():
-    missing = set(_RULES) - {resolved(name) for name in FUNCTIONS} - set(CONSTANTS) - RANDOM
+    missing = set(RULES) - {resolved(name) for name in FUNCTIONS} - set(CONSTANTS) - RANDOM
     assert not missing, sorted(getattr(function, "__qualname__", str(function)) for function in missing)
 
 

@@ -30,9 +30,9 @@ from art_entropic.backends.protocol import (
     OwnLoss,
     Propagation,
 )
-from art_entropic.backends.tensorflow.bounds import Joint, Walk, box_of, has_graph, own_losses, require_graph, straight_relu
 from art_entropic.backends.tensorflow.devices import check_first, own_name
 from art_entropic.backends.tensorflow.generators import generators, kept_generators, seeded, unchanged
+from art_entropic.backends.tensorflow.joint import Joint, box_of
 from art_entropic.backends.tensorflow.network import (
     differentiated,
     named_weights,
@@ -46,6 +46,7 @@ from art_entropic.backends.tensorflow.ops import ops
 from art_entropic.backends.tensorflow.passes import Compute, Inference, TensorFlowStep, compiled, forget_inference, inference_of
 from art_entropic.backends.tensorflow.precision import full_float32
 from art_entropic.backends.tensorflow.replicas import Gradients, Passes, Replicas, check_optimizer, mirrored_strategy
+from art_entropic.backends.tensorflow.walk import Walk, has_graph, own_losses, require_graph, straight_relu
 from art_entropic.ops import Array, Box, concatenated
 
 Standardise = Callable[[tf.Tensor], tf.Tensor]

@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from art_entropic.backends.errors import OutputError
 from art_entropic.backends.protocol import OwnLoss
-from art_entropic.backends.tensorflow.bounds import has_graph
 from art_entropic.backends.tensorflow.replicas import mirrored_strategy
+from art_entropic.backends.tensorflow.walk import has_graph
 
 
 def one_output(outputs: Any) -> tf.Tensor:

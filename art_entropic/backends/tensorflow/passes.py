@@ -10,8 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from art_entropic.backends.protocol import Batch, Controls
-from art_entropic.backends.tensorflow.bounds import Joint, Walk, box_of, require_graph
+from art_entropic.backends.tensorflow.joint import Joint, box_of
 from art_entropic.backends.tensorflow.network import differentiated, one_output
+from art_entropic.backends.tensorflow.walk import Walk, require_graph
 from art_entropic.ops import Box
 
 

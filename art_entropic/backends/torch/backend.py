@@ -32,15 +32,17 @@ from art_entropic.backends.protocol import (
     Propagation,
     Step,
 )
-from art_entropic.backends.torch.bounds import BoundTensor, Recorder, Trace, TwiceDifferentiated, is_out_of_memory, uncompiled
+from art_entropic.backends.torch.bounds import Trace
 from art_entropic.backends.torch.building import ACTIVATIONS
 from art_entropic.backends.torch.devices import (
     free_memory,
     generators,
     is_accelerated,
+    is_out_of_memory,
     kept_generators,
     set_generators,
 )
+from art_entropic.backends.torch.modes import Recorder, TwiceDifferentiated
 from art_entropic.backends.torch.network import (
     as_written,
     check_optimizer,
@@ -51,11 +53,13 @@ from art_entropic.backends.torch.network import (
     remove_softmax,
     twice_differentiable,
     unchanged,
+    uncompiled,
 )
 from art_entropic.backends.torch.ops import ops
 from art_entropic.backends.torch.optimizer import follow, load_optimizer_state, optimizer_state
 from art_entropic.backends.torch.precision import full_float32
 from art_entropic.backends.torch.shares import Shares
+from art_entropic.backends.torch.tensor import BoundTensor
 from art_entropic.ops import Array, Box, concatenated
 
 

@@ -64,3 +64,10 @@ def set_generators(state: Mapping[str, Array], device: torch.device) -> None:
     torch.set_rng_state(torch.as_tensor(np.array(state["generator"])))
     if is_accelerated(device) and "generator/device" in state:
         torch.get_device_module(device).set_rng_state(torch.as_tensor(np.array(state["generator/device"])), device)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory, of the device or of the machine, was too small."""
+    # On the CPU it is a RuntimeError like any other, known by its words alone.
+    told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return told or isinstance(error, (torch.OutOfMemoryError, MemoryError))

@@ -23,6 +23,12 @@ from art_entropic.backends.switches import HeldSwitch
 from art_entropic.backends.torch.devices import kept_generators
 from art_entropic.backends.torch.precision import without_cudnn
 
+
+def uncompiled(name: str) -> str:
+    """The name of a module or a weight without what `torch.compile` adds to it."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
 _locks: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 
 
