@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 LOCK = ".lock"
 
 
@@ -36,8 +38,6 @@ def alone_in(home: Path) -> Iterator[None]:
     Raises:
         ValueError: another run holds it.
     """
-    from filelock import FileLock, Timeout
-
     home.mkdir(parents=True, exist_ok=True)
     lock = FileLock(home / LOCK)
     try:
