@@ -52,6 +52,10 @@ class OutputError(TypeError):
 # Of two ways to compute the same logits, relative to the largest one of the batch. Where the rules are right they agree to the
 # last digits, compiled and fused kernels to about 1e-6.
 SAME_LOGITS = 1e-4
+NOT_DIFFERENTIABLE = (
+    "`classifier` must be differentiable in its input, but no gradient of its logits reaches it, as behind an embedding of "
+    "indices or an operation of whole numbers"
+)
 # Behind the name of a softmax, which has no rule wherever it stands.
 FINAL_SOFTMAX = "bounds need logits: art_entropic.to_logits(classifier) takes a final softmax away"
 

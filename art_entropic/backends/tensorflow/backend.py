@@ -505,24 +505,28 @@ class TensorFlowBackend:
 
     def check_scheduler(self, scheduler: Any, *, validates: bool) -> None:
         if scheduler is not None and not callable(scheduler):
-            raise TypeError(f"`scheduler` must be a callable epoch -> learning rate, got {type(scheduler).__name__}")
+            raise _not_callable(scheduler)
 
     # Keras has no scheduler object that is stepped from outside, and `check_scheduler` lets none pass.
 
     def step_scheduler(self, scheduler: Any, loss: float | None) -> None:
-        raise TypeError(f"`scheduler` must be a callable epoch -> learning rate, got {type(scheduler).__name__}")
+        raise _not_callable(scheduler)
 
     def scheduler_state(self, scheduler: Any) -> dict[str, Any]:
-        raise TypeError(f"`scheduler` must be a callable epoch -> learning rate, got {type(scheduler).__name__}")
+        raise _not_callable(scheduler)
 
     def load_scheduler_state(self, scheduler: Any, state: Mapping[str, Any]) -> None:
-        raise TypeError(f"`scheduler` must be a callable epoch -> learning rate, got {type(scheduler).__name__}")
+        raise _not_callable(scheduler)
 
     def save_weights(self, path: Path) -> None:
         self.model.save_weights(str(path), overwrite=True)
 
     def load_weights(self, path: Path) -> None:
         self.model.load_weights(str(path))
+
+
+def _not_callable(scheduler: Any) -> TypeError:
+    return TypeError(f"`scheduler` must be a callable epoch -> learning rate, got {type(scheduler).__name__}")
 
 
 def _constants(pair: Any) -> tuple[tf.Tensor, tf.Tensor] | None:

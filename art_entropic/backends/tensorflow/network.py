@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from art_entropic.backends.errors import OutputError
+from art_entropic.backends.errors import NOT_DIFFERENTIABLE, OutputError
 from art_entropic.backends.protocol import OwnLoss
 from art_entropic.backends.tensorflow.replicas import mirrored_strategy
 from art_entropic.backends.tensorflow.walk import has_graph
@@ -43,10 +43,7 @@ def differentiated(tape: tf.GradientTape, score: tf.Tensor, x: tf.Tensor) -> tf.
     """
     gradient = tape.gradient(score, x)
     if gradient is None:
-        raise ValueError(
-            "`classifier` must be differentiable in its input, but no gradient of its logits reaches it, as behind an "
-            "embedding of indices or an operation of whole numbers"
-        )
+        raise ValueError(NOT_DIFFERENTIABLE)
     return gradient
 
 

@@ -17,7 +17,7 @@ from art_entropic import intervals
 from art_entropic.backends.architecture import (
     Activation,
 )
-from art_entropic.backends.errors import SAME_LOGITS, NoIntervalRuleError, OutputError, check_joint_pass
+from art_entropic.backends.errors import NOT_DIFFERENTIABLE, SAME_LOGITS, NoIntervalRuleError, OutputError, check_joint_pass
 from art_entropic.backends.preprocessing import standardisation
 from art_entropic.backends.protocol import (
     Activations,
@@ -95,22 +95,15 @@ class TorchView:
                 logits = self._backend.forward(point)
             weights = direction(logits.detach())
             if not logits.requires_grad:
-                raise _not_differentiable()
-            found = torch.autograd.grad((weights * logits).sum(), point, create_graph=self._differentiable, allow_unused=True)
-            (gradient,) = found
+                raise ValueError(NOT_DIFFERENTIABLE)
+            score = (weights * logits).sum()
+            (gradient,) = torch.autograd.grad(score, point, create_graph=self._differentiable, allow_unused=True)
             if gradient is None:
-                raise _not_differentiable()
+                raise ValueError(NOT_DIFFERENTIABLE)
         return logits, gradient
 
     def penalty(self) -> None:
         """PyTorch leaves regularisation to the optimizer and to the loss that a user writes."""
-
-
-def _not_differentiable() -> ValueError:
-    return ValueError(
-        "`classifier` must be differentiable in its input, but no gradient of its logits reaches it, as behind an embedding of "
-        "indices or an operation of whole numbers"
-    )
 
 
 _Scheduler = torch.optim.lr_scheduler.LRScheduler
