@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
+from art_entropic.backends.protocol import Backend
+from art_entropic.files import replacing
 from art_entropic.history import Callback, History
 from art_entropic.ops import Array
 from art_entropic.records import Epoch
 
 CHECKPOINT_SCHEMA = 1
 # What held for checkpoints from before there was a choice, which do not mention it.
-BEFORE = {"label_smoothing": 0.0}
+_BEFORE = {"label_smoothing": 0.0}
 
 
 class Snapshot(NamedTuple):
@@ -56,8 +60,8 @@ class Options:
 
 
 @dataclass
-class Progress:
-    """The part of a retraining that survives an interruption."""
+class Retraining:
+    """What of a retraining survives an interruption."""
 
     history: History
     plan: dict[str, Any]  # what must not change between the two halves
@@ -98,8 +102,29 @@ class _About(msgspec.Struct):
             )
 
 
-def read_checkpoint(path: Path) -> tuple[_About, dict[str, dict[str, Array]]]:
-    """What a checkpoint says of itself, and its arrays by part; no code of the file runs.
+def write_checkpoint(path: Path, retraining: Retraining) -> None:
+    """Write a retraining as it stood after its last finished epoch, whole or not at all. No pickle inside."""
+    last = retraining.last
+    parts = {"weights": last.weights, "optimizer": last.optimizer, "best": retraining.best_weights or {}}
+    arrays = {f"{part}/{name}": array for part, values in parts.items() for name, array in values.items()}
+    history = {**asdict(retraining.history), "epochs": msgspec.to_builtins(retraining.history.epochs)}
+    about = {
+        "schema": CHECKPOINT_SCHEMA,
+        "plan": retraining.plan,
+        "epoch": last.epoch,
+        "history": history,
+        "best_loss": retraining.best_loss,
+        "stale": retraining.stale,
+        "scheduler": last.scheduler,
+    }
+    with replacing(path, path.suffix) as partial, partial.open("wb") as file:
+        np.savez(file, about=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_checkpoint(path: Path) -> Retraining:
+    """The retraining that a checkpoint holds; no code of the file runs.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -122,10 +147,48 @@ def read_checkpoint(path: Path) -> tuple[_About, dict[str, dict[str, Array]]]:
                 if part in parts:
                     parts[part][name] = file[key]
         # Python's JSON knows infinity, which the best loss is before there was one.
-        return msgspec.convert(about, _About), parts
+        return _retraining(msgspec.convert(about, _About), parts)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, json.JSONDecodeError, msgspec.ValidationError) as error:
         raise ValueError(f"{path} is damaged, or no checkpoint of EntropicTrainer: {error}") from error
 
 
-def as_tuple(layers: Any) -> Any:
-    return tuple(layers) if isinstance(layers, list) else layers
+def _retraining(about: _About, parts: Mapping[str, dict[str, Array]]) -> Retraining:
+    return Retraining(
+        history=History(**msgspec.structs.asdict(about.history)),
+        plan=about.plan,
+        last=Snapshot(about.epoch, parts["weights"], parts["optimizer"], about.scheduler),
+        best_weights=parts["best"] or None,
+        best_loss=about.best_loss,
+        stale=about.stale,
+    )
+
+
+def refuse_other_plan(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+    """Refuse to go on with other settings than a retraining began with.
+
+    Raises:
+        ValueError: one differs.
+    """
+    for name, value in now.items():
+        there = saved.get(name, _BEFORE.get(name))
+        if there != value:
+            raise ValueError(f"`{name}` must be as {where}: {there!r}, got {value!r}")
+
+
+def refuse_other_classifier(backend: Backend, saved: Retraining, path: Path) -> None:
+    """Refuse weights of another network and the state of another optimizer; the classifier is then as it was.
+
+    Raises:
+        ValueError: they are not those of this classifier.
+    """
+    here = {name: array.shape for name, array in backend.state().items()}
+    for weights in filter(None, (saved.last.weights, saved.best_weights)):
+        if here != {name: array.shape for name, array in weights.items()}:
+            raise ValueError(f"{path} holds the weights of another network than `classifier`'s")
+    before = backend.optimizer_state()
+    try:
+        backend.load_optimizer_state(saved.last.optimizer)
+    except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+        raise ValueError(f"{path} holds the state of another optimizer than `classifier`'s: {error}") from error
+    finally:
+        backend.load_optimizer_state(before)

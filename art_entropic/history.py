@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from art_entropic.palette import GREY, colours
 from art_entropic.records import Epoch
+from art_entropic.schedule import ControlSchedule
 
 # Of the data, on which the line at the end shows the clean accuracy before and after.
 SHOWN_POINTS = 512
@@ -82,3 +84,32 @@ class History:
         """Epochs that have a term, and its values."""
         sides = [(one.epoch, (one.validation or {}) if validation else one.terms) for one in self.epochs]
         return [epoch for epoch, side in sides if name in side], [side[name] for _, side in sides if name in side]
+
+
+def closing_line(history: History, schedule: ControlSchedule, steps: int, accuracy: tuple[float, float], where: str) -> str:
+    """What became of a retraining in one line, and what to do about what stood in the way.
+
+    Args:
+        steps: of an epoch.
+        accuracy: clean accuracy before and after.
+        where: the points on which it was measured, in words.
+    """
+    before, after = accuracy
+    last, settings = history.epochs[-1], history.settings
+    parts = [
+        f"entropic retraining: {len(history.epochs)} epochs in {history.seconds:.1f} s with measure "
+        f"{settings['measure']!r}; clean accuracy on {where} {100 * before:.1f} % -> {100 * after:.1f} %"
+    ]
+    kept = history.epochs[(history.best_epoch or last.epoch) - 1]
+    share = (kept.validation or kept.terms).get("certified_accuracy")
+    if share is not None:
+        parts[0] += f", certified {100 * share:.1f} % at eps {kept.eps:g}" + ("" if kept.validation else " (training batches)")
+    if not schedule.is_full(last.epoch / settings["nb_epochs"]):
+        parts.append("it ended before eps had its full value: train longer")
+    ramp = schedule.ramp * settings["nb_epochs"] * steps
+    if 0 < ramp < LEAST_RAMP:
+        enough = math.ceil(LEAST_RAMP / (schedule.ramp * steps))
+        parts.append(f"eps grew over {math.ceil(ramp)} steps only, which is steep: take {enough} epochs or more")
+    if last.validation is None:
+        parts.append("the last epoch's weights were kept: give `validation_data` to have the best one chosen")
+    return "; ".join(parts)

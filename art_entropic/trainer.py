@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import secrets
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +34,18 @@ from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.protocol import Backend, Batch, Controls, Step
 from art_entropic.backends.registry import backend_for
 from art_entropic.batches import Arrays, Generated, LabelledBatch, Source
-from art_entropic.checkpoint import BEFORE, CHECKPOINT_SCHEMA, Options, Progress, Snapshot, read_checkpoint
+from art_entropic.checkpoint import (
+    Options,
+    Retraining,
+    Snapshot,
+    read_checkpoint,
+    refuse_other_classifier,
+    refuse_other_plan,
+    write_checkpoint,
+)
 from art_entropic.choosing import AUTOMATIC, measure_for, overflowing_layer
-from art_entropic.files import replacing
 from art_entropic.guards import check_bounds, check_predictions, check_training_bounds
-from art_entropic.history import LEAST_RAMP, SHOWN_POINTS, Callback, History
+from art_entropic.history import SHOWN_POINTS, Callback, History, closing_line
 from art_entropic.measures import Interval, Measure, measure_of
 from art_entropic.objective import EntropicObjective
 from art_entropic.ops import Array
@@ -120,7 +125,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         self._automatic = measure is None
         self._settle(measure_of(AUTOMATIC[0] if measure is None else measure))
         self._verbose = flag("verbose", verbose)
-        self._progress: Progress | None = None
+        self._progress: Retraining | None = None
         self._resuming = False
 
     def __repr__(self) -> str:
@@ -218,28 +223,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         """
         if self._progress is None:
             raise RuntimeError("there is nothing to save before the first epoch of `fit`")
-        progress = self._progress
-        best = progress.best_weights or {}
-        arrays = {
-            **{f"weights/{name}": array for name, array in progress.last.weights.items()},
-            **{f"optimizer/{name}": array for name, array in progress.last.optimizer.items()},
-            **{f"best/{name}": array for name, array in best.items()},
-        }
-        history = {**asdict(progress.history), "epochs": msgspec.to_builtins(progress.history.epochs)}
-        about = {
-            "schema": CHECKPOINT_SCHEMA,
-            "plan": progress.plan,
-            "epoch": progress.last.epoch,
-            "history": history,
-            "best_loss": progress.best_loss,
-            "stale": progress.stale,
-            "scheduler": progress.last.scheduler,
-        }
-        path = file_to_write("path", path)
-        with replacing(path, path.suffix) as partial, partial.open("wb") as file:
-            np.savez(file, about=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
+        write_checkpoint(file_to_write("path", path), self._progress)
 
     def resume(self, path: str | Path) -> None:
         """Load a checkpoint, so that the next `fit` with the same arguments goes on where it stood.
@@ -248,25 +232,16 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             FileNotFoundError: there is no such file.
             ValueError: not a checkpoint of this version, or of another network or other settings.
         """
-        about, parts = read_checkpoint(file_path("path", path))
-        measure = about.plan.get("measure")
+        path = file_path("path", path)
+        saved = read_checkpoint(path)
         if self._automatic:
+            measure = saved.plan.get("measure")
             if measure not in AUTOMATIC:
                 raise ValueError(f"`measure` must be as in the checkpoint {path}: {measure!r}, got None")
             self._settle(measure_of(measure))
-        self._refuse_other(about.plan, self._settings(), str(path))
-        for weights in (parts["weights"], parts["best"] or parts["weights"]):
-            self._refuse_other_network(weights, str(path))
-        self._refuse_other_optimizer(parts["optimizer"], str(path))
-        self._progress = Progress(
-            history=History(**msgspec.structs.asdict(about.history)),
-            plan=about.plan,
-            last=Snapshot(about.epoch, parts["weights"], parts["optimizer"], about.scheduler),
-            best_weights=parts["best"] or None,
-            best_loss=about.best_loss,
-            stale=about.stale,
-        )
-        self._resuming = True
+        refuse_other_plan(saved.plan, self._settings(), f"in the checkpoint {path}")
+        refuse_other_classifier(self._backend, saved, path)
+        self._progress, self._resuming = saved, True
 
     # -- checks
 
@@ -396,27 +371,6 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         # As JSON gives it back.
         return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
-    def _refuse_other(self, saved: Mapping[str, Any], now: Mapping[str, Any], path: str) -> None:
-        for name, value in now.items():
-            there = saved.get(name, BEFORE.get(name))
-            if there != value:
-                raise ValueError(f"`{name}` must be as in the checkpoint {path}: {there!r}, got {value!r}")
-
-    def _refuse_other_network(self, weights: Mapping[str, Array], path: str) -> None:
-        here = self._backend.state()
-        if {n: a.shape for n, a in here.items()} != {n: a.shape for n, a in weights.items()}:
-            raise ValueError(f"{path} holds the weights of another network than `classifier`'s")
-
-    def _refuse_other_optimizer(self, state: Mapping[str, Array], path: str) -> None:
-        """Try a saved state on the optimizer, which is then as it was."""
-        before = self._backend.optimizer_state()
-        try:
-            self._backend.load_optimizer_state(state)
-        except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
-            raise ValueError(f"{path} holds the state of another optimizer than `classifier`'s: {error}") from error
-        finally:
-            self._backend.load_optimizer_state(before)
-
     def _decay_for(self, scheduler: Any) -> float:
         """The share of the retraining over which the learning rate falls; a schedule of the user's own goes before ours.
 
@@ -473,7 +427,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             self._backend.load_state(progress.best_weights)
         if options.verbose:
             where = "validation" if options.validation else "the first training points"
-            told = self._closing_line(progress.history, source, options, before, self._accuracy(*shown), where)
+            told = closing_line(progress.history, self._schedule, source.steps, (before, self._accuracy(*shown)), where)
             print(told, file=sys.stderr)
         return progress.history
 
@@ -482,37 +436,14 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         points, classes = x[:SHOWN_POINTS], labels[:SHOWN_POINTS]
         return float(np.mean(self._backend.logits(points).argmax(axis=1) == classes))
 
-    def _closing_line(self, history: History, source: Source, options: Options, before: float, after: float, where: str) -> str:
-        """What became of the accuracy, and what to do about what stood in the way."""
-        last = history.epochs[-1]
-        parts = [
-            f"entropic retraining: {len(history.epochs)} epochs in {history.seconds:.1f} s with measure "
-            f"{self._measure.name!r}; clean accuracy on {where} {100 * before:.1f} % -> {100 * after:.1f} %"
-        ]
-        kept = history.epochs[(history.best_epoch or last.epoch) - 1]
-        share = (kept.validation or kept.terms).get("certified_accuracy")
-        if share is not None:
-            parts[0] += f", certified {100 * share:.1f} % at eps {kept.eps:g}" + (
-                "" if kept.validation else " (training batches)"
-            )
-        if not self._schedule.is_full(last.epoch / options.nb_epochs):
-            parts.append("it ended before eps had its full value: train longer")
-        ramp = self._schedule.ramp * options.nb_epochs * source.steps
-        if 0 < ramp < LEAST_RAMP:
-            enough = math.ceil(LEAST_RAMP / (self._schedule.ramp * source.steps))
-            parts.append(f"eps grew over {math.ceil(ramp)} steps only, which is steep: take {enough} epochs or more")
-        if options.validation is None:
-            parts.append("the last epoch's weights were kept: give `validation_data` to have the best one chosen")
-        return "; ".join(parts)
-
-    def _begin(self, plan: dict[str, Any], options: Options, reason: str) -> Progress:
+    def _begin(self, plan: dict[str, Any], options: Options, reason: str) -> Retraining:
         if self._resuming and self._progress is not None:
-            self._refuse_other(self._progress.plan, plan, "that is being resumed")
+            refuse_other_plan(self._progress.plan, plan, "in the checkpoint that is being resumed")
             self._resuming = False
             self._backend.load_state(self._progress.last.weights)
             return self._progress
         start = self._snapshot(0, options)
-        self._progress = Progress(History(seed=options.seed, settings={**plan, "reason": reason}), plan, start)
+        self._progress = Retraining(History(seed=options.seed, settings={**plan, "reason": reason}), plan, start)
         return self._progress
 
     def _snapshot(self, epoch: int, options: Options) -> Snapshot:
@@ -520,7 +451,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         state = None if scheduler is None else plain_state(self._backend.scheduler_state(scheduler))
         return Snapshot(epoch, self._backend.state(), self._backend.optimizer_state(), state)
 
-    def _loop(self, progress: Progress, source: Source, options: Options, set_rates: Callable[[float], None]) -> None:
+    def _loop(self, progress: Retraining, source: Source, options: Options, set_rates: Callable[[float], None]) -> None:
         backend, history = self._backend, progress.history
         step = backend.training_step(self._objective)
         whole = replace(self._objective, measure=msgspec.structs.replace(self._measure, read_share=1.0))
@@ -562,7 +493,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
 
     def _epoch(
         self,
-        progress: Progress,
+        progress: Retraining,
         source: Source,
         step: Step,
         epoch: int,
@@ -587,7 +518,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
                 bar.set_postfix(_postfix(epoch, options.nb_epochs, controls, means.values()), refresh=False)
         return means.values()
 
-    def _step(self, step: Step, batch: Batch, controls: Controls, progress: Progress) -> dict[str, float]:
+    def _step(self, step: Step, batch: Batch, controls: Controls, progress: Retraining) -> dict[str, float]:
         try:
             return step(batch, controls)
         except Exception as error:
@@ -616,7 +547,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             means.add(measure(batch, self._schedule.full()), len(batch.x))
         return means.values()
 
-    def _choose(self, progress: Progress, record: Epoch) -> None:
+    def _choose(self, progress: Retraining, record: Epoch) -> None:
         """Keep the weights of the epoch with the lowest validation loss, once the schedule is at full strength."""
         history = progress.history
         if record.validation is None or not self._schedule.is_full(record.epoch / history.settings["nb_epochs"]):
