@@ -28,6 +28,7 @@ from art_entropic.benchmark.plan import BenchmarkPlan, Variant, default_folder, 
 from art_entropic.benchmark.problems import PROBLEMS
 from art_entropic.benchmark.provenance import Stopwatch
 from art_entropic.benchmark.run import cell_status, run_benchmark
+from art_entropic.benchmark.upgrade import upgrade
 from art_entropic.cli.main import main
 from art_entropic.fields import field_specs
 from art_entropic.files import replacing
@@ -589,7 +590,7 @@ def test_information_is_read_once_from_the_first_seed(world: World, tmp_path: Pa
         rows = (ProfileRow(model="natural", measure="label", value=1.0),)
         return SimpleNamespace(n=len(x), resolution=0.1, copies=16, notes=(), rows=rows, seconds=0.1)
 
-    monkeypatch.setattr("art_entropic.analysis.profile.information_profile", information_profile)
+    monkeypatch.setattr("art_entropic.benchmark.runner.information_profile", information_profile)
     plan = msgspec.structs.replace(SMALL, profile=True, seeds=(3, 4), defences=("entropic", "madry_pgd", "fbf"))
     results = tmp_path / "results.jsonl"
     records = run_benchmark(plan, tmp_path / "here", results=results, verbose=False)
@@ -1207,3 +1208,34 @@ def test_a_run_killed_between_shards_does_none_of_the_finished_ones_again(tmp_pa
     assert killed.returncode < 0
     last = subprocess.run([*command, "0"], capture_output=True, text=True, check=True)
     assert last.stdout.strip() == f"[(6, 9), (9, 10)] {pack(np.arange(10) % 3 == 0)}"
+
+
+def as_schema_1(line: bytes) -> dict[str, Any]:
+    """A record with keys that nobody can make any more."""
+    record: dict[str, Any] = json.loads(line)
+    keys = {name: f"old-{record[name]}" for name in ("key", "training_key", "evaluation_key") if record.get(name)}
+    return {**record, **keys, "schema": 1}
+
+
+def test_records_of_schema_1_are_refused_with_the_command_that_rewrites_them(world: World, tmp_path: Path) -> None:
+    run(tmp_path, msgspec.structs.replace(SMALL, checks=True, eps=8 / 255, first_example=2))
+    path = tmp_path / "records.jsonl"
+    now = path.read_bytes()
+    old = [as_schema_1(line) for line in now.splitlines()]
+    path.write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in old))
+    command = f"python -m art_entropic.benchmark.upgrade {path} rewrites it"
+    with pytest.raises(ValueError, match=re.escape(f"{path}:1: record of schema 1, this version reads schema 2: {command}")):
+        list(read_records(path))
+    assert upgrade(path) == len(old)
+    assert path.read_bytes() == now
+    assert upgrade(path) == 0
+
+
+def test_records_that_no_plan_explains_are_left_as_they_were(world: World, tmp_path: Path) -> None:
+    run(tmp_path, ABLATION)  # whose command is a line of Python
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b"".join(msgspec.json.encode(as_schema_1(line)) + b"\n" for line in path.read_bytes().splitlines()))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="a record must come from `art-entropic benchmark` to be rewritten, got 'python -c "):
+        upgrade(path)
+    assert path.read_bytes() == before

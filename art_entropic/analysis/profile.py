@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from art_entropic._validate import (
@@ -116,8 +117,6 @@ class InformationProfile:
 
     def summary(self) -> dict[str, Any]:
         """Everything but what was found of each point, as plain values for `json.dump`."""
-        import msgspec
-
         names = ("models", "eps", "resolution", "n", "copies", "notes", "seconds", "rows")
         return {name: msgspec.to_builtins(getattr(self, name)) for name in names}
 

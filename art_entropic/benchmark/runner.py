@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from art_entropic.analysis.profile import information_profile
 from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module, resolve_device
 from art_entropic.benchmark.cells import (
     N_GALLERY,
@@ -151,8 +152,6 @@ class Runner:
         return Done(found, f"{profile.title}: {found.seconds:.1f} s")
 
     def _profile(self, profile: Profile, classifiers: Mapping[Job, Any]) -> ProfileRecord:
-        from art_entropic.analysis.profile import information_profile
-
         x, y = self._test_points(profile.jobs[0])
         found = information_profile(
             {job.defence: classifier for job, classifier in classifiers.items()},

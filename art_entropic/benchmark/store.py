@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from art_entropic.benchmark.cells import Job, Profile, Shard
 from art_entropic.files import write_whole
 from art_entropic.records import (
@@ -27,15 +29,11 @@ from art_entropic.records import (
 
 def write_results(path: Path, records: Iterable[AnyRecord]) -> None:
     """Replace a file of records by these, without what only the folder of the run is for: pictures, names of weights."""
-    import msgspec
-
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, b"".join(msgspec.json.encode(as_published(record)) + b"\n" for record in records))
 
 
 def as_published(record: AnyRecord) -> AnyRecord:
-    import msgspec
-
     if isinstance(record, TrainingRecord):
         return msgspec.structs.replace(record, weights=None)
     if isinstance(record, EvaluationRecord):
@@ -147,8 +145,6 @@ class Store:
 
     def retitle(self, jobs: Sequence[Job], title: str | None) -> None:
         """Append again what has another name by now: of the table, or of a variant."""
-        import msgspec
-
         for job in jobs:
             training = self.training(job.training_key)
             if training is not None and training.settings.get(TITLE) != title:
