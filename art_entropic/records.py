@@ -382,7 +382,7 @@ def read_records(path: Path) -> Iterator[AnyRecord]:
             raise ValueError(f"{path}:{number}: not a record: {error}") from error
 
 
-class Ground(NamedTuple):
+class ComparisonKey(NamedTuple):
     """What all rows of a comparison share."""
 
     problem: str
@@ -392,7 +392,7 @@ class Ground(NamedTuple):
     norm: str
 
 
-class Seat(NamedTuple):
+class CellKey(NamedTuple):
     """The place of a cell in its comparison."""
 
     framework: str
@@ -401,11 +401,11 @@ class Seat(NamedTuple):
     seed: int
 
 
-def ground_of(record: Cell) -> Ground:
+def comparison_of(record: Cell) -> ComparisonKey:
     """The comparison that a record belongs to."""
-    return Ground(record.problem, record.network, record.n_train_limit, record.eps, record.norm)
+    return ComparisonKey(record.problem, record.network, record.n_train_limit, record.eps, record.norm)
 
 
-def seat_of(record: Cell) -> Seat:
+def cell_of(record: Cell) -> CellKey:
     """Its place there."""
-    return Seat(record.framework, record.defence, record.variant, record.seed)
+    return CellKey(record.framework, record.defence, record.variant, record.seed)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from art_entropic.evaluation.compare import points_in
-from art_entropic.records import Accuracy, AnyRecord, EvaluationRecord, ground_of, seat_of
+from art_entropic.records import Accuracy, AnyRecord, EvaluationRecord, cell_of, comparison_of
 from art_entropic.statistics import Difference, paired_difference
 
 
@@ -77,7 +77,7 @@ def compare_runs(old: Iterable[AnyRecord], new: Iterable[AnyRecord]) -> Changes:
 def _by_cell(records: Iterable[AnyRecord]) -> dict[tuple[Any, ...], EvaluationRecord]:
     """The last evaluation of each cell."""
     return {
-        (ground_of(one), seat_of(one), one.battery, one.first_example, one.clean.n, one.provenance.data_sha256): one
+        (comparison_of(one), cell_of(one), one.battery, one.first_example, one.clean.n, one.provenance.data_sha256): one
         for one in records
         if isinstance(one, EvaluationRecord)
     }

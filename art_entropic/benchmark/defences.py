@@ -77,7 +77,7 @@ class Trained(NamedTuple):
     passes: Passes
 
 
-class Plan(NamedTuple):
+class Conditions(NamedTuple):
     """What every defence is given, checked."""
 
     eps: float
@@ -89,10 +89,10 @@ class Plan(NamedTuple):
     measure: Measure | None
 
 
-class Training(Protocol):
+class TrainingFunction(Protocol):
     """Trains the estimator on x (n, ...) and one-hot y (n, nb_classes), both float32."""
 
-    def __call__(self, estimator: Any, x: Array, y: Array, plan: Plan) -> Outcome: ...
+    def __call__(self, estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome: ...
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Defence:
     """
 
     title: str
-    run: Training
+    run: TrainingFunction
     obstacles: dict[str, str]
     source: str
     passes: Passes | None = None
@@ -169,7 +169,7 @@ class Defence:
         reason = self.unavailable(framework_of(estimator))
         if reason is not None:
             raise ValueError(f"`defence` must run on {FRAMEWORKS[framework_of(estimator)].title}, got {self.title}: {reason}")
-        plan = Plan(
+        given = Conditions(
             eps=check_eps(eps, estimator.clip_values),
             nb_epochs=positive_int("nb_epochs", nb_epochs),
             batch_size=positive_int("batch_size", batch_size),
@@ -184,9 +184,9 @@ class Defence:
         self.adapt_network(estimator)
         backend.learning_rate = learning_rate
         with numpy_seeded(seed), backend.training(seed):
-            outcome = self.run(estimator, x, y, plan)
+            outcome = self.run(estimator, x, y, given)
         history, settings = list(outcome.history), _named_settings(outcome.settings)
-        return Trained(estimator, outcome.notes, history, settings, self._all_passes(outcome, len(x), plan))
+        return Trained(estimator, outcome.notes, history, settings, self._all_passes(outcome, len(x), given))
 
     def _check_class(self, measure: Measure | None) -> None:
         if measure is None:
@@ -208,10 +208,10 @@ class Defence:
         EntropicTrainer(estimator, eps, measure, verbose=False)
         check_layer_names(measure.layers_read, backend_for(estimator).layer_names())
 
-    def _all_passes(self, outcome: Outcome, n: int, plan: Plan) -> Passes:
+    def _all_passes(self, outcome: Outcome, n: int, given: Conditions) -> Passes:
         # An early stop leaves epochs out; a trainer without a history runs them all.
-        epochs = len(outcome.history) or plan.nb_epochs
-        steps = epochs * math.ceil(n / plan.batch_size)
+        epochs = len(outcome.history) or given.nb_epochs
+        steps = epochs * math.ceil(n / given.batch_size)
         if self.passes is not None:
             return self.passes.times(steps)
         # One of each is the natural one, of the whole batch.
@@ -229,72 +229,72 @@ def _checked(estimator: Any, x: Any, y: Any) -> tuple[Array, Array]:
     return x, np.eye(int(estimator.nb_classes), dtype=np.float32)[labels]
 
 
-def _natural(estimator: Any, x: Array, y: Array, plan: Plan) -> Outcome:
-    with _trainee(estimator, len(x), plan) as (twin, _):
-        twin.fit(x, y, batch_size=plan.batch_size, nb_epochs=plan.nb_epochs, verbose=plan.verbose)
+def _natural(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
+    with _trainee(estimator, len(x), given) as (twin, _):
+        twin.fit(x, y, batch_size=given.batch_size, nb_epochs=given.nb_epochs, verbose=given.verbose)
     return Outcome((_LAST_EPOCH,))
 
 
-def _uniform_noise(estimator: Any, x: Array, y: Array, plan: Plan) -> Outcome:
-    with _trainee(estimator, len(x), plan) as (twin, _):
-        for epoch in range(plan.nb_epochs):
+def _uniform_noise(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
+    with _trainee(estimator, len(x), given) as (twin, _):
+        for epoch in range(given.nb_epochs):
             # In place: a data set can be large.
-            noisy = np.random.default_rng([plan.seed, epoch]).random(x.shape, np.float32)
+            noisy = np.random.default_rng([given.seed, epoch]).random(x.shape, np.float32)
             noisy -= 0.5
-            noisy *= 2 * plan.eps
+            noisy *= 2 * given.eps
             noisy += x
             if estimator.clip_values is not None:
                 low, high = estimator.clip_values
                 noisy.clip(low, high, out=noisy)
-            twin.fit(noisy, y, batch_size=plan.batch_size, nb_epochs=1, verbose=plan.verbose)
+            twin.fit(noisy, y, batch_size=given.batch_size, nb_epochs=1, verbose=given.verbose)
     return Outcome((_LAST_EPOCH,))
 
 
-def _entropic(estimator: Any, x: Array, y: Array, plan: Plan) -> Outcome:
+def _entropic(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
     from art_entropic.trainer import EntropicTrainer
 
-    history = EntropicTrainer(estimator, plan.eps, plan.measure, verbose=plan.verbose).fit(
+    history = EntropicTrainer(estimator, given.eps, given.measure, verbose=given.verbose).fit(
         x,
         y,
-        batch_size=plan.batch_size,
-        nb_epochs=plan.nb_epochs,
-        validation_data=plan.validation_data,
-        seed=plan.seed,
+        batch_size=given.batch_size,
+        nb_epochs=given.nb_epochs,
+        validation_data=given.validation_data,
+        seed=given.seed,
     )
-    chosen = () if plan.validation_data is None else (f"epoch {history.best_epoch} was chosen on the held-out points",)
+    chosen = () if given.validation_data is None else (f"epoch {history.best_epoch} was chosen on the held-out points",)
     return Outcome(chosen, tuple(history.epochs), history.settings)
 
 
-def _madry_pgd(estimator: Any, x: Array, y: Array, plan: Plan) -> Outcome:
+def _madry_pgd(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
     from art.defences.trainer import AdversarialTrainerMadryPGD
 
-    with _trainee(estimator, len(x), plan) as (twin, course):
+    with _trainee(estimator, len(x), given) as (twin, course):
         trainer = AdversarialTrainerMadryPGD(
             twin,
-            nb_epochs=plan.nb_epochs,
-            batch_size=plan.batch_size,
-            eps=plan.eps,
-            eps_step=pgd_step(plan.eps),
+            nb_epochs=given.nb_epochs,
+            batch_size=given.batch_size,
+            eps=given.eps,
+            eps_step=pgd_step(given.eps),
             max_iter=PGD_STEPS,
             num_random_init=1,
         )
         # ART's trainer leaves its attack at batches of 32, whatever the training's batch size.
-        trainer.attack.set_params(batch_size=plan.batch_size)
+        trainer.attack.set_params(batch_size=given.batch_size)
         course.begin(_radius_of(trainer.attack))
-        with _art_bars("adversarial_trainer", plan.verbose), _uncounted(trainer.attack):
+        with _art_bars("adversarial_trainer", given.verbose), _uncounted(trainer.attack):
             trainer.fit(x, y)
     told = f"PGD with {PGD_STEPS} steps of eps/4, the paper's number for CIFAR-10 (40 steps on MNIST)"
     return Outcome((told, _RAMPED, _UNCOUNTED, *twin.remarks, _LAST_EPOCH))
 
 
-def _fbf(estimator: Any, x: Array, y: Array, plan: Plan) -> Outcome:
+def _fbf(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
     from art.defences.trainer import AdversarialTrainerFBFPyTorch
 
-    with _trainee(estimator, len(x), plan) as (twin, course):
-        trainer = AdversarialTrainerFBFPyTorch(twin, eps=plan.eps)
+    with _trainee(estimator, len(x), given) as (twin, course):
+        trainer = AdversarialTrainerFBFPyTorch(twin, eps=given.eps)
         course.begin(partial(setattr, trainer, "_eps"))
-        with _art_bars("adversarial_trainer_fbf_pytorch", plan.verbose):
-            trainer.fit(x, y, batch_size=plan.batch_size, nb_epochs=plan.nb_epochs)
+        with _art_bars("adversarial_trainer_fbf_pytorch", given.verbose):
+            trainer.fit(x, y, batch_size=given.batch_size, nb_epochs=given.nb_epochs)
     return Outcome(
         (
             "the shared learning rate in place of ART's own schedule (up to 0.21, for SGD)",
@@ -306,26 +306,26 @@ def _fbf(estimator: Any, x: Array, y: Array, plan: Plan) -> Outcome:
     )
 
 
-def _trades(estimator: Any, x: Array, y: Array, plan: Plan) -> Outcome:
+def _trades(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
     from art.attacks.evasion import ProjectedGradientDescent
     from art.defences.trainer import AdversarialTrainerTRADESPyTorch
 
-    with _trainee(estimator, len(x), plan) as (twin, course):
+    with _trainee(estimator, len(x), given) as (twin, course):
         attack = ProjectedGradientDescent(
             twin,
-            eps=plan.eps,
-            eps_step=pgd_step(plan.eps),
+            eps=given.eps,
+            eps_step=pgd_step(given.eps),
             max_iter=PGD_STEPS,
             num_random_init=1,
-            batch_size=plan.batch_size,
+            batch_size=given.batch_size,
             verbose=False,
         )
         colour = estimator.input_shape[0 if estimator.channels_first else -1] == 3
         beta = TRADES_BETA_COLOUR if colour else TRADES_BETA_GREY
         trainer = AdversarialTrainerTRADESPyTorch(twin, attack, beta=beta)
         course.begin(_radius_of(attack))
-        with _art_bars("adversarial_trainer_trades_pytorch", plan.verbose), _uncounted(attack):
-            trainer.fit(x, y, batch_size=plan.batch_size, nb_epochs=plan.nb_epochs)
+        with _art_bars("adversarial_trainer_trades_pytorch", given.verbose), _uncounted(attack):
+            trainer.fit(x, y, batch_size=given.batch_size, nb_epochs=given.nb_epochs)
     return Outcome(
         (
             f"beta {beta:g}, PGD with {PGD_STEPS} steps of eps/4",
@@ -362,11 +362,11 @@ def _radius_of(attack: Any) -> Callable[[float], Any]:
 
 
 @contextlib.contextmanager
-def _trainee(estimator: Any, n: int, plan: Plan) -> Iterator[tuple[Any, _Course]]:
+def _trainee(estimator: Any, n: int, given: Conditions) -> Iterator[tuple[Any, _Course]]:
     """The estimator as ART's trainers take it; its learning rate falls and its radius grows as those of EntropicTrainer do."""
     module = framework_module(framework_of(estimator))
-    twin, course = module.for_art_trainers(estimator), _Course(plan.eps)
-    steps, taken = plan.nb_epochs * math.ceil(n / plan.batch_size), itertools.count()
+    twin, course = module.for_art_trainers(estimator), _Course(given.eps)
+    steps, taken = given.nb_epochs * math.ceil(n / given.batch_size), itertools.count()
     with falling_rate(backend_for(estimator), DECAY) as set_rates:
 
         def before_step() -> None:

@@ -20,10 +20,10 @@ from art_entropic.records import (
     ShardRecord,
     TrainingRecord,
     append_record,
-    ground_of,
+    cell_of,
+    comparison_of,
     read_records,
     read_shard,
-    seat_of,
 )
 
 
@@ -160,7 +160,9 @@ class Store:
         """
         wanted = set(evaluation_keys)
         evaluations = [record for record in self._records.values() if isinstance(record, EvaluationRecord)]
-        latest = {(ground_of(one), seat_of(one), one.battery, one.clean.n, one.first_example): one.key for one in evaluations}
+        latest = {
+            (comparison_of(one), cell_of(one), one.battery, one.clean.n, one.first_example): one.key for one in evaluations
+        }
         overtaken = [key for key in self._records if key in wanted and key not in latest.values()]
         for key in overtaken:
             self.append(self._records[key])

@@ -10,7 +10,7 @@ from art_entropic.analysis.figures import plot_layers
 from art_entropic.analysis.readings import PROFILE_MEASURES
 from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.benchmark.defences import DEFENCES
-from art_entropic.records import AnyRecord, Ground, ProfileRecord, ProfileRow, ground_of
+from art_entropic.records import AnyRecord, ComparisonKey, ProfileRecord, ProfileRow, comparison_of
 from art_entropic.report.figures import Figure, axes_of, inline_svg
 from art_entropic.report.sections import INK, Section, colour, title_of
 from art_entropic.report.table import NOTHING, Table, table_of
@@ -28,18 +28,18 @@ class LayerSection:
 
 
 def information(section: Section, records: Iterable[AnyRecord], *, salt: str, drawing: bool) -> list[LayerSection]:
-    """The latest profile of each framework on the ground of a section.
+    """The latest profile of each framework on the comparison of a section.
 
     Args:
         salt: makes the SVG identifiers of several sections on one page differ.
         drawing: whether there is matplotlib.
     """
-    ground = Ground(section.problem, section.network, section.n_train_limit, section.eps, section.norm)
+    comparison = ComparisonKey(section.problem, section.network, section.n_train_limit, section.eps, section.norm)
     latest = {
         record.framework: record
         for record in records
         if isinstance(record, ProfileRecord)
-        and (ground_of(record), record.first_example) == (ground, section.first_example)
+        and (comparison_of(record), record.first_example) == (comparison, section.first_example)
         and record.n <= section.n
     }
     return [

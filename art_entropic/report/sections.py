@@ -19,16 +19,16 @@ from art_entropic.records import (
     Accuracy,
     AnyRecord,
     AttackOutcome,
+    CellKey,
     CheckOutcome,
     ChecksRecord,
+    ComparisonKey,
     EvaluationRecord,
-    Ground,
     MeasurementRecord,
     ProfileRecord,
-    Seat,
     TrainingRecord,
-    ground_of,
-    seat_of,
+    cell_of,
+    comparison_of,
     unpack,
 )
 from art_entropic.statistics import Difference, paired_difference
@@ -259,11 +259,11 @@ def sections(records: Iterable[AnyRecord]) -> list[Section]:
     """Records -> comparisons, in the order of their first appearance.
 
     Evaluations belong together where problem, network, training points, eps, norm, battery and test points agree. A
-    training that has no evaluation (unavailable, diverged, interrupted) shows in every comparison on its ground.
+    training that has no evaluation (unavailable, diverged, interrupted) shows in every section of its comparison.
     """
     trainings: dict[str, TrainingRecord] = {}
-    latest: dict[Ground, dict[Seat, TrainingRecord]] = {}
-    evaluations: dict[tuple[Ground, str | None, int, int], dict[Seat, EvaluationRecord]] = {}
+    latest: dict[ComparisonKey, dict[CellKey, TrainingRecord]] = {}
+    evaluations: dict[tuple[ComparisonKey, str | None, int, int], dict[CellKey, EvaluationRecord]] = {}
     checks: dict[str, ChecksRecord] = {}
     for record in records:
         if isinstance(record, (MeasurementRecord, ProfileRecord)):
@@ -271,46 +271,46 @@ def sections(records: Iterable[AnyRecord]) -> list[Section]:
         if isinstance(record, ChecksRecord):
             checks[record.evaluation_key] = record
             continue
-        ground, seat = ground_of(record), seat_of(record)
+        comparison, cell = comparison_of(record), cell_of(record)
         if isinstance(record, TrainingRecord):
             trainings[record.key] = record
-            latest.setdefault(ground, {})[seat] = record
+            latest.setdefault(comparison, {})[cell] = record
         else:
             points = record.clean.n, record.first_example
-            evaluations.setdefault((ground, record.battery, *points), {})[seat] = record
-    attacked = {ground for ground, *_ in evaluations}
-    for ground in latest:
-        if ground not in attacked:
-            evaluations[(ground, None, 0, 0)] = {}
+            evaluations.setdefault((comparison, record.battery, *points), {})[cell] = record
+    attacked = {comparison for comparison, *_ in evaluations}
+    for comparison in latest:
+        if comparison not in attacked:
+            evaluations[(comparison, None, 0, 0)] = {}
     return [
-        _section(ground, battery, n, first, tests, latest.get(ground, {}), trainings, checks)
-        for (ground, battery, n, first), tests in evaluations.items()
+        _section(comparison, battery, n, first, tests, latest.get(comparison, {}), trainings, checks)
+        for (comparison, battery, n, first), tests in evaluations.items()
     ]
 
 
 def _section(
-    ground: Ground,
+    comparison: ComparisonKey,
     battery: str | None,
     n: int,
     first_example: int,
-    evaluations: dict[Seat, EvaluationRecord],
-    latest: dict[Seat, TrainingRecord],
+    evaluations: dict[CellKey, EvaluationRecord],
+    latest: dict[CellKey, TrainingRecord],
     by_key: dict[str, TrainingRecord],
     checks: dict[str, ChecksRecord],
 ) -> Section:
     trained = dict(latest)
-    for seat, evaluation in evaluations.items():
+    for cell, evaluation in evaluations.items():
         training = by_key.get(evaluation.training_key)
         if training is not None:
-            trained[seat] = training
-    seats = dict.fromkeys([*trained, *evaluations])
-    variants = list(dict.fromkeys(seat.variant for seat in seats))
-    places = {(rank(FRAMEWORKS, s.framework), rank(DEFENCES, s.defence), variants.index(s.variant), s[:3]) for s in seats}
-    seeds = tuple(sorted({seat.seed for seat in seats}))
+            trained[cell] = training
+    cells = dict.fromkeys([*trained, *evaluations])
+    variants = list(dict.fromkeys(cell.variant for cell in cells))
+    places = {(rank(FRAMEWORKS, s.framework), rank(DEFENCES, s.defence), variants.index(s.variant), s[:3]) for s in cells}
+    seeds = tuple(sorted({cell.seed for cell in cells}))
     rows = [_row(*place, seeds, trained, evaluations, checks) for *_, place in sorted(places)]
     names = {training.settings.get(TITLE) for training in trained.values()}
     name = str(names.pop()) if len(names) == 1 and None not in names else None
-    return Section(*ground, battery=battery, n=n, first_example=first_example, seeds=seeds, rows=_coloured(rows), name=name)
+    return Section(*comparison, battery=battery, n=n, first_example=first_example, seeds=seeds, rows=_coloured(rows), name=name)
 
 
 def _coloured(rows: Sequence[ComparisonRow]) -> tuple[ComparisonRow, ...]:
@@ -327,15 +327,15 @@ def _row(
     defence: str,
     variant: str,
     seeds: Sequence[int],
-    trained: dict[Seat, TrainingRecord],
-    evaluations: dict[Seat, EvaluationRecord],
+    trained: dict[CellKey, TrainingRecord],
+    evaluations: dict[CellKey, EvaluationRecord],
     checks: dict[str, ChecksRecord],
 ) -> ComparisonRow:
-    seats = [Seat(framework, defence, variant, seed) for seed in seeds]
-    runs = [trained[seat] for seat in seats if seat in trained]
-    tests = [evaluations[seat] for seat in seats if seat in evaluations]
+    cells = [CellKey(framework, defence, variant, seed) for seed in seeds]
+    runs = [trained[cell] for cell in cells if cell in trained]
+    tests = [evaluations[cell] for cell in cells if cell in evaluations]
     done = [run for run in runs if run.status == "done"]
-    starts = [trained.get(Seat(framework, NATURAL, "", seed)) for seed in seeds]
+    starts = [trained.get(CellKey(framework, NATURAL, "", seed)) for seed in seeds]
     natural = [run for run in starts if run is not None and run.status == "done"]
     seconds = _mean([run.seconds for run in done])
     base = _mean([run.seconds for run in natural if run.seed in {one.seed for one in done}])

@@ -45,7 +45,7 @@ from art_entropic.backends.tensorflow.network import (
 from art_entropic.backends.tensorflow.ops import ops
 from art_entropic.backends.tensorflow.passes import Compute, Inference, TensorFlowStep, compiled, forget_inference, inference_of
 from art_entropic.backends.tensorflow.precision import full_float32
-from art_entropic.backends.tensorflow.replicas import Gradients, Passes, Replicas, check_optimizer, mirrored_strategy
+from art_entropic.backends.tensorflow.replicas import GradientPasses, Gradients, Replicas, check_optimizer, mirrored_strategy
 from art_entropic.backends.tensorflow.walk import Walk, has_graph, own_losses, require_graph, straight_relu
 from art_entropic.ops import Array, Box, concatenated
 
@@ -418,7 +418,7 @@ class TensorFlowBackend:
 
         return self._step(compute)
 
-    def _gradients_of(self, objective: Objective) -> Passes:
+    def _gradients_of(self, objective: Objective) -> GradientPasses:
         variables = self.model.trainable_variables
 
         def passes(batch: Batch, controls: Controls, weight: tf.Tensor | None) -> tuple[dict[str, tf.Tensor], Gradients]:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from art_entropic.backends.protocol import Batch, Controls
 
 Gradients = list[tf.Tensor | None]
-Passes = Callable[[Batch, Controls, tf.Tensor | None], tuple[dict[str, tf.Tensor], Gradients]]
+GradientPasses = Callable[[Batch, Controls, tf.Tensor | None], tuple[dict[str, tf.Tensor], Gradients]]
 
 
 def _strategy_of(variable: Any) -> Any:
@@ -74,7 +74,7 @@ class Replicas:
         self.size = 1 if self._strategy is None else self._strategy.num_replicas_in_sync
 
     def run(
-        self, passes: Passes, batch: Batch, controls: Controls, statistics: Sequence[Any]
+        self, passes: GradientPasses, batch: Batch, controls: Controls, statistics: Sequence[Any]
     ) -> tuple[dict[str, tf.Tensor], Gradients]:
         """Terms and gradients of the whole batch; the statistics end where the shares move them on average.
 
