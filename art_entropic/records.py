@@ -13,7 +13,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -168,13 +168,17 @@ class Findings(Record, frozen=True, kw_only=True):
     clean: Accuracy
     robust: Accuracy
     certified: Accuracy | None = None
-    certified_reason: str | None = None
+    certified_reason: str | None = None  # why there is no certificate
     attacks: list[AttackOutcome]
     distances: list[list[float]]  # for each of `attacks`, of the adversarial examples that it found: a median needs them all
     curve: list[CurvePoint] = []
     points: PointsRecord
     examples: list[AttackedExample] = []
     seconds: float
+
+    def recorded(self) -> dict[str, Any]:
+        """The fields that an `EvaluationRecord` repeats, since a struct has one base: all but the distances."""
+        return {name: getattr(self, name) for name in Findings.__struct_fields__ if name != "distances"}
 
 
 class ShardRecord(Record, frozen=True, kw_only=True):
@@ -223,7 +227,7 @@ class TrainingRecord(Cell, frozen=True, kw_only=True, tag="training", tag_field=
 
 
 class EvaluationRecord(Cell, frozen=True, kw_only=True, tag="evaluation", tag_field="kind"):
-    """One trained network under one battery of attacks."""
+    """One trained network under one battery of attacks: `Findings`, laid flat."""
 
     training_key: str = ""  # key of the training whose network was attacked
     first_example: int = 0  # number of the first test point; the others follow it

@@ -1,4 +1,5 @@
 import re
+import typing
 
 import msgspec
 import numpy as np
@@ -13,7 +14,16 @@ from art_entropic.evaluation.attacks import ATTACKS, BATTERIES, Attack
 from art_entropic.evaluation.evaluate import evaluate
 from art_entropic.evaluation.joining import join_findings
 from art_entropic.evaluation.target import Target
-from art_entropic.records import AttackedExample, AttackOutcome, CurvePoint, Findings, PointsRecord, pack, unpack
+from art_entropic.records import (
+    AttackedExample,
+    AttackOutcome,
+    CurvePoint,
+    EvaluationRecord,
+    Findings,
+    PointsRecord,
+    pack,
+    unpack,
+)
 from art_entropic.statistics import accuracy
 
 QUIET = dict(checks=False, verbose=False)
@@ -142,7 +152,7 @@ def test_real_evaluation_is_coherent_and_repeatable(framework, make_classifier, 
     shares = [point.robust.correct for point in result.curve]
     assert shares[0] == 36 and shares == sorted(shares, reverse=True)
     np.testing.assert_array_equal(result.survived, ~np.any(list(result.broken_by.values()), axis=0) & result.clean_correct)
-    bits = result.points_record()
+    bits = result.points
     for text, expected in [
         (bits.clean, result.clean_correct),
         (bits.robust, result.survived),
@@ -388,6 +398,13 @@ def test_findings_of_other_evaluations_are_not_joined():
             join_findings([one, other], N_GALLERY)
     with pytest.raises(ValueError, match="at least one set of points, got none"):
         join_findings([], N_GALLERY)
+
+
+def test_a_record_has_each_finding_but_the_distances():
+    found, recorded = (typing.get_type_hints(kind) for kind in (Findings, EvaluationRecord))
+    found["points"] |= None  # not known of records from before they were kept
+    del found["distances"]
+    assert {name: recorded[name] for name in found} == found
 
 
 def test_findings_hold_the_distances_behind_each_median_seed_by_seed(framework, make_classifier, bright, battery):

@@ -324,22 +324,15 @@ class Runner:
 
     def _evaluation(self, job: Job, findings: Findings, made: Provenance) -> EvaluationRecord:
         first = self.plan.first_example
+        examples = [msgspec.structs.replace(example, index=first + example.index) for example in findings.examples]
         return EvaluationRecord(
             key=job.evaluation_key,
             training_key=job.training_key,
             first_example=first,
             battery=self.plan.battery,
-            clean=findings.clean,
-            robust=findings.robust,
-            certified=findings.certified,
-            certified_reason=findings.certified_reason,
-            attacks=findings.attacks,
-            curve=findings.curve,
-            points=findings.points,
-            examples=[msgspec.structs.replace(example, index=first + example.index) for example in findings.examples],
-            seconds=findings.seconds,
             provenance=made,
             **self._cell(job),
+            **msgspec.structs.replace(findings, examples=examples).recorded(),
         )
 
     def _stamped(self, framework: str) -> Provenance:

@@ -177,8 +177,6 @@ def _ground(result: Evaluation | EvaluationRecord) -> tuple[float, str, str, int
 
 
 def points_in(name: str, result: Evaluation | EvaluationRecord) -> Array:
-    if isinstance(result, Evaluation):
-        return result.survived
     if result.points is None:
         raise ValueError(f"`results` must know what became of each point, got a record of {name!r} from before that was kept")
     return unpack(result.points.robust, result.robust.n)

@@ -36,7 +36,7 @@ from art_entropic.evaluation.target import Ball, Target, check_norm, largest_dis
 from art_entropic.guards import check_predictions
 from art_entropic.measures import MEASURES
 from art_entropic.ops import Array
-from art_entropic.records import Accuracy, AttackedExample, AttackOutcome, CheckOutcome, CurvePoint
+from art_entropic.records import Accuracy, AttackedExample, AttackOutcome, CheckOutcome, CurvePoint, PointsRecord, pack
 from art_entropic.statistics import accuracy
 
 
@@ -121,17 +121,19 @@ def evaluate(
         battery=battery,
         seeds=all_seeds,
         points_sha256=_digest_of(classifier, x, y),
-        clean_correct=clean_correct,
-        survived=run.standing,
-        broken_by={name: one.broken for name, one in run.runs.items()},
+        points=PointsRecord(
+            clean=pack(clean_correct),
+            robust=pack(run.standing),
+            certified=None if certified_points is None else pack(certified_points),
+            broken_by={name: pack(one.broken) for name, one in run.runs.items()},
+        ),
         runs=run.runs,
-        certified_points=certified_points,
         clean=accuracy(clean_correct),
         robust=robust,
         certified=None if certified_points is None else accuracy(certified_points),
         certified_reason=reason,
         attacks=outcomes,
-        distances=run.distances,
+        distances=[found.tolist() for found in run.distances],
         curve=curve,
         checks=findings,
         verdict=verdict_on(robust, target.nb_classes, outcomes, findings),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,16 +11,7 @@ from art_entropic.evaluation.attacks import BATTERIES
 from art_entropic.evaluation.attempt import AttackRun
 from art_entropic.evaluation.checks import UPPER_BOUND
 from art_entropic.ops import Array
-from art_entropic.records import (
-    Accuracy,
-    AttackedExample,
-    AttackOutcome,
-    CheckOutcome,
-    CurvePoint,
-    Findings,
-    PointsRecord,
-    pack,
-)
+from art_entropic.records import Accuracy, CheckOutcome, CurvePoint, Findings, unpack
 from art_entropic.statistics import accuracy
 
 if TYPE_CHECKING:
@@ -37,27 +27,20 @@ class BatteryError(RuntimeError):
     """No attack of a battery could run; the message says why, attack by attack."""
 
 
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """What `evaluate` found. Every array has one entry per test point.
+class Evaluation(Findings, frozen=True, kw_only=True, eq=False):
+    """What `evaluate` found: the findings, and what fits no file. Every array has one entry per test point.
 
     Attributes:
-        points_sha256: of the test points, channels last, and their classes, in their order.
-        clean_correct: bool (n,), right without an attack.
-        survived: bool (n,), right without an attack and under each attack of the battery.
-        broken_by: for each attack by name, bool (n,), the points that fell to it. In a cascade an attack sees only points that
-            the attacks before it left standing; those with a certificate meet the first attack alone, as a check of the proof.
-        runs: for each attack by name, what it did to each point, as `to_frame` shows it.
-        certified_points: bool (n,), no perturbation of the ball can change the prediction; None without a certificate.
         clean, robust, certified: the shares, with Wilson 95 % intervals.
         certified_reason: why there is no certificate.
         attacks: one outcome per attack of the battery and seed, in order.
-        distances: for each of these, the distances (in the norm of the ball) of the adversarial examples that it found, inside
-            the ball or not.
         curve: robust accuracy under the quick battery, one point per radius, ascending.
+        points: what became of each point; `clean_correct`, `survived`, `broken_by` and `certified_points` read it.
+        examples: points that fell, beside what they fell to.
+        points_sha256: of the test points, channels last, and their classes, in their order.
+        runs: for each attack by name, what it did to each point, as `to_frame` shows it.
         checks: of the evaluation, in the order of CHECKS; empty where they were not asked for.
         verdict: "no symptom found ...", "suspicious: ..." or "broken by ...".
-        examples: points that fell, beside what they fell to.
     """
 
     eps: float
@@ -65,57 +48,48 @@ class Evaluation:
     battery: str
     seeds: tuple[int, ...]
     points_sha256: str
-    clean_correct: Array
-    survived: Array
-    broken_by: dict[str, Array]
     runs: dict[str, AttackRun]
-    certified_points: Array | None
-    clean: Accuracy
-    robust: Accuracy
-    certified: Accuracy | None
-    certified_reason: str | None
-    attacks: list[AttackOutcome]
-    distances: list[Array]
-    curve: list[CurvePoint]
     checks: list[CheckOutcome]
     verdict: str
-    examples: list[AttackedExample]
-    seconds: float
+
+    @property
+    def clean_correct(self) -> Array:
+        """Bool (n,), right without an attack."""
+        return unpack(self.points.clean, self.clean.n)
+
+    @property
+    def survived(self) -> Array:
+        """Bool (n,), right without an attack and under each attack of the battery."""
+        return unpack(self.points.robust, self.robust.n)
+
+    @property
+    def certified_points(self) -> Array | None:
+        """Bool (n,), no perturbation of the ball can change the prediction; None without a certificate."""
+        return None if self.points.certified is None else unpack(self.points.certified, self.clean.n)
+
+    @property
+    def broken_by(self) -> dict[str, Array]:
+        """For each attack by name, bool (n,), the points that fell to it.
+
+        In a cascade an attack sees only points that the attacks before it left standing; those with a certificate meet the
+        first attack alone, as a check of the proof.
+        """
+        return {name: unpack(broken, self.clean.n) for name, broken in self.points.broken_by.items()}
 
     @property
     def missing(self) -> list[str]:
         """The attacks of the battery that did not run, each with the reason."""
         return [f"{one.attack}: {one.error or one.skipped}" for one in self.attacks if one.error or one.skipped]
 
-    def points_record(self) -> PointsRecord:
-        """What became of each point, for a record."""
-        return PointsRecord(
-            clean=pack(self.clean_correct),
-            robust=pack(self.survived),
-            certified=None if self.certified_points is None else pack(self.certified_points),
-            broken_by={name: pack(broken) for name, broken in self.broken_by.items()},
-        )
-
     def findings(self) -> Findings:
-        """What `join_findings` takes: all but the checks, without an array as large as the points."""
-        return Findings(
-            clean=self.clean,
-            robust=self.robust,
-            certified=self.certified,
-            certified_reason=self.certified_reason,
-            attacks=self.attacks,
-            distances=[distances.tolist() for distances in self.distances],
-            curve=self.curve,
-            points=self.points_record(),
-            examples=self.examples,
-            seconds=self.seconds,
-        )
+        """What fits into a file, and what `join_findings` takes."""
+        return Findings(**{name: getattr(self, name) for name in Findings.__struct_fields__})
 
     def summary(self) -> dict[str, Any]:
         """Everything but what became of each point, for a file in JSON."""
         names = ("eps", "norm", "battery", "seeds", "clean", "robust", "certified", "certified_reason", "verdict", "missing",
-                 "attacks", "curve", "checks", "seconds")  # fmt: skip
-        return {name: getattr(self, name) for name in names} | {"points": self.points_record(), "note": UPPER_BOUND}
+                 "attacks", "curve", "checks", "seconds", "points")  # fmt: skip
+        return {name: getattr(self, name) for name in names} | {"note": UPPER_BOUND}
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each point and attack: attacked, success, distance (in the norm of the ball), queries, seconds.
@@ -125,7 +99,7 @@ class Evaluation:
         """
         import pandas as pd
 
-        n = len(self.clean_correct)
+        clean_correct = self.clean_correct
         frames = []
         for name, run in self.runs.items():
             seconds = sum(one.seconds for one in self.attacks if one.attack == self._titles[name])
@@ -133,9 +107,9 @@ class Evaluation:
             frames.append(
                 pd.DataFrame(
                     {
-                        "point": np.arange(n),
+                        "point": np.arange(len(clean_correct)),
                         "attack": name,
-                        "clean": self.clean_correct,
+                        "clean": clean_correct,
                         "attacked": run.attacked,
                         "success": run.broken,
                         "distance": run.distance,
