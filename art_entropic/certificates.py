@@ -10,7 +10,7 @@ from art_entropic import intervals
 from art_entropic._validate import check_eps, check_logits, check_points, positive_int
 from art_entropic.backends.numpy import ops
 from art_entropic.backends.registry import backend_for
-from art_entropic.guards import ROUNDING, check_bounds, check_predictions, some_of
+from art_entropic.guards import BOUNDS_ROUNDING, check_bounds, check_predictions, some_of
 from art_entropic.ops import Box
 
 
@@ -39,6 +39,6 @@ def certify(classifier: Any, x: np.ndarray, y: np.ndarray, eps: float, *, batch_
     check_logits(backend.logits(some_of(x, 2)), classifier.nb_classes)
     check_bounds(backend, x, eps)
     lower, upper = (np.asarray(end, np.float64) for end in backend.logit_bounds(x, eps, batch_size))
-    slack = ROUNDING * np.maximum(np.abs(lower), np.abs(upper)).max(axis=1, keepdims=True)
+    slack = BOUNDS_ROUNDING * np.maximum(np.abs(lower), np.abs(upper)).max(axis=1, keepdims=True)
     one_hot = ops.one_hot(labels, classifier.nb_classes)
     return np.asarray(intervals.certified(ops, Box(lower - slack, upper), one_hot) > 0, bool)

@@ -24,7 +24,7 @@ COMPARED_POINTS = 16
 _BESIDE = 0.02
 BOUNDED_EXAMPLES, BOUNDED_POINTS = 4, 64
 # Of float32, relative to the largest value of a layer: what a sum of some thousand products may be off.
-ROUNDING = 1e-5
+BOUNDS_ROUNDING = 1e-5
 _SMOOTHED = ("RandomizedSmoothingMixin", "DeRandomizedSmoothingMixin")
 
 
@@ -248,7 +248,7 @@ def _outside(values: Array, box: Box, copies: int) -> str | None:
         return None  # bounds that left float32 bound nothing, and certify nothing
     far = float(np.max(np.maximum(lower - values, values - upper), initial=0.0))
     scale = max(float(np.max(np.abs(part), initial=0.0)) for part in (values, lower, upper))
-    if far <= ROUNDING * scale and np.isfinite(values).all():
+    if far <= BOUNDS_ROUNDING * scale and np.isfinite(values).all():
         return None
     return f"a point of the ball lies outside by {far:.3g}, where values go up to {scale:.3g}"
 

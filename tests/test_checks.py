@@ -116,7 +116,7 @@ def test_a_network_without_any_gradient_is_found_out(wrapped, points):
 
 
 def test_a_check_that_breaks_is_not_harmless(framework, make_classifier, points, monkeypatch):
-    def broken(scene):
+    def broken(context):
         raise ZeroDivisionError("nothing to divide")
 
     monkeypatch.setitem(CHECKS, "random", replace(CHECKS["random"], run=broken))

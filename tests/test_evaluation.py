@@ -277,22 +277,6 @@ def test_another_preprocessing_is_another_evaluation(make_classifier, points, tm
     assert len(set(tmp_path.iterdir())) == 2 * len(kept)
 
 
-def test_distances_make_a_curve(framework, make_classifier, points, monkeypatch):
-    monkeypatch.setitem(BATTERIES, "nearest", ("pgd_margin", "minimum_norm"))
-    classifier = make_classifier(framework)
-    x, _ = points(framework, n=12)
-    y = np.argmax(classifier.predict(x), axis=1)
-    y[:3] = (y[:3] + 1) % 3
-    result = evaluate(classifier, x, y, eps=0.05, norm=2, battery="nearest", cascade=False, **QUIET)
-    curve = result.distance_curve("minimum_norm")
-    found = result.runs["minimum_norm"].distance
-    assert (curve[0].eps, curve[0].robust.correct, curve[0].robust.n) == (0, 9, 12)
-    np.testing.assert_allclose([point.eps for point in curve[1:]], np.unique(found[np.isfinite(found)]))
-    assert curve[-1].robust.correct == 9 - np.isfinite(found).sum() < 9
-    with pytest.raises(ValueError, match="`attack` must be one of 'pgd_margin', 'minimum_norm'"):
-        result.distance_curve("gossip")
-
-
 def test_what_cannot_run_is_told_in_the_headline(framework, make_classifier, points):
     classifier = make_classifier(framework)
     x, _ = points(framework, n=10)

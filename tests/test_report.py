@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from art_entropic.benchmark.defences import DEFENCES
+from art_entropic.evaluation.result import UPPER_BOUND
 from art_entropic.records import (
     Accuracy,
     AnyRecord,
@@ -36,7 +37,7 @@ from art_entropic.records import (
 )
 from art_entropic.report.gallery import png
 from art_entropic.report.page import write_report
-from art_entropic.report.sections import INK, UPPER_BOUND, busy_note, colour, sections
+from art_entropic.report.sections import INK, busy_note, colour, sections
 from art_entropic.report.sentences import summary
 from art_entropic.report.table import Cell, Column, Table, grouped, markdown, print_on, table_of
 from art_entropic.report.tables import print_table, results

@@ -27,13 +27,12 @@ from art_entropic.statistics import mcnemar
 # A check attacks so many points, no more.
 CHECKED_POINTS = 200
 RANDOM_POINTS = 100
-# Two attacks differ where this much chance, or less, would explain it.
-SIGNIFICANCE = 0.01
+# A check calls for attention where chance alone would make it do so in less than this share of evaluations.
+FALSE_ALARM_RATE = 0.01
 TOLERATED = 0.01
 TOLERATED_FLAT = 0.05
 TOLERATED_MISSES = 0.05
 PLANTED_POINTS = 20
-UPPER_BOUND = "Robust accuracy is an upper bound: a better attack may do better."
 
 
 class Finding(NamedTuple):
@@ -50,7 +49,7 @@ class Finding(NamedTuple):
 
 
 @dataclass(eq=False)
-class Scene:
+class CheckContext:
     """What the checks look at: points that the classifier gets right without an attack.
 
     Attributes:
@@ -70,7 +69,7 @@ class Scene:
     _runs: dict[tuple[str, float], AttackRun] = field(default_factory=dict)
 
     def run(self, attack: str, ball: Ball | None = None) -> AttackRun:
-        """That attack on all points of the scene, whoever stands; run once."""
+        """That attack on all of the points, whoever stands; run once."""
         ball = ball or self.ball
         if (attack, ball.eps) not in self._runs:
             run = attack_points(attack, self.target, self.x, self.y, ball, self.seed)
@@ -98,59 +97,59 @@ class Scene:
 WHITE_BOX = ("pgd_ce", "pgd_margin")
 
 
-def _deterministic(scene: Scene) -> Finding:
-    one, two = scene.target.logits(scene.x), scene.target.logits(scene.x)
+def _deterministic(context: CheckContext) -> Finding:
+    one, two = context.target.logits(context.x), context.target.logits(context.x)
     scale = float(np.max(np.abs(one)))
-    return _above(float(np.max(np.abs(one - two))) / max(scale, 1e-30), 1e-5, len(scene.x))
+    return _above(float(np.max(np.abs(one - two))) / max(scale, 1e-30), 1e-5, len(context.x))
 
 
-def _logits(scene: Scene) -> Finding:
+def _logits(context: CheckContext) -> Finding:
     try:
-        check_logits(scene.target.logits(scene.x), scene.target.nb_classes)
+        check_logits(context.target.logits(context.x), context.target.nb_classes)
     except ValueError:
-        return Finding(True, 1.0, 0.0, len(scene.x))
-    return Finding(False, 0.0, 0.0, len(scene.x))
+        return Finding(True, 1.0, 0.0, len(context.x))
+    return Finding(False, 0.0, 0.0, len(context.x))
 
 
-def _gradients(scene: Scene) -> Finding:
-    runs = [scene.run(name) for name in WHITE_BOX]
+def _gradients(context: CheckContext) -> Finding:
+    runs = [context.run(name) for name in WHITE_BOX]
     at_start = max(int(run.flat_at_start.sum()) for run in runs)
     # Gradients of one point hang together: a share of them counts as that share of the points.
     along = max(float((run.flat + run.not_finite).sum() / max(1, run.gradients.sum())) for run in runs)
-    return _more_often(max(at_start, round(along * len(scene.x))), len(scene.x), TOLERATED_FLAT)
+    return _more_often(max(at_start, round(along * len(context.x))), len(context.x), TOLERATED_FLAT)
 
 
-def _one_step(scene: Scene) -> Finding:
-    return _stronger(scene.run("fgsm").broken, scene.run("pgd_ce").broken)
+def _one_step(context: CheckContext) -> Finding:
+    return _stronger(context.run("fgsm").broken, context.run("pgd_ce").broken)
 
 
-def _black_box(scene: Scene) -> Finding:
-    return _stronger(scene.run("square").broken, scene.broken(*WHITE_BOX))
+def _black_box(context: CheckContext) -> Finding:
+    return _stronger(context.run("square").broken, context.broken(*WHITE_BOX))
 
 
-def _unbounded(scene: Scene) -> Finding:
+def _unbounded(context: CheckContext) -> Finding:
     # With restarts: a single run of few steps that wide may miss a point by chance.
-    broken = scene.broken(*WHITE_BOX, "pgd_restarts", ball=scene.whole_range)
-    return _above(float((~broken).mean()), 0.0, len(scene.x))
+    broken = context.broken(*WHITE_BOX, "pgd_restarts", ball=context.whole_range)
+    return _above(float((~broken).mean()), 0.0, len(context.x))
 
 
-def _random(scene: Scene) -> Finding:
-    missed = ~scene.broken(*WHITE_BOX) & _broken_at_random(scene)
-    return _more_often(int(missed.sum()), len(scene.x), TOLERATED)
+def _random(context: CheckContext) -> Finding:
+    missed = ~context.broken(*WHITE_BOX) & _broken_at_random(context)
+    return _more_often(int(missed.sum()), len(context.x), TOLERATED)
 
 
-def _broken_at_random(scene: Scene) -> Array:
-    rng = np.random.default_rng(scene.seed)
-    clip_values = scene.target.classifier.clip_values
-    broken = np.zeros(len(scene.x), dtype=bool)
+def _broken_at_random(context: CheckContext) -> Array:
+    rng = np.random.default_rng(context.seed)
+    clip_values = context.target.classifier.clip_values
+    broken = np.zeros(len(context.x), dtype=bool)
     for number in range(RANDOM_POINTS):
-        noise = _random_direction(rng, scene.x.shape, scene.ball, at_the_edge=number % 2 == 0)
-        candidates = scene.x + noise
+        noise = _random_direction(rng, context.x.shape, context.ball, at_the_edge=number % 2 == 0)
+        candidates = context.x + noise
         if clip_values is not None:
             candidates = np.clip(candidates, *clip_values)
         candidates = candidates.astype(np.float32)
-        valid = within_ball(scene.x, candidates, scene.ball, clip_values)
-        broken |= valid & (scene.target.predict(candidates) != scene.y)
+        valid = within_ball(context.x, candidates, context.ball, clip_values)
+        broken |= valid & (context.target.predict(candidates) != context.y)
     return broken
 
 
@@ -163,47 +162,47 @@ def _random_direction(rng: np.random.Generator, shape: tuple[int, ...], ball: Ba
     return np.asarray(direction * (reach / size).reshape(-1, *[1] * (len(shape) - 1)))
 
 
-def _monotone(scene: Scene) -> Finding:
-    radii = [factor * scene.ball.eps for factor in (0.5, 1.0, 2.0)]
-    balls = [Ball(radius, scene.ball.norm) for radius in radii if radius <= scene.whole_range.eps]
-    broken = [scene.run("pgd_margin", ball).broken for ball in balls]
+def _monotone(context: CheckContext) -> Finding:
+    radii = [factor * context.ball.eps for factor in (0.5, 1.0, 2.0)]
+    balls = [Ball(radius, context.ball.norm) for radius in radii if radius <= context.whole_range.eps]
+    broken = [context.run("pgd_margin", ball).broken for ball in balls]
     steps = [_stronger(small, large) for small, large in itertools.pairwise(broken)]
     return max(steps, key=lambda step: (step.suspicious, step.value))
 
 
-def _more_steps(scene: Scene) -> Finding:
-    standing = np.flatnonzero(scene.standing)
+def _more_steps(context: CheckContext) -> Finding:
+    standing = np.flatnonzero(context.standing)
     if not len(standing):
         raise CannotRunError("no point is left standing")
-    run = attack_points("apgd_long", scene.target, scene.x[standing], scene.y[standing], scene.ball, scene.seed)
-    return _more_often(int(run.broken.sum()), len(scene.x), TOLERATED)
+    run = attack_points("apgd_long", context.target, context.x[standing], context.y[standing], context.ball, context.seed)
+    return _more_often(int(run.broken.sum()), len(context.x), TOLERATED)
 
 
-def _transfer(scene: Scene) -> Finding:
+def _transfer(context: CheckContext) -> Finding:
     # Against PGD, not against the battery, which may have tried the same examples.
-    missed = scene.run("transfer").broken & ~scene.broken(*WHITE_BOX)
-    return _more_often(int(missed.sum()), len(scene.x), TOLERATED)
+    missed = context.run("transfer").broken & ~context.broken(*WHITE_BOX)
+    return _more_often(int(missed.sum()), len(context.x), TOLERATED)
 
 
-def _path(scene: Scene) -> Finding:
-    target, ball = scene.target, scene.ball
+def _path(context: CheckContext) -> Finding:
+    target, ball = context.target, context.ball
     (one,) = ATTACKS["apgd_ce"].rounds(target, ball)
-    labels = np.eye(target.nb_classes, dtype=np.float32)[scene.y]
-    with target.untouched(scene.seed), numpy_seeded(scene.seed):
+    labels = np.eye(target.nb_classes, dtype=np.float32)[context.y]
+    with target.untouched(context.seed), numpy_seeded(context.seed):
         attack = ATTACKS["apgd_ce"].build(target.twin(one.name, one.objective), ball, target.batch_size)
-        end = np.asarray(attack.generate(scene.x.copy(), y=labels), np.float32)
-    at_the_end = within_ball(scene.x, end, ball, target.classifier.clip_values) & (target.predict(end) != scene.y)
-    lost = scene.run("apgd_ce").broken & ~at_the_end
-    return _more_often(int(lost.sum()), len(scene.x), TOLERATED_FLAT)
+        end = np.asarray(attack.generate(context.x.copy(), y=labels), np.float32)
+    at_the_end = within_ball(context.x, end, ball, target.classifier.clip_values) & (target.predict(end) != context.y)
+    lost = context.run("apgd_ce").broken & ~at_the_end
+    return _more_often(int(lost.sum()), len(context.x), TOLERATED_FLAT)
 
 
-def _planted(scene: Scene) -> Finding:
-    found = find_planted(scene.target, scene.x[:PLANTED_POINTS], scene.ball, scene.attacks, scene.seed)
+def _planted(context: CheckContext) -> Finding:
+    found = find_planted(context.target, context.x[:PLANTED_POINTS], context.ball, context.attacks, context.seed)
     return _more_often(found.n - found.found, found.n, TOLERATED_MISSES)
 
 
-def _bounds(scene: Scene) -> Finding:
-    runs = [*scene.battery_runs, *scene.runs]
+def _bounds(context: CheckContext) -> Finding:
+    runs = [*context.battery_runs, *context.runs]
     outside = sum(int(run.out_of_bounds.sum()) for run in runs)
     n = sum(int(run.attacked.sum()) for run in runs)
     return _above(outside / max(1, n), 0.0, n)
@@ -218,14 +217,14 @@ def _more_often(count: int, n: int, tolerated: float) -> Finding:
     if n == 0:
         return Finding(False, 0.0, tolerated, 0)
     chance = binomtest(count, n, tolerated, alternative="greater").pvalue
-    return Finding(bool(chance < SIGNIFICANCE), count / n, tolerated, n)
+    return Finding(bool(chance < FALSE_ALARM_RATE), count / n, tolerated, n)
 
 
 def _stronger(weak: Array, strong: Array) -> Finding:
     """Whether the attack that ought to be weaker breaks more points; the value is by what share of them."""
     only_weak, only_strong = int((weak & ~strong).sum()), int((strong & ~weak).sum())
     value = (only_weak - only_strong) / len(weak)
-    return Finding(value > 0 and mcnemar(only_weak, only_strong) < SIGNIFICANCE, value, 0.0, len(weak))
+    return Finding(value > 0 and mcnemar(only_weak, only_strong) < FALSE_ALARM_RATE, value, 0.0, len(weak))
 
 
 @dataclass(frozen=True)
@@ -239,7 +238,7 @@ class Check:
     """
 
     title: str
-    run: Callable[[Scene], Finding]
+    run: Callable[[CheckContext], Finding]
     meaning: str
     advice: str
     alarm: CheckStatus = "flag"
@@ -330,7 +329,7 @@ CHECKS: dict[str, Check] = {
 }
 
 
-def run_checks(scene: Scene, progress: Callable[[str], None] = lambda title: None) -> list[CheckOutcome]:
+def run_checks(context: CheckContext, progress: Callable[[str], None] = lambda title: None) -> list[CheckOutcome]:
     """All of CHECKS, in order. One that cannot run is skipped, and says why."""
     outcomes = []
     for name, check in CHECKS.items():
@@ -338,9 +337,9 @@ def run_checks(scene: Scene, progress: Callable[[str], None] = lambda title: Non
         started = time.perf_counter()
         facts: dict[str, object] = {}
         try:
-            if not len(scene.x):
+            if not len(context.x):
                 raise CannotRunError("no point is right without an attack")
-            finding = check.run(scene)
+            finding = check.run(context)
             status: CheckStatus = check.alarm if finding.suspicious else "pass"
             facts = {"value": finding.value, "threshold": finding.threshold, "n": finding.n}
         except CannotRunError as error:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from art_entropic import __version__
-from art_entropic.evaluation.checks import UPPER_BOUND
-from art_entropic.evaluation.result import Evaluation
+from art_entropic.evaluation.result import CAVEAT, Evaluation
 from art_entropic.ops import Array
 from art_entropic.palette import GREY
 from art_entropic.palette import colours as palette
@@ -23,7 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-SIGNIFICANCE = 0.05
+# Of all pairs together.
+FAMILY_WISE_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Pair:
 
     def __str__(self) -> str:
         one = self.difference
-        said = "differs" if self.p < SIGNIFICANCE else "no clear difference"
+        said = "differs" if self.p < FAMILY_WISE_LEVEL else "no clear difference"
         return (
             f"{self.first} less {self.second}: {100 * one.value:+.1f} points [{100 * one.low:+.1f}, {100 * one.high:+.1f}], "
             f"p = {self.p:.2g}, n = {one.n}: {said}"
@@ -133,7 +133,7 @@ class Comparison:
             lines.append(
                 f"{row.name:<{width}}  clean {_percent(row.clean)}, robust {_percent(row.robust)}{certified}; {row.verdict}"
             )
-        return "\n".join([*lines, *map(str, self.pairs), UPPER_BOUND])
+        return "\n".join([*lines, *map(str, self.pairs), CAVEAT])
 
 
 def compare(results: Mapping[str, Evaluation | EvaluationRecord]) -> Comparison:

@@ -29,7 +29,7 @@ from art_entropic.backends.registry import backend_for
 from art_entropic.certificates import certify
 from art_entropic.evaluation.attacks import ATTACKS, BATTERIES
 from art_entropic.evaluation.cascade import Cascade, Progress
-from art_entropic.evaluation.checks import CHECKED_POINTS, Scene, run_checks, verdict
+from art_entropic.evaluation.checks import CHECKED_POINTS, CheckContext, run_checks, verdict
 from art_entropic.evaluation.kept import Finished
 from art_entropic.evaluation.result import CURVE_BATTERY, BatteryError, Evaluation
 from art_entropic.evaluation.target import Ball, Target, check_norm, largest_distance
@@ -185,7 +185,7 @@ def check_evaluation(
     if survived.dtype != bool or survived.shape != (len(x),):
         raise ValueError(f"`survived` must be bool of shape ({len(x)},), got {survived.dtype} of shape {survived.shape}")
     index = np.flatnonzero(target.predict(x) == y)[:CHECKED_POINTS]
-    return run_checks(Scene(target, x[index], y[index], survived[index], ball, whole_number("seed", seed), names))
+    return run_checks(CheckContext(target, x[index], y[index], survived[index], ball, whole_number("seed", seed), names))
 
 
 def _digest_of(classifier: Any, x: Array, y: Array) -> str:
@@ -204,8 +204,8 @@ def verdict_on(robust: Accuracy, nb_classes: int, outcomes: Sequence[AttackOutco
 def _checked(run: Cascade, right: Array, ball: Ball, seed: int, names: Sequence[str], progress: Progress) -> list[CheckOutcome]:
     index = np.flatnonzero(right)[:CHECKED_POINTS]
     kept = [one for name, one in run.runs.items() if not ATTACKS[name].seeks_nearest]
-    scene = Scene(run.target, run.x[index], run.y[index], run.standing[index], ball, seed, names, kept)
-    findings = run_checks(scene, progress.show)
+    context = CheckContext(run.target, run.x[index], run.y[index], run.standing[index], ball, seed, names, kept)
+    findings = run_checks(context, progress.show)
     progress.advance()
     return findings
 

@@ -6,19 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from art_entropic._validate import choice
 from art_entropic.evaluation.attacks import BATTERIES
 from art_entropic.evaluation.attempt import AttackRun
-from art_entropic.evaluation.checks import UPPER_BOUND
 from art_entropic.ops import Array
-from art_entropic.records import Accuracy, CheckOutcome, CurvePoint, Findings, unpack
-from art_entropic.statistics import accuracy
+from art_entropic.records import Accuracy, CheckOutcome, Findings, unpack
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 CURVE_BATTERY = "quick"
+UPPER_BOUND = "an upper bound: a better attack may do better"
+CAVEAT = f"Robust accuracy is {UPPER_BOUND}."
 # Raised with every change of the attacks' code or parameters, so that what was found before is not taken for new.
 EVALUATION_REVISION = 2
 
@@ -89,7 +88,7 @@ class Evaluation(Findings, frozen=True, kw_only=True, eq=False):
         """Everything but what became of each point, for a file in JSON."""
         names = ("eps", "norm", "battery", "seeds", "clean", "robust", "certified", "certified_reason", "verdict", "missing",
                  "attacks", "curve", "checks", "seconds", "points")  # fmt: skip
-        return {name: getattr(self, name) for name in names} | {"note": UPPER_BOUND}
+        return {name: getattr(self, name) for name in names} | {"note": CAVEAT}
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each point and attack: attacked, success, distance (in the norm of the ball), queries, seconds.
@@ -120,30 +119,6 @@ class Evaluation(Findings, frozen=True, kw_only=True, eq=False):
             )
         return pd.concat(frames, ignore_index=True)
 
-    def distance_curve(self, attack: str) -> list[CurvePoint]:
-        """Robust accuracy over the radius as an attack that looks for the nearest adversarial example sees it.
-
-        A point stands at every radius below the distance of what the attack found, everywhere if it found nothing, nowhere if
-        it is wrong without an attack. In a cascade the attack was given only what the others left standing: for a curve of
-        all points evaluate with `cascade=False`.
-
-        Args:
-            attack: a name of the battery's attacks; most telling for `minimum_norm` and `hop_skip_jump`.
-        Returns:
-            One point for each distance, ascending, of the points that the attack was given and those that are wrong.
-        Raises:
-            ValueError: no attack of that name ran, or it was given no point.
-        """
-        choice("attack", attack, self.runs)
-        run = self.runs[attack]
-        given = run.attacked
-        if not given.any():
-            raise ValueError(f"`attack` must have been given a point, got {attack!r}, which was given none")
-        kept = given | ~self.clean_correct
-        distance = np.where(self.clean_correct, np.where(np.isfinite(run.distance), run.distance, np.inf), 0.0)[kept]
-        radii = np.unique(np.concatenate([[0.0], distance[np.isfinite(distance)]]))
-        return [CurvePoint(eps=float(radius), robust=accuracy(distance > radius)) for radius in radii]
-
     @property
     def _titles(self) -> dict[str, str]:
         names = BATTERIES[self.battery]
@@ -155,7 +130,7 @@ class Evaluation(Findings, frozen=True, kw_only=True, eq=False):
         missing = f" The battery was incomplete: {'; '.join(self.missing)}." if self.missing else ""
         return (
             f"{shares}{certified}; n = {self.robust.n}, L{self.norm} eps {self.eps:g}, battery {self.battery!r}. "
-            f"Verdict: {self.verdict}. {UPPER_BOUND}{missing}"
+            f"Verdict: {self.verdict}. {CAVEAT}{missing}"
         )
 
 

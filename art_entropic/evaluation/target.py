@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 # Float32 rounding of x + d, relative to the range of the data.
-ROUNDING = 1e-6
+INPUT_ROUNDING = 1e-6
 # Features of a batch: on a processor the layers of a small network then stay in its caches.
 BATCH_FEATURES = {"processor": 2**17, "accelerator": 2**21}
 
@@ -160,7 +160,7 @@ def within_ball(x: Array, x_adv: Array, ball: Ball, clip_values: Any) -> Array:
     n = len(x)
     low, high = (np.float64(-np.inf), np.float64(np.inf)) if clip_values is None else map(np.asarray, clip_values)
     reach = float(np.max(np.abs(x), initial=1e-30)) + ball.eps
-    slack = ROUNDING * (reach if clip_values is None else min(reach, float(np.max(high - low))))
+    slack = INPUT_ROUNDING * (reach if clip_values is None else min(reach, float(np.max(high - low))))
     finite = np.isfinite(x_adv).reshape(n, -1).all(axis=1)
     inside = ((x_adv >= low - slack) & (x_adv <= high + slack)).reshape(n, -1).all(axis=1)
     # The rounding of every feature adds up in the norm.

@@ -14,6 +14,7 @@ from art_entropic.benchmark.problems import PROBLEMS
 from art_entropic.benchmark.provenance import OTHER_LOAD
 from art_entropic.benchmark.store import TITLE
 from art_entropic.evaluation.attacks import ATTACKS
+from art_entropic.evaluation.result import UPPER_BOUND
 from art_entropic.palette import NATURAL, PALETTE
 from art_entropic.records import (
     Accuracy,
@@ -33,7 +34,6 @@ from art_entropic.records import (
 )
 from art_entropic.statistics import Difference, paired_difference
 
-UPPER_BOUND = "an upper bound: a better attack may do better"
 RunRecord = TrainingRecord | EvaluationRecord | ChecksRecord | ProfileRecord
 BUSY = 0.1
 INK = "#010203"  # stands for the page's own text colour in a figure, see `inline_svg`
