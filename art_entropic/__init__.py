@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from art_entropic.evaluation.attacks import ATTACKS, BATTERIES
     from art_entropic.evaluation.checks import CHECKS
     from art_entropic.evaluation.compare import Comparison, compare, leaderboard_entry
+    from art_entropic.evaluation.curve import security_curve
     from art_entropic.evaluation.evaluate import evaluate
+    from art_entropic.evaluation.gallery import attacked_examples
     from art_entropic.evaluation.result import Evaluation
     from art_entropic.history import History
     from art_entropic.measures import MEASURES, Activation, Channel, Coding, Interval, Schedule
@@ -41,6 +43,7 @@ _HOMES = {
     "Comparison": "evaluation.compare",
     "MissingFrameworkError": "backends.errors",
     "NoIntervalRuleError": "backends.errors",
+    "attacked_examples": "evaluation.gallery",
     "certify": "certificates",
     "compare": "evaluation.compare",
     "DEFENCES": "benchmark.defences",
@@ -66,6 +69,7 @@ _HOMES = {
     "move_to": "backends.registry",
     "run_benchmark": "benchmark.run",
     "save_weights": "backends.registry",
+    "security_curve": "evaluation.curve",
     "smooth_activations": "choosing",
     "to_logits": "choosing",
     "write_report": "report.page",
@@ -75,8 +79,9 @@ __all__ = [
     "ATTACKS", "BATTERIES", "CHECKS", "DEFENCES", "MEASURES", "PROBLEMS", "PROFILE_MEASURES", "Activation", "BenchmarkPlan",
     "BoundsMismatchError", "Channel", "Coding", "Comparison", "EntropicTrainer", "Evaluation", "History", "InformationProfile",
     "Interval", "MissingFrameworkError", "NoIntervalRuleError", "Schedule", "TensorBoard", "TrainingDivergedError", "Variant",
-    "__version__", "certify", "compare", "evaluate", "information_profile", "leaderboard_entry", "load_weights", "move_to",
-    "run_benchmark", "save_weights", "smooth_activations", "to_logits", "write_report",
+    "__version__", "attacked_examples", "certify", "compare", "evaluate", "information_profile", "leaderboard_entry",
+    "load_weights", "move_to", "run_benchmark", "save_weights", "security_curve", "smooth_activations", "to_logits",
+    "write_report",
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from art_entropic.backends.numpy import ops as numpy_ops
 from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module
 from art_entropic.evaluation.attacked import Path
 from art_entropic.evaluation.attacks import ATTACKS, BATTERIES, ENTROPIC_WEIGHTS, Attack, CannotRunError
-from art_entropic.evaluation.attempt import attack_points
+from art_entropic.evaluation.attempt import Attempt
 from art_entropic.evaluation.objectives import LOSSES, of_logits
 from art_entropic.evaluation.target import Ball, Target, check_norm, within_ball
 
@@ -66,9 +66,9 @@ def test_attack_breaks_what_can_be_broken_and_nothing_else(framework, name, norm
     assert n / 6 < (lowest < 0).sum() < 5 * n / 6
     if (name, norm) in NOWHERE:
         with pytest.raises(CannotRunError, match="got"):
-            attack_points(name, target, x, y, ball, seed=0)
+            Attempt(name, target, x, y, ball, seed=0).run()
         return
-    run = attack_points(name, target, x, y, ball, seed=0)
+    run = Attempt(name, target, x, y, ball, seed=0).run()
     assert not run.broken[lowest > 1e-4].any()
     np.testing.assert_array_equal(target.predict(run.x_adv) != y, run.broken)
     np.testing.assert_array_equal(run.x_adv[~run.broken], x[~run.broken])
@@ -125,7 +125,7 @@ def test_an_adversarial_example_on_the_way_counts(framework, monkeypatch):
     target = Target.of(linear(framework))
     x = images(framework, 60)
     y, ball = target.predict(x), Ball(0.05, np.inf)
-    run = attack_points("passing", target, x, y, ball, seed=0)
+    run = Attempt("passing", target, x, y, ball, seed=0).run()
     broken, x_adv = run.broken, run.x_adv
     # One step along the sign is the best there is against the strongest rival of a linear network.
     lowest = lowest_margins(target.classifier, x, y, ball)
@@ -148,8 +148,8 @@ def test_the_network_is_asked_nothing_twice_and_nothing_about_fallen_points(fram
         moved[[0, 5]] += np.float32(9) * np.sign(gradient[[0, 5]])  # both look broken, one is believed
         later = twin.loss_gradient(moved, labels)
         assert twin.forward_passes == 12
-        np.testing.assert_array_equal(path.fallen, np.arange(10) == 0)
-        np.testing.assert_array_equal(path.x_adv[0], moved[0])
+        np.testing.assert_array_equal(path.tally.broken, np.arange(10) == 0)
+        np.testing.assert_array_equal(path.tally.x_adv[0], moved[0])
         np.testing.assert_array_equal(later[0], 0)
         np.testing.assert_array_equal(later[[1, 2, 3]], gradient[[1, 2, 3]])
         assert twin.compute_loss(moved, labels)[0] == 1
@@ -187,7 +187,7 @@ def test_a_keras_classifier_with_preprocessing_is_attacked_in_raw_units(make_cla
     step = np.float32(1e-3) * np.sign(gradient)
     change = twin.compute_loss(x + step, labels).sum() - twin.compute_loss(x - step, labels).sum()
     np.testing.assert_allclose(np.sum(2 * step * gradient), change, rtol=0.02)
-    run = attack_points("apgd_ce", target, x, y, Ball(0.9, np.inf), seed=0)
+    run = Attempt("apgd_ce", target, x, y, Ball(0.9, np.inf), seed=0).run()
     broken, x_adv = run.broken, run.x_adv
     assert broken.any() and np.abs(x_adv - x).max() > 0.25
 
@@ -197,7 +197,7 @@ def test_dlr_falls_back_to_the_margin_below_four_classes(framework, make_classif
     assert ATTACKS["apgd_t"].title_for(4) == "APGD-T on DLR"
     target = Target.of(make_classifier(framework))
     x, _ = points(framework, n=6)
-    broken = attack_points("apgd_t", target, x, target.predict(x), Ball(0.9, np.inf), seed=0).broken
+    broken = Attempt("apgd_t", target, x, target.predict(x), Ball(0.9, np.inf), seed=0).run().broken
     assert broken.any()
 
 
@@ -232,7 +232,7 @@ def test_an_attack_that_cheats_breaks_nothing(framework, make_classifier, points
     monkeypatch.setitem(ATTACKS, "cheat", Attack("Cheat", lambda *_: Cheat(), ATTACKS["square"].rounds))
     target = Target.of(make_classifier(framework))
     x, _ = points(framework, n=9)
-    run = attack_points("cheat", target, x, target.predict(x), Ball(0.1, np.inf), seed=0)
+    run = Attempt("cheat", target, x, target.predict(x), Ball(0.1, np.inf), seed=0).run()
     broken, x_adv = run.broken, run.x_adv
     assert not broken.any()
     np.testing.assert_array_equal(x_adv, x)
@@ -243,7 +243,7 @@ def test_attacks_are_repeatable_and_leave_the_generators_alone(framework, make_c
     x, _ = points(framework, n=12)
     y = target.predict(x)
     before = np.random.get_state()[1].tolist(), random.getstate()
-    runs = [attack_points("pgd_ce", target, x, y, Ball(0.2, np.inf), seed=seed).x_adv for seed in (0, 0, 1)]
+    runs = [Attempt("pgd_ce", target, x, y, Ball(0.2, np.inf), seed=seed).run().x_adv for seed in (0, 0, 1)]
     assert (np.random.get_state()[1].tolist(), random.getstate()) == before
     np.testing.assert_array_equal(runs[0], runs[1])
     assert not np.array_equal(runs[0], runs[2])
@@ -266,7 +266,7 @@ def test_attacks_on_a_keras_network_that_draws_are_repeatable():
     target = replace(Target.of(classifier), is_deterministic=False)
     x = images("tensorflow", 8)
     y = linear("tensorflow").predict(x).argmax(axis=1)
-    first, second, other = (attack_points("pgd_ce", target, x, y, Ball(0.1, np.inf), seed=seed).x_adv for seed in (0, 0, 1))
+    first, second, other = (Attempt("pgd_ce", target, x, y, Ball(0.1, np.inf), seed=seed).run().x_adv for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, second)
     assert not np.array_equal(first, other)
 
@@ -284,7 +284,7 @@ def test_attacks_leave_a_pytorch_module_as_it_was(make_classifier, points):
     x, _ = points("pytorch", n=6)
     target = Target.of(classifier)
     for name in BATTERIES["quick"]:
-        attack_points(name, target, x, target.predict(x), Ball(0.1, np.inf), seed=0)
+        Attempt(name, target, x, target.predict(x), Ball(0.1, np.inf), seed=0).run()
     assert [module.training for module in modules] == [number % 2 == 0 for number in range(len(modules))]
     assert [parameter.requires_grad for parameter in parameters] == [False] + [True] * (len(parameters) - 1)
     assert [parameter.grad is None for parameter in parameters] == [True, False] + [True] * (len(parameters) - 2)
@@ -296,7 +296,7 @@ def test_square_says_that_small_images_have_no_tiles_in_l2(framework):
     target = Target.of(linear(framework))
     x = images(framework, 2)
     with pytest.raises(CannotRunError, match="10 pixels a side for Square in L2, got \\(6, 6\\)"):
-        attack_points("square", target, x, target.predict(x), Ball(0.4, 2.0), seed=0)
+        Attempt("square", target, x, target.predict(x), Ball(0.4, 2.0), seed=0).run()
 
 
 @pytest.mark.parametrize(("norm", "expected"), [("inf", np.inf), (np.inf, np.inf), (2, 2.0), ("2", 2.0), (1, 1.0)])
@@ -314,7 +314,7 @@ def test_a_costly_attack_stops_after_its_number_of_points(framework, monkeypatch
     monkeypatch.setitem(ATTACKS, "brief", replace(ATTACKS["pgd_margin"], max_points=7))
     target = Target.of(linear(framework))
     x = images(framework, 20)
-    run = attack_points("brief", target, x, target.predict(x), Ball(1.0, np.inf), seed=0)
+    run = Attempt("brief", target, x, target.predict(x), Ball(1.0, np.inf), seed=0).run()
     np.testing.assert_array_equal(run.broken, np.arange(20) < 7)
     np.testing.assert_array_equal(run.queries > 0, np.arange(20) < 7)
     np.testing.assert_array_equal(np.isfinite(run.distance), np.arange(20) < 7)
@@ -339,7 +339,7 @@ def test_the_reference_battery_finds_what_there_is():
     x = (images("pytorch", 60) + 1) / 2
     y, ball = target.predict(x), Ball(0.02, np.inf)
     lowest = lowest_margins(target.classifier, x, y, ball)
-    run = attack_points("autoattack", target, x, y, ball, seed=0)
+    run = Attempt("autoattack", target, x, y, ball, seed=0).run()
     assert 5 < (lowest < -0.02).sum() < 55
     assert not run.broken[lowest > 1e-4].any()
     # The ball is cut at the range of the data, which the closed form does not know.
@@ -356,7 +356,7 @@ def test_the_reference_attacks_what_is_deployed_and_leaves_it_alone():
         target.classifier.model.train(training)
         state = target.backend.state()
         y = target.predict(x)
-        found.append(attack_points("autoattack", target, x, y, Ball(0.2, np.inf), seed=0).broken)
+        found.append(Attempt("autoattack", target, x, y, Ball(0.2, np.inf), seed=0).run().broken)
         for name, array in target.backend.state().items():
             np.testing.assert_array_equal(array, state[name])
         assert target.classifier.model.training == training
@@ -380,7 +380,7 @@ def test_what_was_found_before_a_round_failed_still_counts(framework, monkeypatc
     monkeypatch.setitem(ATTACKS, "second", Attack("Second", Second, ATTACKS["pgd_restarts"].rounds))
     target = Target.of(linear(framework))
     x = images(framework, 20)
-    run = attack_points("second", target, x, target.predict(x), Ball(2.0, np.inf), seed=0)
+    run = Attempt("second", target, x, target.predict(x), Ball(2.0, np.inf), seed=0).run()
     assert run.broken.any() and run.errors == ["round 2: ArithmeticError: out of memory"]
 
 
@@ -397,7 +397,7 @@ def test_the_distance_is_that_of_the_nearest_example_shown(framework, monkeypatc
     monkeypatch.setitem(ATTACKS, "nearer", Attack("Nearer", Nearer, ATTACKS["pgd_margin"].rounds))
     target = Target.of(linear(framework))
     x = images(framework, 20)
-    run = attack_points("nearer", target, x, target.predict(x), Ball(3.0, np.inf), seed=0)
+    run = Attempt("nearer", target, x, target.predict(x), Ball(3.0, np.inf), seed=0).run()
     assert run.broken.all()
     np.testing.assert_allclose(run.distance, 1.0, rtol=1e-5)
 
@@ -414,7 +414,7 @@ def test_faint_gradients_climb_in_l2_and_nan_ones_stand_still(framework):
     np.testing.assert_array_equal(np.abs(known).reshape(6, -1).max(axis=1), [1, 1, 1, 0, 0, 0])
     assert np.isfinite(known).all() and known[2].min() == -1
     assert (values > 0).all()  # ART's APGD takes a batch of zeros for done
-    np.testing.assert_array_equal(path.not_finite, [0, 1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(path.tally.not_finite, [0, 1, 0, 0, 0, 0])
 
 
 def test_the_reference_battery_says_what_it_cannot_attack(make_classifier):
@@ -428,7 +428,7 @@ def test_the_reference_battery_says_what_it_cannot_attack(make_classifier):
         target = Target.of(classifier)
         x = np.zeros((2, *classifier.input_shape), np.float32)
         with pytest.raises(CannotRunError, match=reason):
-            attack_points("autoattack", target, x, target.predict(x), Ball(0.1, norm), seed=0)
+            Attempt("autoattack", target, x, target.predict(x), Ball(0.1, norm), seed=0).run()
 
 
 @pytest.mark.parametrize("measure", ["interval", "channel"])

@@ -99,6 +99,9 @@ class World:
         monkeypatch.setattr("art_entropic.benchmark.problems.framework_module", self.module)
         monkeypatch.setattr("art_entropic.benchmark.runner.backend_for", FakeBackend)
         monkeypatch.setattr("art_entropic.benchmark.runner.evaluate", self.evaluate)
+        monkeypatch.setattr("art_entropic.benchmark.runner.security_curve", lambda *_, **__: [])
+        monkeypatch.setattr("art_entropic.benchmark.runner.attacked_examples", lambda *_: [PICTURE] * self.n_pictures)
+        monkeypatch.setattr("art_entropic.benchmark.runner.time", SimpleNamespace(perf_counter=lambda: 0.0))
         monkeypatch.setattr("art_entropic.benchmark.runner.check_evaluation", self.check)
         for name, row in dict(DEFENCES).items():
             monkeypatch.setitem(DEFENCES, name, self.defence(name, row))
@@ -149,10 +152,9 @@ class World:
         points = PointsRecord(clean=pack(np.ones(len(x), bool)), robust=pack(robust))
         share = Accuracy(correct=int(robust.sum()), n=len(x), low=0.1, high=0.5)
         found = Findings(
-            clean=share, robust=share, certified_reason="none here", attacks=[], distances=[], points=points,
-            examples=[PICTURE] * self.n_pictures, seconds=0.5,
-        )  # fmt: skip
-        return SimpleNamespace(findings=lambda: found)
+            clean=share, robust=share, certified_reason="none here", attacks=[], distances=[], points=points, seconds=0.5
+        )
+        return SimpleNamespace(findings=lambda: found, seconds=found.seconds)
 
     def check(
         self, estimator: FakeEstimator, x: np.ndarray, y: np.ndarray, survived: np.ndarray, eps: float, **options: Any

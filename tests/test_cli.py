@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 import art_entropic
-import art_entropic.evaluation.cascade
 from art_entropic.backends.registry import backend_for, installed_frameworks
 from art_entropic.cli.arguments import DEFAULT_BATTERY, DEFAULT_PROBLEM
 from art_entropic.cli.benchmark import _plan
 from art_entropic.cli.main import _COMMANDS, _parser, main
 from art_entropic.cli.user_code import load_arrays, made_by
+from art_entropic.evaluation.attempt import Attempt
 
 HEAVY = (
     "art", "torch", "tensorflow", "keras", "sklearn", "scipy", "matplotlib", "rich", "jinja2", "pooch",
@@ -404,10 +404,8 @@ def test_evaluate_prints_a_verdict_and_goes_on_where_it_was(
     assert [path.name.partition("-")[0] for path in kept] == ["apgd_ce", "apgd_t", "pgd_restarts"]
 
     asked: list[str] = []
-    real = art_entropic.evaluation.cascade.attack_points
-    monkeypatch.setattr(
-        "art_entropic.evaluation.cascade.attack_points", lambda name, *rest: (asked.append(name), real(name, *rest))[1]
-    )
+    real = Attempt.run
+    monkeypatch.setattr(Attempt, "run", lambda attempt: (asked.append(attempt.attack), real(attempt))[1])
     kept[1].unlink()  # as if it had been interrupted there
     again = said(capsys, [*words, "--no-checks"])
     assert again[0] == 0 and "no checks were run" in again[1]

@@ -8,6 +8,7 @@ from scipy.stats import binomtest
 from art_entropic import compare, leaderboard_entry
 from art_entropic.benchmark.changes import compare_runs
 from art_entropic.cli.main import main
+from art_entropic.evaluation.curve import security_curve
 from art_entropic.evaluation.evaluate import evaluate
 from art_entropic.records import PointsRecord, pack
 from art_entropic.statistics import accuracy, mcnemar, paired_difference
@@ -102,8 +103,8 @@ def test_security_curves_are_drawn_with_their_intervals(make_classifier, points)
     x, y = points("pytorch", n=30)
     classifier = make_classifier("pytorch")
     options = dict(eps=0.05, battery="quick", checks=False, verbose=False)
-    with_curve = evaluate(classifier, x, y, curve_eps=(0.0, 0.1, 0.5), **options)
     without = evaluate(classifier, x, y, **options)
+    with_curve = without.with_curve(security_curve(classifier, x, y, (0.0, 0.1, 0.5), verbose=False))
     (axes,) = compare({"natural": with_curve, "b": without}).plot().axes
     (line,) = [line for line in axes.lines if line.get_label() == "natural"]
     np.testing.assert_allclose(line.get_xdata(), [0.0, 0.1, 0.5])

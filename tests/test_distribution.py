@@ -22,6 +22,7 @@ from art_entropic.benchmark.problems import build_classifier, load_data
 from art_entropic.benchmark.run import run_benchmark
 from art_entropic.benchmark.runner import Runner
 from art_entropic.benchmark.worker import _check_versions
+from art_entropic.evaluation.curve import security_curve
 from art_entropic.evaluation.evaluate import evaluate
 from art_entropic.records import EvaluationRecord, ProfileRecord, TrainingRecord, read_records, unpack
 from art_entropic.statistics import accuracy
@@ -102,8 +103,8 @@ def test_joined_shards_are_what_their_points_give_when_evaluated_apart(split):
     for shard in shards_of(resolved(SPLIT), job):
         points = slice(5 + shard.points.start, 5 + shard.points.stop)
         x, y = for_framework(data.x_test[points], "pytorch"), data.y_test[points]
-        apart.append(evaluate(classifier, x, y, problem.eps, battery="quick", seeds=shard.seed, checks=False,
-                              curve_eps=problem.curve_eps, n_gallery=6, verbose=False))  # fmt: skip
+        result = evaluate(classifier, x, y, problem.eps, battery="quick", seeds=shard.seed, checks=False, verbose=False)
+        apart.append(result.with_curve(security_curve(classifier, x, y, problem.curve_eps, seed=shard.seed, verbose=False)))
     assert [len(one.survived) for one in apart] == [12, 12, 6]
     survived, clean = (np.concatenate([getattr(one, name) for one in apart]) for name in ("survived", "clean_correct"))
     np.testing.assert_array_equal(unpack(record.points.robust, 30), survived)

@@ -11,7 +11,9 @@ from art_entropic.backends.architecture import Dense, Flatten
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.registry import FRAMEWORKS, framework_module
 from art_entropic.evaluation.attacks import ATTACKS, BATTERIES, Attack
+from art_entropic.evaluation.curve import security_curve
 from art_entropic.evaluation.evaluate import evaluate
+from art_entropic.evaluation.gallery import attacked_examples
 from art_entropic.evaluation.joining import join_findings
 from art_entropic.evaluation.target import Target
 from art_entropic.records import (
@@ -68,7 +70,7 @@ def bright(monkeypatch):
         return (x.reshape(len(x), -1)[:, 0] > 0.5).astype(np.int64)
 
     monkeypatch.setattr("art_entropic.evaluation.target.Target.predict", predict)
-    monkeypatch.setattr("art_entropic.evaluation.evaluate.certify", lambda classifier, x, y, eps: np.zeros(len(x), bool))
+    monkeypatch.setattr("art_entropic.evaluation.case.certify", lambda classifier, x, y, eps: np.zeros(len(x), bool))
 
 
 def flat(framework, values):
@@ -80,7 +82,8 @@ def test_robust_means_survived_every_attack(framework, make_classifier, bright, 
     battery(Shift(0.1, 1), Failing(), Shift(0.1, 2))
     x = flat(framework, [0.45, 0.1, 0.45, 0.45, 0.45, 0.9])
     y = np.array([0, 0, 0, 0, 0, 0])  # the last one is wrong from the start
-    result = evaluate(make_classifier(framework), x, y, eps=0.2, battery="planted", n_gallery=3, **QUIET)
+    classifier = make_classifier(framework)
+    result = evaluate(classifier, x, y, eps=0.2, battery="planted", **QUIET)
     np.testing.assert_array_equal(result.clean_correct, [1, 1, 1, 1, 1, 0])
     np.testing.assert_array_equal(result.broken_by["planted0"], [1, 0, 0, 0, 0, 0])
     np.testing.assert_array_equal(result.broken_by["planted2"], [0, 0, 1, 0, 0, 0])  # of the two it was given one fell
@@ -88,7 +91,7 @@ def test_robust_means_survived_every_attack(framework, make_classifier, bright, 
     assert (result.clean.correct, result.robust.correct, result.robust.n) == (5, 3, 6)
     told = [(outcome.attack, outcome.attacked, outcome.broken, outcome.error) for outcome in result.attacks]
     assert told == [("P0", 5, 1, None), ("P1", 4, 0, "round 1: ArithmeticError: no gradient today"), ("P2", 4, 1, None)]
-    (example,) = result.examples
+    (example,) = attacked_examples(classifier, x, y, result, 3)
     assert (example.index, example.label, example.clean_prediction, example.attacked_prediction) == (0, 0, 0, 1)
     assert example.shape == (6, 6, 2)
     np.testing.assert_allclose(example.attacked, 0.55, rtol=1e-6)
@@ -102,7 +105,7 @@ def test_a_battery_that_cannot_run_has_no_result(framework, make_classifier, bri
 
 def test_a_broken_certificate_is_a_contradiction(framework, make_classifier, bright, battery, monkeypatch):
     battery(Shift(0.1, 1))
-    monkeypatch.setattr("art_entropic.evaluation.evaluate.certify", lambda classifier, x, y, eps: np.ones(len(x), bool))
+    monkeypatch.setattr("art_entropic.evaluation.case.certify", lambda classifier, x, y, eps: np.ones(len(x), bool))
     with pytest.raises(RuntimeError, match=r"1 points are certified and yet broken by the battery 'planted'.*index 1"):
         evaluate(
             make_classifier(framework),
@@ -120,7 +123,7 @@ def test_certified_points_meet_the_first_attack_that_runs_and_no_other(
 ):
     battery(Failing(), Shift(0.0, 4), Shift(0.1, 4))
     certified = np.array([True, True, False, False])
-    monkeypatch.setattr("art_entropic.evaluation.evaluate.certify", lambda classifier, x, y, eps: certified)
+    monkeypatch.setattr("art_entropic.evaluation.case.certify", lambda classifier, x, y, eps: certified)
     x = flat(framework, [0.1, 0.2, 0.45, 0.2])
     result = evaluate(make_classifier(framework), x, [0] * 4, eps=0.2, battery="planted", **QUIET)
     assert [(outcome.attacked, outcome.broken) for outcome in result.attacks] == [(4, 0), (4, 0), (2, 1)]
@@ -132,7 +135,7 @@ def test_no_interval_rule_means_no_certificate(framework, make_classifier, brigh
         raise NoIntervalRuleError("top", "Wavelet")
 
     battery(Shift(0.1, 1))
-    monkeypatch.setattr("art_entropic.evaluation.evaluate.certify", certify)
+    monkeypatch.setattr("art_entropic.evaluation.case.certify", certify)
     result = evaluate(make_classifier(framework), flat(framework, [0.1]), [0], eps=0.2, battery="planted", **QUIET)
     assert result.certified is None and result.certified_points is None
     assert "Wavelet in layer 'top'" in result.certified_reason
@@ -143,13 +146,13 @@ def test_real_evaluation_is_coherent_and_repeatable(framework, make_classifier, 
     x, _ = points(framework, n=40)
     y = np.argmax(classifier.predict(x), axis=1)
     y[:4] = (y[:4] + 1) % 3
-    arguments = dict(eps=0.2, battery="quick", curve_eps=(0.4, 0.0, 0.1, 0.2), n_gallery=3, **QUIET)
-    result, again = (evaluate(classifier, x, np.eye(3)[y], **arguments) for _ in range(2))
+    result, again = (evaluate(classifier, x, np.eye(3)[y], eps=0.2, battery="quick", **QUIET) for _ in range(2))
     np.testing.assert_array_equal(result.survived, again.survived)
     assert result.clean.correct == 36
     assert result.certified.correct <= result.robust.correct < 36
-    assert [point.eps for point in result.curve] == [0.0, 0.1, 0.2, 0.4]
-    shares = [point.robust.correct for point in result.curve]
+    curve, same = (security_curve(classifier, x, np.eye(3)[y], (0.4, 0.0, 0.1, 0.2), verbose=False) for _ in range(2))
+    assert [point.eps for point in curve] == [0.0, 0.1, 0.2, 0.4] and curve == same == result.with_curve(curve).curve
+    shares = [point.robust.correct for point in curve]
     assert shares[0] == 36 and shares == sorted(shares, reverse=True)
     np.testing.assert_array_equal(result.survived, ~np.any(list(result.broken_by.values()), axis=0) & result.clean_correct)
     bits = result.points
@@ -161,7 +164,9 @@ def test_real_evaluation_is_coherent_and_repeatable(framework, make_classifier, 
     ]:
         np.testing.assert_array_equal(unpack(text, 40), expected)
     assert 36 + 20 <= result.attacks[0].queries <= 36 * 22  # at least one point stood to the end
-    for example in result.examples:
+    examples = attacked_examples(classifier, x, y, result, 3)
+    assert examples
+    for example in examples:
         image = np.array(example.attacked).reshape(example.shape)
         clean = np.moveaxis(x, 1, -1) if FRAMEWORKS[framework].channels_first else x
         assert np.abs(image - clean[example.index]).max() <= 0.2 + 1e-6
@@ -179,9 +184,6 @@ def test_real_evaluation_is_coherent_and_repeatable(framework, make_classifier, 
         (dict(battery="huge"), "`battery` must be one of 'quick', 'standard', 'reference', 'full'"),
         (dict(seeds=-1), "`seeds` must be a whole number"),
         (dict(seeds=()), "`seeds` must name at least one seed"),
-        (dict(n_gallery=2.5), "`n_gallery` must be a whole number"),
-        (dict(curve_eps=(-0.1,)), "`curve_eps` must not be negative"),
-        (dict(curve_eps=0.1), "`curve_eps` must be a sequence of radii, got 0.1"),
         (dict(transfer_from=3), "`transfer_from` must map names to classifiers, got int"),
         (dict(x=np.zeros((2, 3))), "`x` must have shape"),
         (dict(y=[0, 7]), "`y` must hold classes 0 to 2"),
@@ -192,6 +194,51 @@ def test_bad_input_is_refused_by_name(framework, make_classifier, change, messag
     arguments = dict(x=flat(framework, [0.1, 0.2]), y=[0, 1], eps=0.1, **QUIET) | change
     with pytest.raises((ValueError, TypeError), match=message):
         evaluate(make_classifier(framework), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(eps_values=(-0.1,)), "`eps_values` must not be negative"),
+        (dict(eps_values=0.1), "`eps_values` must be a sequence of radii, got 0.1"),
+        (dict(eps_values=(0.1, 8)), "did you mean 8/255"),
+        (dict(norm=3), "`norm` must be"),
+        (dict(battery="huge"), "`battery` must be one of 'quick', 'standard', 'reference', 'full'"),
+        (dict(seed=-1), "`seed` must be a whole number"),
+        (dict(y=[0, 7]), "`y` must hold classes 0 to 2"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_a_curve_of_nothing_is_refused_by_name(framework, make_classifier, change, message):
+    arguments = dict(x=flat(framework, [0.1, 0.2]), y=[0, 1], eps_values=(0.1,), verbose=False) | change
+    with pytest.raises((ValueError, TypeError), match=message):
+        security_curve(make_classifier(framework), **arguments)
+
+
+def test_a_curve_holds_its_attacks_to_the_certificates_of_each_radius(framework, make_classifier, bright, battery, monkeypatch):
+    battery(Shift(0.1, 1))
+    classifier, x = make_classifier(framework), flat(framework, [0.45, 0.1])
+    monkeypatch.setattr("art_entropic.evaluation.case.certify", lambda classifier, x, y, eps: np.full(len(x), eps < 0.15))
+    with pytest.raises(RuntimeError, match=r"1 points are certified and yet broken by the curve at eps 0\.12.*index 0"):
+        security_curve(classifier, x, [0, 0], (0.12, 0.2), battery="planted", verbose=False)
+    curve = security_curve(classifier, x, [0, 0], (0.0, 0.05, 0.2), battery="planted", verbose=False)
+    assert [(point.eps, point.robust.correct) for point in curve] == [(0.0, 2), (0.05, 2), (0.2, 1)]
+    battery(Failing())
+    with pytest.raises(RuntimeError, match=r"no attack of the curve could run at eps 0\.2: round 1: ArithmeticError"):
+        security_curve(classifier, x, [0, 0], (0.2,), battery="planted", verbose=False)
+
+
+def test_examples_are_of_the_points_that_were_attacked(framework, make_classifier, bright, battery):
+    battery(Shift(0.1, 2))
+    classifier, x = make_classifier(framework), flat(framework, [0.45, 0.45, 0.1])
+    result = evaluate(classifier, x, [0] * 3, eps=0.2, battery="planted", **QUIET)
+    assert [one.index for one in attacked_examples(classifier, x, [0] * 3, result)] == [0]  # one of a class
+    assert attacked_examples(classifier, x, [0] * 3, result, 0) == []
+    for wrong in (dict(x=x[::-1]), dict(y=[0, 0, 1])):
+        with pytest.raises(ValueError, match="`x` and `y` must be the points of `result`"):
+            attacked_examples(classifier, **(dict(x=x, y=[0] * 3) | wrong), result=result)
+    with pytest.raises(ValueError, match="`number` must be a whole number"):
+        attacked_examples(classifier, x, [0] * 3, result, 2.5)
 
 
 def test_probabilities_are_refused(framework, make_classifier, monkeypatch):

@@ -94,8 +94,7 @@ def test_arguments_of_fit(small, tmp_path_factory, given_):
 
 @settings(max_examples=60)
 @given(junk_for(
-    "x", "y", "eps", "norm", "battery", "seeds", "checks", "cascade", "measure", "transfer_from", "curve_eps", "n_gallery",
-    "folder", "verbose",
+    "x", "y", "eps", "norm", "battery", "seeds", "checks", "cascade", "measure", "transfer_from", "folder", "verbose",
 ))  # fmt: skip
 def test_arguments_of_an_evaluation(small, tmp_path_factory, given_):
     classifier, x, y = small

@@ -35,7 +35,9 @@ from art_entropic.benchmark.problems import build_classifier, load_data
 from art_entropic.benchmark.progress import describe
 from art_entropic.benchmark.provenance import OTHER_LOAD, Spent, Stopwatch, timestamp
 from art_entropic.benchmark.store import Store, file_sha256, titled
+from art_entropic.evaluation.curve import security_curve
 from art_entropic.evaluation.evaluate import check_evaluation, evaluate, verdict_on
+from art_entropic.evaluation.gallery import attacked_examples
 from art_entropic.evaluation.joining import join_findings
 from art_entropic.files import replacing
 from art_entropic.measures import MEASURES
@@ -306,8 +308,9 @@ class Runner:
 
     def _findings(self, job: Job, training: TrainingRecord, points: range, seed: int) -> Findings:
         x, y = self._test_points(job, points)
-        return evaluate(
-            self._network_of(job, training),
+        classifier = self._network_of(job, training)
+        found = evaluate(
+            classifier,
             x,
             y,
             eps=self.plan.eps,
@@ -315,12 +318,15 @@ class Runner:
             battery=self.plan.battery,
             seeds=seed,
             checks=False,
-            curve_eps=self.plan.problem_spec.curve_eps,
-            n_gallery=N_GALLERY,
             measure=_measure_of(training),
             folder=self.store.home / job.attacks,
             verbose=False,
-        ).findings()
+        )
+        began = time.perf_counter()
+        curve = security_curve(classifier, x, y, self.plan.problem_spec.curve_eps, seed=seed, verbose=False)
+        examples = attacked_examples(classifier, x, y, found, N_GALLERY)
+        seconds = found.seconds + time.perf_counter() - began
+        return msgspec.structs.replace(found.findings(), curve=curve, examples=examples, seconds=seconds)
 
     def _evaluation(self, job: Job, findings: Findings, made: Provenance) -> EvaluationRecord:
         first = self.plan.first_example

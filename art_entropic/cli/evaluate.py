@@ -43,6 +43,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_command(options: argparse.Namespace) -> None:
     from art_entropic._validate import positive_int
+    from art_entropic.evaluation.curve import security_curve
     from art_entropic.evaluation.evaluate import evaluate
     from art_entropic.files import write_whole
 
@@ -65,10 +66,14 @@ def evaluate_command(options: argparse.Namespace) -> None:
             cascade=not options.no_cascade,
             measure=options.measure,
             transfer_from={text: made_by(*names, options.device, "transfer-from") for text, names in others.items()},
-            curve_eps=options.curve,
             folder=out / "attacks",
             verbose=not options.quiet,
         )
+        if options.curve:
+            curve = security_curve(
+                estimator, x[:n], y[:n], options.curve, options.norm, seed=options.seeds[0], verbose=not options.quiet
+            )
+            result = result.with_curve(curve)
         write_whole(out / POINTS, result.to_frame().to_csv(index=False).encode())
         write_whole(out / EVALUATION, indented_json(result.summary()))
     _print_evaluation(result)

@@ -16,6 +16,7 @@ from art.estimators import BaseEstimator, LossGradientsMixin, NeuralNetworkMixin
 from art.estimators.classification.classifier import ClassGradientsMixin, ClassifierMixin
 
 from art_entropic.backends.protocol import AttackObjective, Backend
+from art_entropic.evaluation.tally import Tally
 from art_entropic.ops import Array
 
 # Square asks for a point where it stood, where it stands, and where it might go.
@@ -33,20 +34,13 @@ class Path:
             point looks broken.
         more: what the attack's objective knows of each point beside its class, (n, m).
     Attributes:
-        fallen: bool (n,).
-        x_adv: (n, ...), the first adversarial example of a fallen point, x of any other.
-        queries: int64 (n,), how often the network was asked about each point, as far as a query tells which points it is about.
-        gradients, flat, not_finite: int64 (n,), how many gradients each point was given, and how many of them were zero in
-            every feature, or not finite.
-        flat_at_start: bool (n,), the first gradient was zero or not finite.
+        tally: what has become of the points on the way; of a fallen one `x_adv` is the first adversarial example.
     """
 
     def __init__(self, x: Array, y: Array, succeeds: Succeeds, more: Array | None = None) -> None:
         n = len(x)
-        self.x_adv, self._y, self._succeeds = x.copy(), y, succeeds
+        self.tally, self._y, self._succeeds = Tally.on(x), y, succeeds
         self.more = np.zeros((n, 0), np.float32) if more is None else more
-        self.fallen, self.flat_at_start = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
-        self.queries, self.gradients, self.flat, self.not_finite = np.zeros((4, n), np.int64)
         self._values = np.zeros(n, np.float32)
         self._gradient = np.zeros_like(x)
         self._at: Array | None = None
@@ -54,7 +48,7 @@ class Path:
         self._right = np.arange(n)
 
     def __len__(self) -> int:
-        return len(self.fallen)
+        return len(self.tally.broken)
 
     def points_of(self, n: int) -> Array | None:
         """The points that a query of n is about: all, or those that were right when all were last asked; None where unknown.
@@ -67,7 +61,7 @@ class Path:
 
     def unknown(self, x: Array, labels: Array) -> Array:
         """Indices of the points at which neither value nor gradient is known. A fallen point is asked nothing more."""
-        standing = ~self.fallen
+        standing = ~self.tally.broken
         if self._at is not None and self._asked is not None:
             standing &= _differ(x, self._at) | _differ(labels, self._asked)
         return np.flatnonzero(standing)
@@ -76,17 +70,18 @@ class Path:
         """Keep what was answered at x; a point that has fallen in between has nothing left to climb."""
         flat = ~gradient.reshape(len(index), -1).any(axis=1)
         not_finite = ~np.isfinite(gradient).reshape(len(index), -1).all(axis=1)
-        first = self.gradients[index] == 0
-        self.flat_at_start[index[first]] = (flat | not_finite)[first]
-        self.gradients[index] += 1
-        self.flat[index] += flat
-        self.not_finite[index] += not_finite
+        tally = self.tally
+        first = tally.gradients[index] == 0
+        tally.flat_at_start[index[first]] = (flat | not_finite)[first]
+        tally.gradients[index] += 1
+        tally.flat[index] += flat
+        tally.not_finite[index] += not_finite
         self._at, self._asked = x.copy(), labels.copy()
         self._values[index], self._gradient[index] = values, _scaled(gradient)
-        self._gradient[self.fallen] = 0.0
+        self._gradient[tally.broken] = 0.0
         # ART's APGD stops a batch in which every value is 0, be it that of a point that stands and has lost its precision.
         self._values[self._values == 0] = np.finfo(np.float32).tiny
-        self._values[self.fallen] = 0.0 if self.fallen.all() else 1.0
+        self._values[tally.broken] = 0.0 if tally.broken.all() else 1.0
 
     def known(self) -> tuple[Array, Array]:
         """Value and gradient of each point where it was last asked."""
@@ -97,12 +92,11 @@ class Path:
         wrong = (np.argmax(logits, axis=1) != self._y[index]) | ~np.isfinite(logits).all(axis=1)
         if len(index) == len(self):
             self._right = np.flatnonzero(~wrong)
-        suspects = np.flatnonzero(wrong & ~self.fallen[index])
+        suspects = np.flatnonzero(wrong & ~self.tally.broken[index])
         if not len(suspects):
             return
         sure = suspects[self._succeeds(index[suspects], x[suspects])]
-        self.fallen[index[sure]] = True
-        self.x_adv[index[sure]] = x[sure]
+        self.tally.fell(index[sure], x[sure])
 
 
 def _scaled(gradient: Array) -> Array:
@@ -224,7 +218,7 @@ class Attacked(ClassGradientsMixin, LossGradientsMixin, ClassifierMixin, NeuralN
     def _count(self, points: Array, *, located: bool) -> None:
         self.forward_passes += len(points)
         if self._path is not None and located:
-            self._path.queries[points] += 1
+            self._path.tally.queries[points] += 1
 
     def fit(self, x: Array, y: Array, **_: Any) -> None:
         raise NotImplementedError("a classifier under attack is not trained")

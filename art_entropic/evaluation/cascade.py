@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from art_entropic.evaluation.attacks import ATTACKS, CannotRunError
-from art_entropic.evaluation.attempt import AttackRun, attack_points
+from art_entropic.evaluation.attempt import Attempt
+from art_entropic.evaluation.case import Case
 from art_entropic.evaluation.kept import Finished
+from art_entropic.evaluation.tally import Cost, Tally
 from art_entropic.evaluation.target import Ball, Target
 from art_entropic.ops import Array
 from art_entropic.records import AttackOutcome
@@ -22,95 +24,80 @@ class Cascade:
     """
 
     def __init__(
-        self,
-        target: Target,
-        x: Array,
-        y: Array,
-        standing: Array,
-        certified: Array | None = None,
-        *,
-        cascade: bool = True,
-        store: Finished | None = None,
+        self, case: Case, certified: Array | None = None, *, cascade: bool = True, store: Finished | None = None
     ) -> None:
-        self.target, self.x, self.y = target, x, y
-        self.standing = standing.copy()
-        self.broken = np.zeros(len(x), dtype=bool)
-        self.runs: dict[str, AttackRun] = {}
-        self.distances: list[Array] = []
-        self.x_adv = x.copy()
-        self._right = standing.copy()
-        self._cascade, self._store = cascade, store
-        self._certified = np.zeros(len(x), dtype=bool) if certified is None else certified
+        self._case, self._cascade, self._store = case, cascade, store
+        self.standing = case.right.copy()
+        self.broken = np.zeros(len(case.x), dtype=bool)
+        self.tallies: dict[str, Tally] = {}
+        self.distances: list[list[float]] = []
+        self._certified = np.zeros(len(case.x), dtype=bool) if certified is None else certified
         self._certified_were_attacked = False
 
     def _points(self) -> Array:
         if not self._cascade:
-            return np.flatnonzero(self._right)
+            return np.flatnonzero(self._case.right)
         return np.flatnonzero(self.standing & ~self._certified if self._certified_were_attacked else self.standing)
 
     def attack(self, name: str, ball: Ball, seed: int, progress: Progress) -> AttackOutcome:
-        title = ATTACKS[name].title_for(self.target.nb_classes)
+        target, points = self._case.target, self._points()
+        title = ATTACKS[name].title_for(target.nb_classes)
         progress.show(f"{title} at {ball.eps:g}")
-        index = self._points()
-        queries, run, facts = self.target.forward_passes, AttackRun.on(self.x[index]), {}
-        started, spent = time.perf_counter(), None
-        if len(index):
+        attempt = Attempt(name, target, self._case.x[points], self._case.y[points], ball, seed)
+        watch, tally, cost, facts = _Watch(target), Tally.on(attempt.x), None, {}
+        if len(points):
             try:
-                run, spent = self._run(name, index, ball, seed)
-                self._certified_were_attacked = self._certified_were_attacked or not run.errors
-                if run.errors:
-                    facts = {"error": "; ".join(run.errors)}
+                tally, cost = self._run(attempt, points)
+                self._certified_were_attacked = self._certified_were_attacked or not tally.errors
+                if tally.errors:
+                    facts = {"error": "; ".join(tally.errors)}
             except CannotRunError as problem:
                 facts = {"skipped": str(problem)}
             except Exception as problem:  # recorded: one attack that cannot run must not hide what the others find
                 facts = {"error": f"{type(problem).__name__}: {problem}"}
-        seconds, asked = spent or (time.perf_counter() - started, self.target.forward_passes - queries)
-        fell = index[run.broken]
-        self.x_adv[fell] = run.x_adv[run.broken]
-        self.standing[fell], self.broken[fell] = False, True
-        self.runs[name] = _joined(self.runs.get(name), run, index, self.x)
+        cost = cost or watch.cost()
+        self._count(name, points, tally)
         progress.advance()
-        found = run.distance[np.isfinite(run.distance)]
-        self.distances.append(found)
         return AttackOutcome(
             attack=title,
-            attacked=len(index),
-            broken=len(fell),
-            seconds=seconds,
-            queries=asked,
-            distance=median(found),
+            attacked=len(points),
+            broken=int(tally.broken.sum()),
+            seconds=cost.seconds,
+            queries=cost.queries,
+            distance=median(self.distances[-1]),
             **facts,
         )
 
-    def _run(self, name: str, index: Array, ball: Ball, seed: int) -> tuple[AttackRun, tuple[float, int] | None]:
-        """The run, and, where it was kept from an earlier start, what it took then."""
-        kept = None if self._store is None else self._store.read(name, index, ball, seed)
+    def _run(self, attempt: Attempt, points: Array) -> tuple[Tally, Cost]:
+        """What became of the points, and what that took when it was done, which may be an earlier start."""
+        kept = None if self._store is None else self._store.read(attempt, points)
         if kept is not None:
             return kept
-        started, queries = time.perf_counter(), self.target.forward_passes
-        run = attack_points(name, self.target, self.x[index], self.y[index], ball, seed)
-        if self._store is not None and not run.errors:
-            self._store.write(name, index, ball, seed, run, time.perf_counter() - started, self.target.forward_passes - queries)
-        return run, None
+        watch = _Watch(attempt.target)
+        tally, cost = attempt.run(), watch.cost()
+        if self._store is not None and not tally.errors:
+            self._store.write(attempt, points, tally, cost)
+        return tally, cost
+
+    def _count(self, name: str, points: Array, tally: Tally) -> None:
+        fell = points[tally.broken]
+        self.standing[fell], self.broken[fell] = False, True
+        self.tallies.setdefault(name, Tally.on(self._case.x)).add(points, tally)
+        self.distances.append(tally.distances.tolist())
 
 
-def median(distances: Sequence[float] | Array) -> float | None:
+class _Watch:
+    """What has been spent on a target since."""
+
+    def __init__(self, target: Target) -> None:
+        self._target, self._started, self._asked = target, time.perf_counter(), target.forward_passes
+
+    def cost(self) -> Cost:
+        return Cost(time.perf_counter() - self._started, self._target.forward_passes - self._asked)
+
+
+def median(distances: Sequence[float]) -> float | None:
     return float(np.median(distances)) if len(distances) else None
-
-
-def _joined(before: AttackRun | None, run: AttackRun, index: Array, x: Array) -> AttackRun:
-    """What an attack did to all points: with a second seed, beside what it did with the first."""
-    whole = AttackRun.on(x) if before is None else before
-    whole.broken[index] |= run.broken
-    whole.x_adv[index[run.broken]] = run.x_adv[run.broken]
-    whole.distance[index] = np.fmin(whole.distance[index], run.distance)
-    whole.attacked[index] |= run.attacked
-    whole.out_of_bounds[index] |= run.out_of_bounds
-    first = whole.gradients[index] == 0
-    whole.flat_at_start[index[first]] = run.flat_at_start[first]
-    for name in ("queries", "gradients", "flat", "not_finite"):
-        getattr(whole, name)[index] += getattr(run, name)
-    return whole
 
 
 class Progress:

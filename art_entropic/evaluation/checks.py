@@ -17,8 +17,10 @@ from scipy.stats import binomtest
 
 from art_entropic._validate import check_logits
 from art_entropic.evaluation.attacks import ATTACKS, CannotRunError
-from art_entropic.evaluation.attempt import AttackRun, attack_points
+from art_entropic.evaluation.attempt import Attempt
+from art_entropic.evaluation.case import Case
 from art_entropic.evaluation.planted import find_planted
+from art_entropic.evaluation.tally import Tally
 from art_entropic.evaluation.target import Ball, Target, largest_distance, numpy_seeded, within_ball
 from art_entropic.ops import Array
 from art_entropic.records import Accuracy, CheckOutcome, CheckStatus
@@ -55,7 +57,7 @@ class CheckContext:
     Attributes:
         standing: bool (n,), those that survived the battery.
         attacks: names of the battery's attacks.
-        battery_runs: what those of them did that keep to a ball, where that is known.
+        battery: what each of them did, as far as that is known.
     """
 
     target: Target
@@ -65,25 +67,32 @@ class CheckContext:
     ball: Ball
     seed: int
     attacks: Sequence[str]
-    battery_runs: Sequence[AttackRun] = ()
-    _runs: dict[tuple[str, float], AttackRun] = field(default_factory=dict)
+    battery: Mapping[str, Tally] = field(default_factory=dict)
+    _tallies: dict[tuple[str, float], Tally] = field(default_factory=dict)
 
-    def run(self, attack: str, ball: Ball | None = None) -> AttackRun:
+    @classmethod
+    def of(
+        cls, case: Case, survived: Array, seed: int, attacks: Sequence[str], battery: Mapping[str, Tally] | None = None
+    ) -> CheckContext:
+        """The first points of an evaluation that are right; `survived` is of all points, as `battery` is."""
+        (ball,), chosen = case.balls, np.flatnonzero(case.right)[:CHECKED_POINTS]
+        return cls(case.target, case.x[chosen], case.y[chosen], survived[chosen], ball, seed, attacks, battery or {})
+
+    def run(self, attack: str, ball: Ball | None = None) -> Tally:
         """That attack on all of the points, whoever stands; run once."""
         ball = ball or self.ball
-        if (attack, ball.eps) not in self._runs:
-            run = attack_points(attack, self.target, self.x, self.y, ball, self.seed)
-            if run.errors:
-                raise RuntimeError(f"{ATTACKS[attack].title} failed: {run.errors[0]}")
-            self._runs[attack, ball.eps] = run
-        return self._runs[attack, ball.eps]
+        if (attack, ball.eps) not in self._tallies:
+            self._tallies[attack, ball.eps] = Attempt(attack, self.target, self.x, self.y, ball, self.seed).run_whole()
+        return self._tallies[attack, ball.eps]
 
     def broken(self, *attacks: str, ball: Ball | None = None) -> Array:
         return np.asarray(np.any([self.run(attack, ball).broken for attack in attacks], axis=0))
 
     @property
-    def runs(self) -> Sequence[AttackRun]:
-        return list(self._runs.values())
+    def tallies(self) -> Sequence[Tally]:
+        """Of all attacks that keep to a ball, the battery's and those of the checks so far."""
+        kept = (tally for attack, tally in self.battery.items() if not ATTACKS[attack].seeks_nearest)
+        return [*kept, *self._tallies.values()]
 
     @property
     def whole_range(self) -> Ball:
@@ -112,10 +121,10 @@ def _logits(context: CheckContext) -> Finding:
 
 
 def _gradients(context: CheckContext) -> Finding:
-    runs = [context.run(name) for name in WHITE_BOX]
-    at_start = max(int(run.flat_at_start.sum()) for run in runs)
+    tallies = [context.run(name) for name in WHITE_BOX]
+    at_start = max(int(tally.flat_at_start.sum()) for tally in tallies)
     # Gradients of one point hang together: a share of them counts as that share of the points.
-    along = max(float((run.flat + run.not_finite).sum() / max(1, run.gradients.sum())) for run in runs)
+    along = max(float((one.flat + one.not_finite).sum() / max(1, one.gradients.sum())) for one in tallies)
     return _more_often(max(at_start, round(along * len(context.x))), len(context.x), TOLERATED_FLAT)
 
 
@@ -174,8 +183,9 @@ def _more_steps(context: CheckContext) -> Finding:
     standing = np.flatnonzero(context.standing)
     if not len(standing):
         raise CannotRunError("no point is left standing")
-    run = attack_points("apgd_long", context.target, context.x[standing], context.y[standing], context.ball, context.seed)
-    return _more_often(int(run.broken.sum()), len(context.x), TOLERATED)
+    x, y = context.x[standing], context.y[standing]
+    tally = Attempt("apgd_long", context.target, x, y, context.ball, context.seed).run()
+    return _more_often(int(tally.broken.sum()), len(context.x), TOLERATED)
 
 
 def _transfer(context: CheckContext) -> Finding:
@@ -202,9 +212,8 @@ def _planted(context: CheckContext) -> Finding:
 
 
 def _bounds(context: CheckContext) -> Finding:
-    runs = [*context.battery_runs, *context.runs]
-    outside = sum(int(run.out_of_bounds.sum()) for run in runs)
-    n = sum(int(run.attacked.sum()) for run in runs)
+    outside = sum(int(tally.out_of_bounds.sum()) for tally in context.tallies)
+    n = sum(int(tally.attacked.sum()) for tally in context.tallies)
     return _above(outside / max(1, n), 0.0, n)
 
 

@@ -79,13 +79,15 @@ class Comparison:
         Returns:
             A matplotlib figure.
         Raises:
-            ValueError: no evaluation has a curve; `evaluate` draws one with `curve_eps`.
+            ValueError: no evaluation has a curve; `security_curve` draws one, `Evaluation.with_curve` puts it there.
         """
         from matplotlib.figure import Figure
 
         drawn = [row for row in self.rows if row.curve]
         if not drawn:
-            raise ValueError("`results` must have curves to be drawn, got none: evaluate with `curve_eps`")
+            raise ValueError(
+                "`results` must have curves to be drawn, got none: `security_curve` draws one for `Evaluation.with_curve`"
+            )
         shades = {**palette(row.name for row in self.rows), **(colours or {})}
         figure = Figure(figsize=(5.6, 3.8), layout="constrained")
         axes = figure.subplots()

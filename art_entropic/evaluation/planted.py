@@ -18,7 +18,7 @@ import numpy as np
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.protocol import Ascent, AttackObjective, Backend, View
 from art_entropic.evaluation.attacks import ATTACKS, CannotRunError
-from art_entropic.evaluation.attempt import attack_points
+from art_entropic.evaluation.attempt import Attempt
 from art_entropic.evaluation.target import Ball, Target
 from art_entropic.ops import Array, Ops, Tensor
 
@@ -131,12 +131,10 @@ def _planted_target(target: Target) -> Target:
 def _is_found(planted: Target, point: Array, ball: Ball, attacks: Sequence[str], seed: int) -> bool:
     for name in attacks:
         try:
-            run = attack_points(name, planted, point[None], np.zeros(1, np.int64), ball, seed)
+            tally = Attempt(name, planted, point[None], np.zeros(1, np.int64), ball, seed).run_whole()
         except CannotRunError:
             continue
-        if run.errors:
-            raise RuntimeError(f"{ATTACKS[name].title} failed: {run.errors[0]}")
-        if run.broken[0]:
+        if tally.broken[0]:
             return True
     return False
 

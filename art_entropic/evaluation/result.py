@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from art_entropic.evaluation.attacks import BATTERIES
-from art_entropic.evaluation.attempt import AttackRun
+from art_entropic.evaluation.tally import Tally
 from art_entropic.ops import Array
-from art_entropic.records import Accuracy, CheckOutcome, Findings, unpack
+from art_entropic.records import Accuracy, CheckOutcome, CurvePoint, Findings, unpack
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +23,12 @@ UPPER_BOUND = "an upper bound: a better attack may do better"
 CAVEAT = f"Robust accuracy is {UPPER_BOUND}."
 # Raised with every change of the attacks' code or parameters, so that what was found before is not taken for new.
 EVALUATION_REVISION = 2
+
+
+def digest_of(classifier: Any, x: Array, y: Array) -> str:
+    """Of test points, channels last, and their classes, in their order."""
+    images = np.moveaxis(x, 1, -1) if classifier.channels_first and x.ndim == 4 else x
+    return hashlib.sha256(np.ascontiguousarray(images).tobytes() + y.tobytes()).hexdigest()
 
 
 class BatteryError(RuntimeError):
@@ -33,9 +42,8 @@ class Evaluation(Findings, frozen=True, kw_only=True, eq=False):
         clean, robust, certified: the shares, with Wilson 95 % intervals.
         certified_reason: why there is no certificate.
         attacks: one outcome per attack of the battery and seed, in order.
-        curve: robust accuracy under the quick battery, one point per radius, ascending.
+        curve: robust accuracy over the radius, as `security_curve` draws it; empty until `with_curve` puts it there.
         points: what became of each point; `clean_correct`, `survived`, `broken_by` and `certified_points` read it.
-        examples: points that fell, beside what they fell to.
         points_sha256: of the test points, channels last, and their classes, in their order.
         runs: for each attack by name, what it did to each point, as `to_frame` shows it.
         checks: of the evaluation, in the order of CHECKS; empty where they were not asked for.
@@ -47,7 +55,7 @@ class Evaluation(Findings, frozen=True, kw_only=True, eq=False):
     battery: str
     seeds: tuple[int, ...]
     points_sha256: str
-    runs: dict[str, AttackRun]
+    runs: dict[str, Tally]
     checks: list[CheckOutcome]
     verdict: str
 
@@ -79,6 +87,10 @@ class Evaluation(Findings, frozen=True, kw_only=True, eq=False):
     def missing(self) -> list[str]:
         """The attacks of the battery that did not run, each with the reason."""
         return [f"{one.attack}: {one.error or one.skipped}" for one in self.attacks if one.error or one.skipped]
+
+    def with_curve(self, curve: Sequence[CurvePoint]) -> Evaluation:
+        """The same evaluation beside a security curve."""
+        return msgspec.structs.replace(self, curve=list(curve))
 
     def findings(self) -> Findings:
         """What fits into a file, and what `join_findings` takes."""

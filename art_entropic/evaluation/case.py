@@ -1,0 +1,119 @@
+"""What is judged: a classifier on test points, in balls around them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from art_entropic._validate import check_eps, check_inputs, check_labels, choice
+from art_entropic.backends.errors import NoIntervalRuleError
+from art_entropic.backends.registry import backend_for
+from art_entropic.certificates import certify
+from art_entropic.evaluation.target import Ball, Target, check_norm, largest_distance
+from art_entropic.guards import check_predictions
+from art_entropic.measures import MEASURES
+from art_entropic.ops import Array
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A classifier that predicts by its logits, on test points.
+
+    Attributes:
+        target: the classifier; it is known whether it always says the same.
+        x: points, (n, ...), float32, raw units.
+        y: their classes, int64 (n,).
+        balls: the perturbations, one for each radius.
+        logits: at x, (n, nb_classes).
+        right: bool (n,), right without an attack.
+    """
+
+    target: Target
+    x: Array
+    y: Array
+    balls: tuple[Ball, ...]
+    logits: Array
+    right: Array
+
+    @classmethod
+    def of(
+        cls,
+        classifier: Any,
+        x: Any,
+        y: Any,
+        radii: Sequence[float],
+        norm: float | str,
+        *,
+        measure: str | None = None,
+        sources: Mapping[str, Any] | None = None,
+    ) -> Case:
+        """The arguments that every evaluation shares, checked.
+
+        Raises:
+            TypeError: not a supported estimator, or `sources` is no mapping.
+            ValueError: an argument is out of its range, or the classifier predicts by something else than its logits.
+        """
+        if measure is not None:
+            choice("measure", measure, MEASURES)
+        sources = _check_sources(classifier, sources)
+        # Whatever is attacked is told first by name where it is no classifier.
+        backend_for(classifier)
+        x = check_inputs(x, input_shape=tuple(classifier.input_shape), clip_values=classifier.clip_values)
+        target = Target.of(classifier, measure, sources, x.shape[1:])
+        balls = tuple(_check_ball(eps, norm, target) for eps in radii)
+        y = check_labels(y, n=len(x), nb_classes=target.nb_classes)
+        for one in (target, *target.sources.values()):
+            check_predictions(one.backend, x)
+        logits = target.logits(x)
+        target = replace(target, is_deterministic=np.array_equal(logits, target.logits(x)))
+        return cls(target, x, y, balls, logits, target.predict(x) == y)
+
+    def certified(self, ball: Ball) -> tuple[Array | None, str | None]:
+        """Bool (n,), the points whose prediction no perturbation of the ball can change; or None, and why that is not known."""
+        classifier = self.target.classifier
+        # The box around x contains the other balls of the same radius, so its certificate holds there too.
+        try:
+            return certify(classifier, self.x, self.y, ball.eps), None
+        except NoIntervalRuleError as error:
+            return None, str(error)
+
+
+def check_certificates(certified: Array | None, broken: Array, what: str) -> None:
+    """Raise RuntimeError where an attack has broken a certified point."""
+    if certified is None:
+        return
+    both = np.flatnonzero(certified & broken)
+    if len(both):
+        raise RuntimeError(
+            f"{len(both)} points are certified and yet broken by {what}, the first at index {both[0]}: "
+            "an interval rule is not sound, or the model is not the same in both; please report this"
+        )
+
+
+def _check_sources(classifier: Any, sources: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if sources is not None and not isinstance(sources, Mapping):
+        raise TypeError(f"`transfer_from` must map names to classifiers, got {type(sources).__name__}")
+    for name, source in (sources or {}).items():
+        Target.of(source)  # raises TypeError for what is not a classifier
+        wish, got = ((tuple(one.input_shape), int(one.nb_classes)) for one in (classifier, source))
+        if wish != got:
+            raise ValueError(f"`transfer_from` must have the shapes of `classifier`, {wish}, got {got} for {name!r}")
+    return sources or {}
+
+
+def _check_ball(eps: Any, norm: Any, target: Target) -> Ball:
+    exponent, clip_values = check_norm(norm), target.classifier.clip_values
+    if math.isinf(exponent) or clip_values is None:
+        return Ball(check_eps(eps, clip_values), exponent)
+    ball = Ball(check_eps(eps, None), exponent)
+    largest = largest_distance(clip_values, target.input_shape, exponent)
+    if ball.eps > largest:
+        raise ValueError(
+            f"`eps` must not exceed {largest:g}, the L{ball.norm_name} distance of the farthest points in `clip_values`, "
+            f"got {eps!r}"
+        )
+    return ball

@@ -1,0 +1,61 @@
+"""Robust accuracy over the radius."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from art_entropic._validate import check_logits, choice, flag, listed, non_negative, whole_number
+from art_entropic.evaluation.attacks import BATTERIES
+from art_entropic.evaluation.cascade import Cascade, Progress
+from art_entropic.evaluation.case import Case, check_certificates
+from art_entropic.evaluation.result import CURVE_BATTERY, BatteryError
+from art_entropic.records import CurvePoint
+from art_entropic.statistics import accuracy
+
+
+def security_curve(
+    classifier: Any,
+    x: Any,
+    y: Any,
+    eps_values: Sequence[float],
+    norm: float | str = "inf",
+    battery: str = CURVE_BATTERY,
+    seed: int = 0,
+    *,
+    verbose: bool = True,
+) -> list[CurvePoint]:
+    """Attack a classifier at several radii. A point that falls at one stays fallen at all larger ones.
+
+    Far enough out a curve must reach zero: one that does not tells of a broken attack, not of a robust classifier.
+
+    Args:
+        classifier, x, y, norm: as `evaluate` takes them. The classifier leaves as it came.
+        eps_values: radii in the units of x, >= 0; at 0 nothing is attacked.
+        battery: a name of BATTERIES.
+        seed: of the attacks' random numbers.
+        verbose: show progress on stderr.
+    Returns:
+        One point for each radius, ascending. `Evaluation.with_curve` puts them beside an evaluation, for `compare` to draw.
+    Raises:
+        TypeError, ValueError: as `evaluate` does.
+        BatteryError: no attack could run at one of the radii.
+        RuntimeError: an attack broke a point that was certified.
+    """
+    names = BATTERIES[choice("battery", battery, BATTERIES)]
+    seed, verbose = whole_number("seed", seed), flag("verbose", verbose)
+    radii = sorted({non_negative("eps_values", radius) for radius in listed("eps_values", eps_values, "radii")})
+    case = Case.of(classifier, x, y, [radius for radius in radii if radius > 0], norm)
+    check_logits(case.logits, case.target.nb_classes)
+    run = Cascade(case)
+    points = [CurvePoint(eps=0.0, robust=accuracy(case.right))] if 0 in radii else []
+    with Progress(len(names) * len(case.balls), verbose) as progress:
+        for ball in case.balls:
+            outcomes = [run.attack(name, ball, seed, progress) for name in names]
+            if all(outcome.error or outcome.skipped for outcome in outcomes):
+                raise BatteryError(
+                    f"no attack of the curve could run at eps {ball.eps:g}: {outcomes[0].error or outcomes[0].skipped}"
+                )
+            check_certificates(case.certified(ball)[0], run.broken, f"the curve at eps {ball.eps:g}")
+            points.append(CurvePoint(eps=ball.eps, robust=accuracy(run.standing)))
+    return points
