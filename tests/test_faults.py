@@ -26,7 +26,7 @@ FILLER = """
 import resource, sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from test_report import evaluation
+from made import evaluation
 from art_entropic.records import append_record
 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -37,7 +37,7 @@ for seed in range(100):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no limit to set")
 def test_a_full_disk_keeps_what_was_written(tmp_path):
-    from test_report import evaluation
+    from made import evaluation
 
     file = tmp_path / "records.jsonl"
     found = subprocess.run([sys.executable, "-c", FILLER, file, str(ROOT / "tests")], capture_output=True, text=True)
@@ -146,7 +146,7 @@ def test_whatever_a_file_holds_it_is_records_or_an_error_that_names_the_line(lin
 
 
 def test_records_of_another_version_are_refused_by_number(tmp_path):
-    from test_report import evaluation
+    from made import evaluation
 
     file = tmp_path / "records.jsonl"
     append_record(file, evaluation("entropic", 0.5))
@@ -161,7 +161,8 @@ def test_every_fault_of_the_page_has_its_test():
     named = re.findall(r"`(test_\w+)\.(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8"))
     assert len(named) > 20
     for file, test in named:
-        source = (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8")
+        (path,) = (ROOT / "tests").rglob(f"{file}.py")
+        source = path.read_text(encoding="utf-8")
         assert f"def {test}(" in source, f"{file}.{test}"
 
 
@@ -364,7 +365,7 @@ def test_plans_of_other_editors_are_read_and_numbers_without_end_are_not(tmp_pat
 
 
 def test_a_title_with_html_is_text_in_both_reports(tmp_path):
-    from test_report import evaluation
+    from made import evaluation
 
     from art_entropic.report.page import write_report
 

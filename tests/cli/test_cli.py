@@ -363,7 +363,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_report_prints_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from test_report import comparison
+    from made import comparison
 
     from art_entropic.records import append_record
 

@@ -1000,7 +1000,7 @@ def test_a_plan_with_variants_but_no_file_has_a_command_too(
     assert world.trained == []
 
 
-PLANS = sorted((Path(__file__).parent.parent / "benchmarks" / "plans").glob("*.toml"))
+PLANS = sorted((Path(__file__).parents[2] / "benchmarks" / "plans").glob("*.toml"))
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)

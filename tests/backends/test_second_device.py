@@ -81,12 +81,12 @@ def test_the_second_device_is_as_strict_as_a_gpu(on_second_device):
 
 def test_what_holds_on_the_processor_holds_there(on_second_device):
     again = [
-        "trainer.py",
-        "defences.py::test_defence_trains_the_estimator_it_is_given",
-        "objective.py::test_three_steps_agree_between_the_frameworks",
-        "attacks.py::test_attack_breaks_what_can_be_broken_and_nothing_else",
+        "test_trainer.py",
+        "benchmark/test_defences.py::test_defence_trains_the_estimator_it_is_given",
+        "test_objective.py::test_three_steps_agree_between_the_frameworks",
+        "evaluation/test_attacks.py::test_attack_breaks_what_can_be_broken_and_nothing_else",
     ]
-    tests = [f"tests/test_{one}" for one in again]
+    tests = [f"tests/{one}" for one in again]
     last, operations = on_second_device(*tests, "-k", "not (tensorflow or 1.0 or 2.0 or hop_skip_jump)", text=BENCHMARK)
     ended = re.match(r"(\d+) passed, \d+ deselected in", last)
     assert ended, last

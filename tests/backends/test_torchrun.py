@@ -11,7 +11,7 @@ import pytest
 from art_entropic import EntropicTrainer
 from art_entropic.backends.registry import backend_for
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # The test's own training, in each of the processes; the first one starts from other weights, which the others must take over.
 SCRIPT = """

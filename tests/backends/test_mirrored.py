@@ -20,7 +20,7 @@ from art_entropic.backends.registry import backend_for  # noqa: E402
 from art_entropic.measures import Interval  # noqa: E402
 from art_entropic.objective import EntropicObjective  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 L = keras.layers
 SHAPE, CLASSES = (6, 6, 2), 3
 CONTROLS = Controls(0.05, 0.5, 0.1)
