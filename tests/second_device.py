@@ -144,7 +144,7 @@ def second_device(monkeypatch):
     """The GPU of ART and of the package, for one test."""
     from art.estimators.pytorch import PyTorchEstimator
 
-    from art_entropic.backends.torch import backend
+    from art_entropic.backends.torch import framework
 
     build = PyTorchEstimator.__init__
 
@@ -154,8 +154,8 @@ def second_device(monkeypatch):
             self._device, self._device_type = ACCEL, device_type
 
     monkeypatch.setattr(PyTorchEstimator, "__init__", on_accel)
-    monkeypatch.setattr(backend, "accelerators", lambda: ("accel:0",))
-    monkeypatch.setattr(backend, "device_title", lambda device: "accel:0 (second device)")
+    monkeypatch.setattr(framework, "accelerators", lambda: ("accel:0",))
+    monkeypatch.setattr(framework, "device_title", lambda device: "accel:0 (second device)")
     with Here():
         yield
 
