@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from art.estimators import BaseEstimator, LossGradientsMixin, NeuralNetworkMixin
 from art.estimators.classification.classifier import ClassGradientsMixin, ClassifierMixin
 
-from art_entropic.backends.protocol import AttackObjective, Backend
+from art_entropic.backends.protocol import Ascent, AttackObjective
 from art_entropic.evaluation.tally import Tally
 from art_entropic.ops import Array
 
@@ -111,11 +111,24 @@ def _differ(a: Array, b: Array) -> Array:
     return result
 
 
+class Attackable(Protocol):
+    """What attacks ask of a network: the part of `Backend` that a head of another kind can answer too."""
+
+    @property
+    def estimator(self) -> Any: ...
+
+    def logits(self, x: Array, batch_size: int = 256) -> Array: ...
+
+    def input_gradient(self, x: Array, v: Array, batch_size: int = 256) -> Array: ...
+
+    def ascent(self, objective: AttackObjective, nb_classes: int) -> Callable[[Array, Array, Array], Ascent]: ...
+
+
 class Attacked(ClassGradientsMixin, LossGradientsMixin, ClassifierMixin, NeuralNetworkMixin, BaseEstimator):  # type: ignore[misc]
     """An ART estimator with the input side of `backend.estimator`, and the loss that an attack wants.
 
     Args:
-        backend: of the classifier under attack.
+        backend: of the classifier under attack, or a head in its place.
         objective: what a gradient attack climbs.
         batch_size: of predictions.
         input_shape: of one point.
@@ -127,7 +140,7 @@ class Attacked(ClassGradientsMixin, LossGradientsMixin, ClassifierMixin, NeuralN
 
     def __init__(
         self,
-        backend: Backend,
+        backend: Attackable,
         objective: AttackObjective,
         batch_size: int,
         input_shape: tuple[int, ...],

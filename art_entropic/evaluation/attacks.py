@@ -15,7 +15,7 @@ import numpy as np
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.protocol import AttackObjective
 from art_entropic.backends.registry import framework_module
-from art_entropic.evaluation.objectives import LOSSES, margin, of_logits, with_features, with_information
+from art_entropic.evaluation.objectives import LOSSES, OfLogits, margin, with_features, with_information
 from art_entropic.evaluation.target import Ball, Target
 
 MAX_RIVALS = 9
@@ -191,7 +191,7 @@ def _one(loss: str) -> Callable[[Target, Ball], Sequence[Round]]:
 
 
 def _times(number: int, loss: str) -> Callable[[Target, Ball], Sequence[Round]]:
-    return lambda target, ball: [Round(loss, of_logits(LOSSES[loss]))] * number
+    return lambda target, ball: [Round(loss, OfLogits(LOSSES[loss]))] * number
 
 
 def _rival_loss(nb_classes: int) -> str:
@@ -207,7 +207,7 @@ def _no_dlr(nb_classes: int) -> str:
 def _each_rival(target: Target, ball: Ball) -> Sequence[Round]:
     loss = _rival_loss(target.nb_classes)
     number = min(target.nb_classes - 1, MAX_RIVALS)
-    return [Round(loss, of_logits(LOSSES[loss]), rival=rival) for rival in range(number)]
+    return [Round(loss, OfLogits(LOSSES[loss]), rival=rival) for rival in range(number)]
 
 
 def _entropic(target: Target, ball: Ball) -> Sequence[Round]:
@@ -233,7 +233,7 @@ def _each_layer(target: Target, ball: Ball) -> Sequence[Round]:
 def _each_source(target: Target, ball: Ball) -> Sequence[Round]:
     if not target.sources:
         raise CannotRunError("no other classifier was given to craft on: pass `transfer_from`")
-    objective = of_logits(margin)
+    objective = OfLogits(margin)
     return [Round("margin", objective, source=source) for source in target.sources.values()]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from art_entropic.backends.protocol import AttackObjective, Batch, View
 from art_entropic.measures import measure_of
@@ -47,14 +48,15 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def of_logits(loss: Loss) -> AttackObjective:
+@dataclass(frozen=True)
+class OfLogits:
     """An attack's objective that looks at the logits only."""
 
-    def objective(view: View, x: Tensor, y: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
-        z = view.logits(x)
-        return z, loss(view.ops, z, y)
+    loss: Loss
 
-    return objective
+    def __call__(self, view: View, x: Tensor, y: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+        z = view.logits(x)
+        return z, self.loss(view.ops, z, y)
 
 
 def with_information(measure: str, weight: float, eps: float) -> AttackObjective:

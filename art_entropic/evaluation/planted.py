@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -19,8 +20,9 @@ from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.protocol import Ascent, AttackObjective, Backend, View
 from art_entropic.evaluation.attacks import ATTACKS, CannotRunError
 from art_entropic.evaluation.attempt import Attempt
+from art_entropic.evaluation.objectives import Loss, OfLogits
 from art_entropic.evaluation.target import Ball, Target
-from art_entropic.ops import Array, Ops, Tensor
+from art_entropic.ops import Array, Tensor
 
 INNER_POINTS = 200
 # Inner points fill this share of the radius.
@@ -42,30 +44,15 @@ class Planted(NamedTuple):
     by_chance: int
 
 
-class _PlantedView:
-    """The network up to one layer, and above it the read-out of each point."""
+class _ReadOut:
+    """Two classes, read out of one layer of a network.
 
-    def __init__(self, view: View, layer: str, weights: Tensor) -> None:
-        self._view, self._layer, self._weights = view, layer, weights
-
-    @property
-    def ops(self) -> Ops:
-        return self._view.ops
-
-    def logits(self, x: Tensor) -> Tensor:
-        ops = self._view.ops
-        (features,) = (one.value for one in self._view.activations(x).layers if one.name == self._layer)
-        score = ops.sum(ops.flatten(features) * self._weights[:, :-1], axis=1) + self._weights[:, -1]
-        signs = 1.0 - 2.0 * ops.cast_like(ops.one_hot(0 * score, 2), score)
-        return score[:, None] * signs / 2
-
-
-class _PlantedBackend:
-    """A backend with two classes. `weights` is that of the point under attack, (units + 1,), the constant last."""
+    Attributes:
+        weights: of the point under attack, (units + 1,), the constant last.
+    """
 
     def __init__(self, backend: Backend, layer: str, estimator: Any) -> None:
-        self._backend, self._layer = backend, layer
-        self.estimator, self.is_accelerated = estimator, backend.is_accelerated
+        self._backend, self._layer, self.estimator = backend, layer, estimator
         self.weights: Array = np.zeros(1, np.float32)
 
     def features(self, x: Array) -> Array:
@@ -75,9 +62,26 @@ class _PlantedBackend:
         score = self.features(x) @ self.weights[:-1] + self.weights[-1]
         return np.stack([-score, score], axis=1) / 2
 
+    def input_gradient(self, x: Array, v: Array, batch_size: int = 256) -> Array:
+        return self._weighed_logits(x, v, v).gradient
+
+    @cached_property
+    def _weighed_logits(self) -> Callable[[Array, Array, Array], Ascent]:
+        return self._ascent(lambda ops, z, v: ops.sum(z * v, axis=1), 2)
+
     def ascent(self, objective: AttackObjective, nb_classes: int) -> Callable[[Array, Array, Array], Ascent]:
-        def planted(view: View, x: Tensor, y: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
-            return objective(_PlantedView(view, self._layer, more), x, y, more)  # type: ignore[arg-type]
+        if not isinstance(objective, OfLogits):
+            raise CannotRunError("of a planted example there is nothing to climb but logits")
+        return self._ascent(objective.loss, nb_classes)
+
+    def _ascent(self, loss: Loss, nb_classes: int) -> Callable[[Array, Array, Array], Ascent]:
+        def planted(view: View, x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+            ops = view.ops
+            (features,) = (one.value for one in view.activations(x).layers if one.name == self._layer)
+            score = ops.sum(ops.flatten(features) * weights[:, :-1], axis=1) + weights[:, -1]
+            signs = 1.0 - 2.0 * ops.cast_like(ops.one_hot(0 * score, 2), score)
+            z = score[:, None] * signs / 2
+            return z, loss(ops, z, y)
 
         ask = self._backend.ascent(planted, nb_classes)
         return lambda x, y, more: ask(x, y, np.tile(self.weights, (len(x), 1)))
@@ -96,14 +100,15 @@ def find_planted(target: Target, x: Array, ball: Ball, attacks: Sequence[str], s
     seeking = [name for name in attacks if ATTACKS[name].reads_logits_only]
     if not seeking:
         raise CannotRunError(f"none of the attacks can look for it, got {', '.join(attacks) or 'none'}")
-    planted = _planted_target(target)
+    read_out = _read_out_of(target)
+    planted = replace(target, classifier=read_out.estimator, head=read_out, sources={}, _twins={})
     rng = np.random.default_rng(seed)
     n = found = by_chance = 0
     for point in x:
-        weights = _read_out(planted.backend, point, ball, target.classifier.clip_values, rng)  # type: ignore[arg-type]
+        weights = _weights_at(read_out, point, ball, target.classifier.clip_values, rng)
         if weights is None:
             continue
-        planted.backend.weights = weights  # type: ignore[attr-defined]
+        read_out.weights = weights
         tries = _points_of_ball(rng, point, ball, target.classifier.clip_values, RANDOM_TRIES, ball.eps)
         if (planted.predict(tries) != 0).any():
             by_chance += 1
@@ -115,7 +120,7 @@ def find_planted(target: Target, x: Array, ball: Ball, attacks: Sequence[str], s
     return Planted(n, found, by_chance)
 
 
-def _planted_target(target: Target) -> Target:
+def _read_out_of(target: Target) -> _ReadOut:
     try:
         names = target.backend.layer_names()
     except NoIntervalRuleError as error:
@@ -124,8 +129,7 @@ def _planted_target(target: Target) -> Target:
     facts = {name: getattr(target.classifier, name) for name in kept if hasattr(target.classifier, name)}
     estimator = SimpleNamespace(**facts, nb_classes=2)
     # The last layer below the logits; a network without one is read at the logits.
-    backend = _PlantedBackend(target.backend, names[max(len(names) - 2, 0)], estimator)
-    return replace(target, classifier=estimator, backend=backend, sources={}, _twins={})  # type: ignore[arg-type]
+    return _ReadOut(target.backend, names[max(len(names) - 2, 0)], estimator)
 
 
 def _is_found(planted: Target, point: Array, ball: Ball, attacks: Sequence[str], seed: int) -> bool:
@@ -139,13 +143,13 @@ def _is_found(planted: Target, point: Array, ball: Ball, attacks: Sequence[str],
     return False
 
 
-def _read_out(backend: _PlantedBackend, point: Array, ball: Ball, clip_values: Any, rng: np.random.Generator) -> Array | None:
+def _weights_at(read_out: _ReadOut, point: Array, ball: Ball, clip_values: Any, rng: np.random.Generator) -> Array | None:
     """Weights that separate one corner of the ball from the point and from many inner points; None where there are none."""
     from sklearn.linear_model import LogisticRegression
 
     inner = _points_of_ball(rng, point, ball, clip_values, INNER_POINTS, INNER_RADIUS * ball.eps)
     (corner,) = _points_of_ball(rng, point, ball, clip_values, 1, ball.eps, corners=True)
-    features = backend.features(np.stack([point, *inner, corner])).astype(np.float64)
+    features = read_out.features(np.stack([point, *inner, corner])).astype(np.float64)
     mean, scale = features.mean(axis=0), features.std(axis=0)
     live = scale > 1e-7
     if not live.any():

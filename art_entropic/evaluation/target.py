@@ -18,7 +18,7 @@ from art_entropic.backends.registry import backend_for, framework_module, framew
 from art_entropic.ops import Array
 
 if TYPE_CHECKING:
-    from art_entropic.evaluation.attacked import Attacked
+    from art_entropic.evaluation.attacked import Attackable, Attacked
 
 
 # Float32 rounding of x + d, relative to the range of the data.
@@ -57,6 +57,7 @@ class Target:
     """A classifier under attack.
 
     Attributes:
+        head: what is attacked in place of the classifier's own logits; None attacks these.
         is_deterministic: it answers the same each time.
         measure: the information measure that it was retrained with, where that is known.
         sources: other classifiers, for transfer.
@@ -70,6 +71,7 @@ class Target:
     is_deterministic: bool = True
     measure: str | None = None
     sources: Mapping[str, Target] = field(default_factory=dict)
+    head: Attackable | None = None
     _twins: dict[str, Attacked] = field(default_factory=dict)
 
     @classmethod
@@ -101,9 +103,13 @@ class Target:
             return "channel"
         return "interval"
 
+    @property
+    def attackable(self) -> Attackable:
+        return self.backend if self.head is None else self.head
+
     def logits(self, x: Array) -> Array:
         """(n, nb_classes), also for no point at all."""
-        return self.backend.logits(x) if len(x) else np.zeros((0, self.nb_classes), np.float32)
+        return self.attackable.logits(x) if len(x) else np.zeros((0, self.nb_classes), np.float32)
 
     def predict(self, x: Array) -> Array:
         """Classes, int64 (n,); -1 where a logit is not finite."""
@@ -116,7 +122,7 @@ class Target:
 
         if name not in self._twins:
             self._twins[name] = Attacked(
-                self.backend, objective, self.batch_size, self.input_shape, remembers=self.is_deterministic
+                self.attackable, objective, self.batch_size, self.input_shape, remembers=self.is_deterministic
             )
         return self._twins[name]
 

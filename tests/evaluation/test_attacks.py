@@ -10,7 +10,7 @@ from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_mo
 from art_entropic.evaluation.attacked import Path
 from art_entropic.evaluation.attacks import ATTACKS, BATTERIES, ENTROPIC_WEIGHTS, Attack, CannotRunError
 from art_entropic.evaluation.attempt import Attempt
-from art_entropic.evaluation.objectives import LOSSES, of_logits
+from art_entropic.evaluation.objectives import LOSSES, OfLogits
 from art_entropic.evaluation.target import Ball, Target, check_norm, within_ball
 
 LINEAR = (Flatten(), Dense(5, None))
@@ -98,7 +98,7 @@ def test_both_frameworks_climb_the_same_losses(rng):
         np.testing.assert_allclose(LOSSES[kind](numpy_ops, z, y), values, rtol=1e-9)
         gradients = []
         for framework in FRAMEWORKS:
-            twin = Target.of(linear(framework)).twin(kind, of_logits(LOSSES[kind]))
+            twin = Target.of(linear(framework)).twin(kind, OfLogits(LOSSES[kind]))
             first = FRAMEWORKS[framework].channels_first
             inputs = np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if first else x
             np.testing.assert_allclose(twin.compute_loss(inputs, y, reduction="none"), values, rtol=1e-4, atol=1e-5)
@@ -138,7 +138,7 @@ def test_the_network_is_asked_nothing_twice_and_nothing_about_fallen_points(fram
     x = images(framework, 10)
     y = target.predict(x)
     labels = np.eye(5, dtype=np.float32)[y]
-    twin = target.twin("margin", of_logits(LOSSES["margin"]))
+    twin = target.twin("margin", OfLogits(LOSSES["margin"]))
     path = Path(x, y, lambda index, candidates: index < 4)
     with twin.following(path):
         values = twin.compute_loss(x, labels)
@@ -166,7 +166,7 @@ def test_the_network_is_asked_nothing_twice_and_nothing_about_fallen_points(fram
 def test_a_network_that_answers_at_random_is_asked_each_time(framework):
     target = Target(**{**vars(Target.of(linear(framework))), "is_deterministic": False})
     x = images(framework, 3)
-    twin = target.twin("margin", of_logits(LOSSES["margin"]))
+    twin = target.twin("margin", OfLogits(LOSSES["margin"]))
     twin.predict(x), twin.predict(x)
     assert twin.forward_passes == 6
 
@@ -182,7 +182,7 @@ def test_a_keras_classifier_with_preprocessing_is_attacked_in_raw_units(make_cla
     x, _ = points("tensorflow", n=20)
     y = target.predict(x)
     np.testing.assert_array_equal(y, np.argmax(model((x - 0.5) / 0.25, training=False), axis=1))
-    twin, labels = target.twin("cross_entropy", of_logits(LOSSES["cross_entropy"])), np.eye(3, dtype=np.float32)[y]
+    twin, labels = target.twin("cross_entropy", OfLogits(LOSSES["cross_entropy"])), np.eye(3, dtype=np.float32)[y]
     gradient = twin.loss_gradient(x, labels)
     step = np.float32(1e-3) * np.sign(gradient)
     change = twin.compute_loss(x + step, labels).sum() - twin.compute_loss(x - step, labels).sum()
@@ -444,7 +444,7 @@ def test_the_information_is_climbed_by_its_gradient(framework, measure):
     step = np.float32(2e-3) * np.sign(gradient)
     change = twin.compute_loss(x + step, labels) - twin.compute_loss(x - step, labels)
     np.testing.assert_allclose(change, np.sum(2 * step * gradient, axis=(1, 2, 3)), rtol=0.1, atol=1e-3)
-    plain = target.twin("margin", of_logits(LOSSES["margin"]))
+    plain = target.twin("margin", OfLogits(LOSSES["margin"]))
     information = (twin.compute_loss(x, labels) - plain.compute_loss(x, labels)) / ENTROPIC_WEIGHTS[0]
     assert (information > 0).all()
 

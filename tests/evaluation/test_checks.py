@@ -189,6 +189,13 @@ def test_a_battery_is_measured_by_what_was_planted(framework, make_classifier, p
         find_planted(target, x, ball, ["transfer"], seed=0)
 
 
+def test_an_attack_that_asks_for_gradients_of_classes_finds_what_was_planted(framework, make_classifier, points):
+    target = Target.of(trained("natural", make_classifier, points, framework, nb_epochs=2))
+    x, _ = points(framework, n=2, seed=1)
+    found = find_planted(target, x, Ball(1.0, 2.0), ["minimum_norm"], seed=0)
+    assert found.n >= 1 and found.found >= 1
+
+
 def check(name, alarm="pass"):
     return CheckOutcome(check=name, title=CHECKS[name].title, status=alarm, meaning="", advice="")
 
