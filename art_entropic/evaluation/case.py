@@ -74,10 +74,13 @@ class Case:
 
     def certified(self, ball: Ball) -> tuple[Array | None, str | None]:
         """Bool (n,), the points whose prediction no perturbation of the ball can change; or None, and why that is not known."""
-        classifier = self.target.classifier
+        classifier, reach = self.target.classifier, ball.eps
+        if classifier.clip_values is not None:
+            # No feature can move farther.
+            reach = min(reach, largest_distance(classifier.clip_values, self.target.input_shape, math.inf))
         # The box around x contains the other balls of the same radius, so its certificate holds there too.
         try:
-            return certify(classifier, self.x, self.y, ball.eps), None
+            return certify(classifier, self.x, self.y, reach), None
         except NoIntervalRuleError as error:
             return None, str(error)
 

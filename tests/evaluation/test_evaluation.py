@@ -228,6 +228,16 @@ def test_a_curve_holds_its_attacks_to_the_certificates_of_each_radius(framework,
         security_curve(classifier, x, [0, 0], (0.2,), battery="planted", verbose=False)
 
 
+@pytest.mark.parametrize("norm", [1, 2])
+def test_a_ball_may_reach_beyond_the_range_of_one_feature(framework, make_classifier, points, norm):
+    classifier = make_classifier(framework)
+    x, _ = points(framework, n=8)
+    y = np.argmax(classifier.predict(x), axis=1)
+    result = evaluate(classifier, x, y, eps=2.0, norm=norm, battery="quick", **QUIET)
+    (point,) = security_curve(classifier, x, y, (2.0,), norm, verbose=False)
+    assert result.certified.correct == 0 and point.robust.correct <= 8
+
+
 def test_examples_are_of_the_points_that_were_attacked(framework, make_classifier, bright, battery):
     battery(Shift(0.1, 2))
     classifier, x = make_classifier(framework), flat(framework, [0.45, 0.45, 0.1])
