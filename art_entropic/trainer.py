@@ -19,9 +19,8 @@ from tqdm.auto import tqdm
 
 from art_entropic._validate import (
     check_eps,
-    check_inputs,
-    check_labels,
     check_logits,
+    check_points,
     file_path,
     file_to_write,
     flag,
@@ -281,14 +280,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         return self._check(x, y, prefix="validation ")
 
     def _check(self, x: Any, y: Any, prefix: str = "") -> tuple[Array, Array]:
-        classifier = self._classifier
-        x = check_inputs(
-            x,
-            input_shape=tuple(classifier.input_shape),
-            clip_values=classifier.clip_values,
-            name=f"{prefix}x",
-        )
-        return x, check_labels(y, n=len(x), nb_classes=classifier.nb_classes, name=f"{prefix}y")
+        return check_points(self._classifier, x, y, names=(f"{prefix}x", f"{prefix}y"))
 
     def _seed(self, seed: int | None) -> int:
         if seed is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from art_entropic._validate import check_eps, check_inputs, check_labels, choice
+from art_entropic._validate import check_eps, check_points, choice
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.registry import backend_for
 from art_entropic.certificates import certify
@@ -62,10 +62,9 @@ class Case:
         sources = _check_sources(classifier, sources)
         # Whatever is attacked is told first by name where it is no classifier.
         backend_for(classifier)
-        x = check_inputs(x, input_shape=tuple(classifier.input_shape), clip_values=classifier.clip_values)
+        x, y = check_points(classifier, x, y)
         target = Target.of(classifier, measure, sources, x.shape[1:])
         balls = tuple(_check_ball(eps, norm, target) for eps in radii)
-        y = check_labels(y, n=len(x), nb_classes=target.nb_classes)
         for one in (target, *target.sources.values()):
             check_predictions(one.backend, x)
         logits = target.logits(x)

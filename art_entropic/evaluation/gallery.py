@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from art_entropic._validate import check_inputs, check_labels, whole_number
+from art_entropic._validate import check_points, whole_number
 from art_entropic.evaluation.result import Evaluation, digest_of
 from art_entropic.evaluation.target import Target
 from art_entropic.ops import Array
@@ -27,8 +27,7 @@ def attacked_examples(classifier: Any, x: Any, y: Any, result: Evaluation, numbe
         ValueError: `x` and `y` are not the points of `result`.
     """
     number = whole_number("number", number)
-    x = check_inputs(x, input_shape=tuple(classifier.input_shape), clip_values=classifier.clip_values)
-    y = check_labels(y, n=len(x), nb_classes=int(classifier.nb_classes))
+    x, y = check_points(classifier, x, y)
     if digest_of(classifier, x, y) != result.points_sha256:
         raise ValueError("`x` and `y` must be the points of `result`, got others")
     fell_to = {int(point): tally.x_adv[point] for tally in result.runs.values() for point in np.flatnonzero(tally.broken)}
