@@ -124,30 +124,6 @@ def _entropy(values: Array, resolution: float) -> float:
     return _information(values, resolution) + noise
 
 
-def matrix_renyi_entropy(values: Array) -> float:
-    """Matrix-based Renyi entropy of order 2 of points, -log tr(A^2), A the normalised Gram matrix of a Gaussian kernel.
-
-    Args:
-        values: (n, units), n >= 1. The width of the kernel is the median distance between two points, so the scale is of
-            no matter.
-    Returns:
-        Nats, in [0, log n]: 0 where all points are the same, log n where no point is near another.
-    Source: Giraldo, Rao & Principe, IEEE Transactions on Information Theory 61, 2015; order 2 as in Yu et al. 2019.
-    """
-    from scipy.spatial.distance import pdist, squareform
-
-    distances = pdist(values, "sqeuclidean")
-    scale = float(np.median(distances)) if distances.any() else 1.0
-    # The median is 0 where most points are the same and some are not: then nearness to these is all that counts.
-    kernel = np.exp(-squareform(distances) / (2.0 * scale)) if scale > 0 else (squareform(distances) == 0).astype(float)
-    normalised = kernel / len(values)
-    return max(0.0, -math.log(float((normalised**2).sum())))
-
-
-def _renyi(values: Array, resolution: float) -> float:
-    return matrix_renyi_entropy(values)
-
-
 def _kept_on_the_data(chunk: Chunk) -> Array:
     return _kept(chunk, chunk.logits)
 
@@ -161,11 +137,6 @@ def _kept(chunk: Chunk, logits: Array) -> Array:
     """Label information by each point, H(Y) + log p(y); its mean is H(Y) - cross-entropy."""
     kept = np.asarray(chunk.network.label_entropy + (chunk.one_hot * ops.log_softmax(logits)).sum(axis=1))
     return np.where(np.isnan(kept), -np.inf, kept)
-
-
-def _output_entropy(chunk: Chunk) -> Array:
-    logs = ops.log_softmax(chunk.logits)
-    return np.asarray(-(np.exp(logs) * logs).sum(axis=1))
 
 
 def _reach_of_the_gradient(chunk: Chunk) -> Array:
@@ -245,13 +216,6 @@ PROFILE_MEASURES: dict[str, ProfileMeasure] = {
         "differential, of the layer with its read-out noise: it moves with the scale of the layer; biased as `information`",
         of_block=_entropy,
     ),
-    "renyi": ProfileMeasure(
-        "entropy of the layer (matrix Renyi, order 2)",
-        "nats",
-        f"at most the log of the points of a block, up to {BLOCK}; depends on the kernel's width, the median distance",
-        of_block=_renyi,
-        by_unit=False,
-    ),
     "label": ProfileMeasure(
         "label information kept on the data",
         "nats",
@@ -265,12 +229,6 @@ PROFILE_MEASURES: dict[str, ProfileMeasure] = {
         "the same under the interval bound: below 0 nothing is guaranteed",
         of_network=_kept_in_the_worst_case,
         needs_labels=True,
-    ),
-    "output_entropy": ProfileMeasure(
-        "entropy of the predicted classes",
-        "nats",
-        "of the network's own posterior, right or wrong",
-        of_network=_output_entropy,
     ),
     "gradient": ProfileMeasure(
         "reach of the gradient: fall of the margin over the ball / margin",

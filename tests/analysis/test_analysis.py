@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 
 from art_entropic.analysis.profile import information_profile
-from art_entropic.analysis.readings import PROFILE_MEASURES, matrix_renyi_entropy
+from art_entropic.analysis.readings import PROFILE_MEASURES
 from art_entropic.backends.architecture import Dense, Flatten
 from art_entropic.backends.numpy import ops
 from art_entropic.backends.registry import FRAMEWORKS, backend_for
@@ -78,8 +78,6 @@ def test_a_linear_network_is_read_as_by_hand(framework, make_classifier, points)
     np.testing.assert_allclose(value(found, "information", logits), entropy - noise, rtol=1e-4)
     log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
     np.testing.assert_allclose(value(found, "label"), np.log(3) + log_p[np.arange(30), y].mean(), rtol=1e-4)
-    posterior = -(np.exp(log_p) * log_p).sum(axis=1).mean()
-    np.testing.assert_allclose(value(found, "output_entropy"), posterior, rtol=1e-4)
     rival = np.where(np.arange(3) == y[:, None], -np.inf, z).argmax(axis=1)
     margin = z[np.arange(30), y] - z[np.arange(30), rival]
     fall = 0.1 * np.abs(kernel[:, y] - kernel[:, rival]).sum(axis=0)
@@ -104,16 +102,6 @@ def test_frameworks_agree(make_classifier, points):
             np.testing.assert_allclose(*(float(row.value) for row in rows), rtol=2e-3, atol=1e-5)
 
 
-def test_matrix_renyi_entropy_counts_clusters():
-    assert matrix_renyi_entropy(np.ones((8, 3))) == 0
-    two = np.repeat([[0.0], [1.0]], 50, axis=0)
-    kernel = math.exp(-0.5)  # half of all pairs and more lie at the median distance, 1
-    np.testing.assert_allclose(matrix_renyi_entropy(two), -math.log((1 + kernel**2) / 2))
-    np.testing.assert_allclose(matrix_renyi_entropy(1e-3 * two), matrix_renyi_entropy(two))
-    rare = np.array([[0.0]] * 9 + [[1.0]])
-    np.testing.assert_allclose(matrix_renyi_entropy(rare), -math.log((81 + 1) / 100))
-
-
 def test_a_constant_layer_has_no_scale_and_no_nan(framework, make_classifier, points):
     classifier = make_classifier(framework)
     backend = backend_for(classifier)
@@ -124,7 +112,7 @@ def test_a_constant_layer_has_no_scale_and_no_nan(framework, make_classifier, po
     layers = backend.layer_names()
     for layer in layers[-2:]:
         assert value(found, "entropy", layer) == -math.inf
-        assert [value(found, one, layer) for one in ("information", "renyi", "interval", "noise", "rivals")] == [0] * 5
+        assert [value(found, one, layer) for one in ("information", "interval", "noise", "rivals")] == [0] * 4
     missing = {row.measure for row in found.rows if row.value is None}
     assert missing <= {"gradient"}  # where the one class of all points makes none right
     assert "no scale" in found.notes[0] and layers[-1] in found.notes[0]
@@ -189,7 +177,7 @@ def test_labels_and_points_may_be_few(framework, make_classifier, points):
     reasons = {row.measure: row.reason for row in found.rows if row.value is None}
     assert reasons == {
         **dict.fromkeys(("label", "label_worst"), "needs labels, give `y`"),
-        **dict.fromkeys(("information", "entropy", "renyi"), "needs at least 10 points, got 5"),
+        **dict.fromkeys(("information", "entropy"), "needs at least 10 points, got 5"),
     }
     assert "own predictions" in found.notes[0]
 
@@ -198,11 +186,11 @@ def test_blocks_and_chunks_are_no_part_of_the_answer(framework, make_classifier,
     x, y = points(framework, n=250)
     classifier = make_classifier(framework)
     one, other = (
-        profile({"a": classifier}, x, y, batch_size=size, measures=["interval", "rivals", "renyi"]) for size in (33, 999)
+        profile({"a": classifier}, x, y, batch_size=size, measures=["interval", "rivals", "information"]) for size in (33, 999)
     )
     for first, second in zip(one.rows, other.rows, strict=True):
         np.testing.assert_allclose(float(first.value), float(second.value), rtol=1e-4)
-        assert first.n == second.n == (2 if first.measure == "renyi" else 250)
+        assert first.n == second.n == (2 if first.measure == "information" else 250)
 
 
 def test_memory_grows_with_the_batch_and_not_with_the_points(make_classifier, points):
