@@ -21,7 +21,11 @@ Map = Callable[[Tensor], Tensor]
 
 
 def ball(ops: Ops, x: Tensor, eps: Tensor, clip_values: tuple[Tensor, Tensor] | None) -> Box:
-    """The part of the Linf ball of radius eps around x that lies within clip_values; x itself, shape (n, ...)."""
+    """The part of the Linf ball of radius eps around x that lies within clip_values; x itself, shape (n, ...).
+
+    >>> ball(ops, np.array([[0.0, 0.5]]), 0.25, (0.0, 1.0))
+    Box(lower=array([[0.  , 0.25]]), upper=array([[0.25, 0.75]]))
+    """
     if clip_values is None:
         return Box(x - eps, x + eps)
     low, high = clip_values
@@ -33,12 +37,20 @@ def ball(ops: Ops, x: Tensor, eps: Tensor, clip_values: tuple[Tensor, Tensor] | 
 
 
 def monotone(f: Map, box: Box) -> Box:
-    """A map that never decreases in any of its inputs: ReLU, sigmoid, max and average pooling, reshape, padding."""
+    """A map that never decreases in any of its inputs: ReLU, sigmoid, max and average pooling, reshape, padding.
+
+    >>> monotone(np.exp, Box(np.array([0.0]), np.array([0.0])))
+    Box(lower=array([1.]), upper=array([1.]))
+    """
     return Box(f(box.lower), f(box.upper))
 
 
 def valley(ops: Ops, f: Map, argmin: float, box: Box) -> Box:
-    """An element-wise map that falls up to `argmin` and rises after it: SiLU, GELU, abs, square."""
+    """An element-wise map that falls up to `argmin` and rises after it: SiLU, GELU, abs, square.
+
+    >>> valley(ops, np.square, 0.0, Box(np.array([-1.0, 1.0]), np.array([2.0, 3.0])))
+    Box(lower=array([0., 1.]), upper=array([4., 9.]))
+    """
     place = ops.minimum(ops.maximum(box.lower * 0.0 + argmin, box.lower), box.upper)
     return Box(f(place), ops.maximum(f(box.lower), f(box.upper)))
 
@@ -49,6 +61,10 @@ def affine(signed: Map, magnitude: Map, box: Box) -> Box:
     Args:
         signed: the map itself, W x + b.
         magnitude: the map without its constant and with the absolute value of its coefficients, |W| x.
+
+    >>> weight = np.array([[1.0], [-2.0]])
+    >>> affine(lambda x: x @ weight, lambda x: x @ np.abs(weight), Box(np.array([[0.0, 0.0]]), np.array([[1.0, 1.0]])))
+    Box(lower=array([[-2.]]), upper=array([[1.]]))
     """
     radius = magnitude((box.upper - box.lower) * 0.5)
     centre = signed((box.upper + box.lower) * 0.5)
@@ -60,13 +76,24 @@ def subtract(box: Box, other: Box) -> Box:
 
 
 def scale(ops: Ops, box: Box, factor: Tensor) -> Box:
-    """Product with constants of either sign, broadcast."""
+    """Product with constants of either sign, broadcast.
+
+    >>> subtract(Box(np.array([1.0]), np.array([2.0])), Box(np.array([0.0]), np.array([5.0])))
+    Box(lower=array([-4.]), upper=array([2.]))
+
+    >>> scale(ops, Box(np.array([1.0]), np.array([2.0])), -3.0)
+    Box(lower=array([-6.]), upper=array([-3.]))
+    """
     one, two = box.lower * factor, box.upper * factor
     return Box(ops.minimum(one, two), ops.maximum(one, two))
 
 
 def multiply(ops: Ops, box: Box, other: Box) -> Box:
-    """Product of two boxes (gates, squeeze and excitation)."""
+    """Product of two boxes (gates, squeeze and excitation).
+
+    >>> multiply(ops, Box(np.array([-1.0]), np.array([2.0])), Box(np.array([-3.0]), np.array([1.0])))
+    Box(lower=array([-6.]), upper=array([3.]))
+    """
     corners = [a * b for a in box for b in other]
     lower, upper = corners[0], corners[0]
     for corner in corners[1:]:
@@ -83,6 +110,10 @@ def standardise(ops: Ops, box: Box, mean: Map, count: int, epsilon: float) -> Bo
     Returns:
         A sound box: the numerator is affine and bounded exactly, the variance by the squares of the numerator's box, and no
         unit exceeds sqrt(count - 1) whatever the input (Samuelson's inequality).
+
+    >>> mean = lambda x: x.mean(axis=1, keepdims=True)
+    >>> standardise(ops, Box(np.array([[-1.0, 1.0]]), np.array([[-1.0, 1.0]])), mean, count=2, epsilon=0.0)
+    Box(lower=array([[-1.,  1.]]), upper=array([[-1.,  1.]]))
     """
     centre, radius = (box.upper + box.lower) * 0.5, (box.upper - box.lower) * 0.5
     radius = radius * (1.0 - 2.0 / count) + mean(radius)
@@ -105,6 +136,9 @@ def worst_case_logits(box: Box, y: Tensor) -> Tensor:
         box: around the logits, (n, nb_classes).
         y: one-hot labels, (n, nb_classes).
     Source: Gowal et al. 2018, arXiv 1810.12715, eq. (9).
+
+    >>> worst_case_logits(Box(np.array([[2.0, 0.0]]), np.array([[3.0, 1.0]])), np.array([[1.0, 0.0]]))
+    array([[2., 1.]])
     """
     return y * box.lower + (1.0 - y) * box.upper
 
@@ -115,6 +149,9 @@ def certified(ops: Ops, box: Box, y: Tensor) -> Tensor:
     Args:
         box: around the logits, (n, nb_classes).
         y: one-hot labels, (n, nb_classes).
+
+    >>> certified(ops, Box(np.array([[2.0, 0.0]]), np.array([[3.0, 1.0]])), np.array([[1.0, 0.0]]))
+    array([1.])
     """
     label = ops.sum(y * box.lower, axis=1)
     rivals = ops.where(y > 0.5, label[:, None] - 1.0, box.upper)

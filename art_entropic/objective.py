@@ -31,8 +31,6 @@ def cross_entropy(
         - sum_i v_i sum_c w_c t_ic log softmax(z_i)_c / sum_i v_i w_{y_i}, with t = (1 - s) y + s / nb_classes.
     Source: `torch.nn.CrossEntropyLoss`, for class weights and smoothing.
 
-    >>> import numpy as np
-    >>> from art_entropic.backends.numpy import ops
     >>> float(cross_entropy(ops, np.zeros((1, 4)), np.eye(4)[:1]).round(4))
     1.3863
     """
@@ -50,7 +48,11 @@ def cross_entropy(
 
 
 def hits(ops: Ops, logits: Tensor, y: Tensor) -> Tensor:
-    """Share of points whose label has the largest logit; a scalar."""
+    """Share of points whose label has the largest logit; a scalar.
+
+    >>> float(hits(ops, np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 1.0]]), np.eye(2)[[0, 1, 1]]).round(4))
+    0.6667
+    """
     label = ops.sum(y * logits, axis=1)
     return ops.mean(ops.cast_like(label >= ops.max(logits, axis=1), logits))
 

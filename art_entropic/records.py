@@ -90,7 +90,11 @@ class PointsRecord(Record, frozen=True, kw_only=True):
 
 
 def pack(points: np.ndarray) -> str:
-    """One bit a point, bool (n,): eight to a byte, the first one highest, in base 64."""
+    """One bit a point, bool (n,): eight to a byte, the first one highest, in base 64.
+
+    >>> pack(np.array([True] * 8 + [False]))
+    '/wA='
+    """
     return base64.b64encode(np.packbits(points).tobytes()).decode("ascii")
 
 
@@ -99,6 +103,9 @@ def unpack(text: str, n: int) -> np.ndarray:
 
     Raises:
         ValueError: not the bits of n points.
+
+    >>> unpack("/wA=", 9).tolist()
+    [True, True, True, True, True, True, True, True, False]
     """
     try:
         bits = np.unpackbits(np.frombuffer(base64.b64decode(text, validate=True), np.uint8))

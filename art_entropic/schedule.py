@@ -85,5 +85,9 @@ def falling_rate(backend: Backend, decay: float) -> Iterator[Callable[[float], N
 
 
 def decayed(progress: float, decay: float) -> float:
-    """Factor of the learning rate at `progress` in [0, 1]: 1, then falling linearly to 0 over the last share `decay`."""
+    """Factor of the learning rate at `progress` in [0, 1]: 1, then falling linearly to 0 over the last share `decay`.
+
+    >>> [decayed(progress, 0.5) for progress in (0.0, 0.5, 0.75, 1.0)]
+    [1.0, 1.0, 0.5, 0.0]
+    """
     return 1.0 if decay <= 0 or progress <= 1.0 - decay else max(0.0, (1.0 - progress) / decay)

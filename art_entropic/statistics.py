@@ -24,6 +24,10 @@ def accuracy(correct: np.ndarray | int, n: int | None = None) -> Accuracy:
     Raises:
         ValueError: no point at all, or more right ones than points.
     Source: Wilson 1927, through SciPy.
+
+    >>> found = accuracy(np.array([True, True, False, True]))
+    >>> found.value, round(found.low, 3), round(found.high, 3)
+    (0.75, 0.301, 0.954)
     """
     from scipy.stats import binomtest
 
@@ -46,6 +50,9 @@ def bootstrap_interval(values: np.ndarray, *, median: bool = False, seed: int = 
         values: one number a point, (n,).
     Returns:
         (low, high); both NaN for fewer than two points; both the value where all are the same or one is not finite.
+
+    >>> bootstrap_interval(np.array([2.0, 2.0, 2.0]))
+    (2.0, 2.0)
     """
     from scipy.stats import bootstrap
 
@@ -92,6 +99,10 @@ def paired_difference(first: np.ndarray, second: np.ndarray, seed: int = 0) -> D
     Raises:
         ValueError: not two arrays of the same shape.
     Source: exact McNemar test (McNemar 1947), percentile bootstrap of the paired difference, both through SciPy.
+
+    >>> found = paired_difference(np.array([True] * 8), np.array([True] * 4 + [False] * 4))
+    >>> found.value, found.only_first, found.only_second, round(found.p, 3)
+    (0.5, 4, 0, 0.125)
     """
     from scipy.stats import bootstrap
 
@@ -117,7 +128,11 @@ def paired_difference(first: np.ndarray, second: np.ndarray, seed: int = 0) -> D
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided p of a difference between paired shares, from the points on which they disagree."""
+    """Exact two-sided p of a difference between paired shares, from the points on which they disagree.
+
+    >>> mcnemar(8, 0)
+    0.0078125
+    """
     from scipy.stats import binomtest
 
     apart = only_first + only_second

@@ -212,7 +212,12 @@ def profiles_of(plan: ResolvedPlan, jobs: Sequence[Job]) -> list[Profile]:
 
 
 def hold_out(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (kept, held out) of a seeded split of n points; both in ascending order, at least one point each."""
+    """Indices (kept, held out) of a seeded split of n points; both in ascending order, at least one point each.
+
+    >>> kept, held = hold_out(10, 0.2, seed=0)
+    >>> len(kept), len(held), sorted({*kept.tolist(), *held.tolist()}) == list(range(10))
+    (8, 2, True)
+    """
     if n < 2:
         raise ValueError(f"a split needs at least 2 points, got {n}")
     held = min(max(round(n * share), 1), n - 1)
