@@ -53,9 +53,11 @@ def positive_int(name: str, value: Any) -> int:
     return int(value)
 
 
-def is_seed(value: Any) -> bool:
-    """Whether a value is a whole number in [0, 2**31)."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= int(value) < 2**31
+def seed_of(name: str, value: Any) -> int:
+    """A whole number in [0, 2**31), which NumPy and every framework take as a seed."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= int(value) < 2**31:
+        raise ValueError(f"`{name}` must be a whole number in [0, 2**31), got {value!r}")
+    return int(value)
 
 
 def choice(name: str, value: Any, choices: Iterable[str]) -> str:

@@ -149,7 +149,8 @@ class FieldSpec:
 
     def _check_struct(self, value: Any, name: str) -> Struct:
         if isinstance(value, self.structs):
-            return type(value)(**checked(value, f"{name}."))
+            values = checked(value, f"{name}.")
+            return value if values == msgspec.structs.asdict(value) else type(value)(**values)
         if not isinstance(value, Mapping):
             raise TypeError(f"`{name}` must be {self.wish}, got {value!r}")
         return read_union(self.structs, value, name)
@@ -229,7 +230,7 @@ def set_value(content: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     *path, last = key.strip().split(".")
     if not separator or not last:
-        raise ValueError(f"`set` must be KEY=VALUE such as eps=0.1 or schedule.ramp=0.2, got {override!r}")
+        raise ValueError(f"`set` must be KEY=VALUE such as beta=0.1 or schedule.ramp=0.2, got {override!r}")
     try:
         value = msgspec.toml.decode(f"value = {text}")["value"]
     except msgspec.DecodeError:

@@ -19,7 +19,7 @@ from art_entropic.backends.protocol import Batch, View
 from art_entropic.fields import fields_described, settle
 from art_entropic.information import LAYER_CHOICES, Layers, Reading
 from art_entropic.ops import Tensor
-from art_entropic.schedule import ControlSchedule
+from art_entropic.schedule import DECAY, ControlSchedule
 
 _ShareOfRetraining = Annotated[float, Meta(ge=0, le=1, extra={"wish": "a share of the retraining in [0, 1]"})]
 _Weight = Annotated[float, Meta(ge=0)]
@@ -85,6 +85,7 @@ class Measure(
 
     title: ClassVar[str]
     passes: ClassVar[tuple[int, int]]  # forward and backward passes of a batch in one step that reads all of it
+    pointwise: ClassVar[bool] = False  # each point is read by itself, so that an attack can climb it
     default_ramp: ClassVar[float] = 0.5
 
     beta: _Beta
@@ -95,7 +96,8 @@ class Measure(
     def __post_init__(self) -> None:
         settle(self)
         if self.schedule.warmup + self.ramp > 1.0:
-            raise ValueError(f"`warmup` + `ramp` must not exceed 1, got {self.schedule.warmup!r} + {self.ramp!r}")
+            own = " (the measure's own)" if self.schedule.ramp is None else ""
+            raise ValueError(f"`warmup` + `ramp` must not exceed 1, got {self.schedule.warmup!r} + {self.ramp!r}{own}")
         if isinstance(self.layers_read, str):
             choice("layers", self.layers_read, LAYER_CHOICES)
         elif not self.layers_read:
@@ -109,6 +111,10 @@ class Measure(
     @property
     def ramp(self) -> float:
         return self.default_ramp if self.schedule.ramp is None else self.schedule.ramp
+
+    @property
+    def decay(self) -> float:
+        return DECAY if self.schedule.decay is None else self.schedule.decay
 
     @property
     def layers_read(self) -> Layers:
@@ -137,6 +143,8 @@ class Measure(
 class _WithPurePhase(Measure, frozen=True, kw_only=True):
     """Measures that know worst-case logits, whose weight may wait until the radius has grown."""
 
+    pointwise: ClassVar[bool] = True
+
     k: _WorstCaseWeight = 0.5
     eps_factor: _EpsFactor = 1.0
     pure: _ShareOfRamp = 0.0
@@ -144,7 +152,7 @@ class _WithPurePhase(Measure, frozen=True, kw_only=True):
 
     def controls(self, eps: float) -> ControlSchedule:
         plain = super().controls(self.eps_factor * eps)
-        return plain._replace(k=self.k, pure=self.pure * self.ramp, pure_beta=self.pure_beta)
+        return plain._replace(k=self.k, pure_phase=self.pure * self.ramp, pure_beta=self.pure_beta)
 
 
 @fields_described

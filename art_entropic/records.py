@@ -158,7 +158,7 @@ class CurvePoint(Record, frozen=True, kw_only=True):
 
 
 class AttackedExample(Record, frozen=True, kw_only=True):
-    """One test point beside its strongest adversarial example; pixels row by row in [0, 1], shape (h, w, c)."""
+    """One test point beside an adversarial example that broke it; pixels row by row in [0, 1], shape (h, w, c)."""
 
     index: int
     label: int

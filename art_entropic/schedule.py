@@ -12,7 +12,7 @@ from art_entropic.backends.protocol import Backend, Controls
 class ControlSchedule(NamedTuple):
     """How eps, k and beta change over a retraining.
 
-    Nothing for a share `warmup`. Then, over the first share `pure` of the ramp, the pure form: eps grows to its full value and
+    Nothing for a share `warmup`. Then, over the first part of the ramp, the pure form: eps grows to its full value and
     beta to `pure_beta`, k stays 0. Over the rest of the ramp k grows to its full value and beta moves to its own. Without a
     pure phase all three grow together over the ramp. Full strength from there on.
 
@@ -20,16 +20,16 @@ class ControlSchedule(NamedTuple):
         eps, k, beta: full values.
         warmup: share of the retraining that stays at 0, in [0, 1].
         ramp: share of the retraining after it until full strength, in [0, 1 - warmup].
-        pure: share of the retraining, at the beginning of the ramp, in the pure form, in [0, ramp].
+        pure_phase: share of the retraining, at the beginning of the ramp, in the pure form, in [0, ramp].
         pure_beta: beta at the end of the pure phase.
     """
 
     eps: float
     k: float
     beta: float
+    ramp: float
     warmup: float = 0.0
-    ramp: float = 0.5
-    pure: float = 0.0
+    pure_phase: float = 0.0
     pure_beta: float = 0.0
 
     def is_full(self, progress: float) -> bool:
@@ -41,11 +41,11 @@ class ControlSchedule(NamedTuple):
         """Controls at `progress` in [0, 1] of the retraining."""
         if self.is_full(progress):
             return self.full()
-        if self.pure == 0.0:
+        if self.pure_phase == 0.0:
             strength = _share(progress, self.warmup, self.ramp)
             return Controls(self.eps * strength, self.k * strength, self.beta * strength)
-        first = _share(progress, self.warmup, self.pure)
-        second = _share(progress, self.warmup + self.pure, self.ramp - self.pure)
+        first = _share(progress, self.warmup, self.pure_phase)
+        second = _share(progress, self.warmup + self.pure_phase, self.ramp - self.pure_phase)
         beta = self.pure_beta * first + (self.beta - self.pure_beta) * second
         return Controls(self.eps * first, self.k * second, beta)
 

@@ -24,10 +24,10 @@ from art_entropic._validate import (
     file_path,
     file_to_write,
     flag,
-    is_seed,
     listed,
     non_negative,
     positive_int,
+    seed_of,
 )
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.protocol import Backend, Batch, Controls, Step
@@ -49,7 +49,7 @@ from art_entropic.measures import Interval, Measure, measure_of
 from art_entropic.objective import EntropicObjective
 from art_entropic.ops import Array
 from art_entropic.records import Epoch
-from art_entropic.schedule import DECAY, falling_rate
+from art_entropic.schedule import falling_rate
 from art_entropic.states import kept_numpy_generator, plain_state, restored_state
 
 
@@ -60,7 +60,7 @@ class TrainingDivergedError(RuntimeError):
         bad = ", ".join(f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value))
         super().__init__(
             f"training diverged in epoch {epoch}, step {step}: {bad}; the weights are back at {restored}. "
-            "Try a smaller learning rate, a longer `ramp`, or a smaller `beta`"
+            "Try a smaller learning rate, a longer ramp (schedule=Schedule(ramp=...)), or a measure with a smaller `beta`"
         )
         self.epoch = epoch
         self.step = step
@@ -286,9 +286,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         if seed is None:
             resumed = self._resuming and self._progress is not None
             return self._progress.history.seed if resumed else secrets.randbits(31)  # type: ignore[union-attr]
-        if not is_seed(seed):
-            raise ValueError(f"`seed` must be a whole number in [0, 2**31), got {seed!r}")
-        return int(seed)
+        return seed_of("seed", seed)
 
     def _choose_measure(self, x: Array, labels: Array) -> str:
         """Settle on the measure that fits network and radius, or where it fails on the other one; the reason, in words.
@@ -370,10 +368,12 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             ValueError: both were asked for.
         """
         own = "a `scheduler`" if scheduler is not None else None if self._backend.rate_is_settable else "one in the optimizer"
-        decay = self._measure.schedule.decay
-        if own is not None and decay:
-            raise ValueError(f"`decay` must be 0 beside a learning rate schedule, got decay={decay!r} and {own}")
-        return 0.0 if own is not None else DECAY if decay is None else decay
+        asked = self._measure.schedule.decay
+        if own is not None and asked:
+            raise ValueError(
+                f"`decay` must be 0 beside a learning rate schedule, got decay={asked!r} and {own}: write Schedule(decay=0)"
+            )
+        return 0.0 if own is not None else self._measure.decay
 
     # -- the loop
 

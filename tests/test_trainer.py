@@ -492,7 +492,7 @@ def test_what_is_asked_for_goes_before_what_the_measure_brings(classifier, data)
     with pytest.raises(ValueError, match="`layers` must be among the layers of the network"):
         EntropicTrainer(classifier, EPS, Interval(layers=["x"]), verbose=False).fit(*data, nb_epochs=1)
     history = EntropicTrainer(classifier, EPS, asked, verbose=False).fit(*data, nb_epochs=1)
-    expected = {**wishes, "measure": "interval", "layers": "logits", "eps": EPS * 1.2, "ramp": 0.1, "pure": 0.05}
+    expected = {**wishes, "measure": "interval", "layers": "logits", "eps": EPS * 1.2, "ramp": 0.1, "pure_phase": 0.05}
     assert expected.items() <= history.settings.items()
 
 

@@ -30,7 +30,7 @@ from art_entropic._validate import (
     flag,
     listed,
     positive_int,
-    whole_number,
+    seed_of,
 )
 from art_entropic.backends.protocol import Backend
 from art_entropic.backends.registry import backend_for
@@ -187,7 +187,7 @@ def information_profile(
     if positive_int("copies", copies) < 2:
         raise ValueError(f"`copies` must be at least 2, got {copies!r}")
     positive_int("batch_size", batch_size)
-    whole_number("seed", seed)
+    seed_of("seed", seed)
     verbose = flag("verbose", verbose)
 
     networks = {}

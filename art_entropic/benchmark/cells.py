@@ -129,7 +129,7 @@ class Shard:
         """Of its attacks: the cell's own for the first shard, one drawn from it for each of the others."""
         if self.number == 0:
             return self.job.seed
-        return int(np.random.SeedSequence([self.job.seed, self.number]).generate_state(1)[0])
+        return int(np.random.SeedSequence([self.job.seed, self.number]).generate_state(1)[0] >> 1)  # 31 bits
 
 
 def shards_of(plan: ResolvedPlan, job: Job) -> list[Shard]:
@@ -219,7 +219,7 @@ def hold_out(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     (8, 2, True)
     """
     if n < 2:
-        raise ValueError(f"a split needs at least 2 points, got {n}")
+        raise ValueError(f"`n` must be at least 2 points to be split, got {n}")
     held = min(max(round(n * share), 1), n - 1)
     order = np.random.default_rng(seed).permutation(n)
     return np.sort(order[held:]), np.sort(order[:held])

@@ -171,8 +171,7 @@ def _measure_facts(measure: Measure | None) -> dict[str, Any]:
 def _hyperparameters(measure: Measure) -> dict[str, Any]:
     """All of them, None of a schedule in the value that it stands for."""
     values = msgspec.structs.asdict(measure)
-    decay = measure.schedule.decay
-    values |= {"warmup": measure.schedule.warmup, "ramp": measure.ramp, "decay": DECAY if decay is None else decay}
+    values |= {"warmup": measure.schedule.warmup, "ramp": measure.ramp, "decay": measure.decay}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items() if name != "schedule"}
 
 

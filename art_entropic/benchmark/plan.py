@@ -237,10 +237,7 @@ def resolved(plan: BenchmarkPlan) -> ResolvedPlan:
     with naming(plan.source):
         given = _checked(plan)
         problem = PROBLEMS[plan.problem]
-        own = {
-            "network": problem.default_network, "eps": problem.eps, "n_examples": problem.n_examples,
-            "nb_epochs": problem.nb_epochs, "nb_epochs_natural": problem.nb_epochs_natural,
-        }  # fmt: skip
+        own = {name: getattr(problem, name) for name in ("network", "eps", "n_examples", "nb_epochs", "nb_epochs_natural")}
         values: dict[str, Any] = {name: own[name] if value is None and name in own else value for name, value in given.items()}
         values["frameworks"] = _frameworks(values["frameworks"])
         values["defences"] = _defences(values["defences"])
@@ -283,7 +280,6 @@ def _checked(plan: BenchmarkPlan) -> dict[str, Any]:
 
 def _check_names(variants: Sequence[Variant]) -> None:
     for number, variant in enumerate(variants):
-        choice(f"variants[{number}].defence", variant.defence, _OURS)
         if not variant.name.strip():
             raise ValueError(f"`variants[{number}].name` must not be empty, got {variant.name!r}")
         if (variant.defence, variant.name) in {(other.defence, other.name) for other in variants[:number]}:

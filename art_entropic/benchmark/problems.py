@@ -45,13 +45,9 @@ class Problem:
     load: Callable[[], Data]
 
     @property
-    def default_network(self) -> str:
+    def network(self) -> str:
+        """The default one."""
         return next(iter(self.networks))
-
-    @property
-    def architecture(self) -> Architecture:
-        """The default network."""
-        return self.networks[self.default_network]
 
 
 def load_data(name: str) -> Data:
@@ -77,7 +73,7 @@ def build_classifier(
         ValueError: the problem has no network of that name, or the device is unknown or not here.
     """
     place = None if device is None else resolve_device(framework, device)
-    name = problem.default_network if network is None else choice("network", network, problem.networks)
+    name = problem.network if network is None else choice("network", network, problem.networks)
     return framework_module(framework).build_classifier(
         problem.networks[name],
         input_shape=problem.input_shape,
@@ -101,7 +97,7 @@ def to_pytorch(classifier: Any, problem: Problem, network: str | None = None) ->
     Raises:
         ValueError: the weights do not fit the network.
     """
-    name = problem.default_network if network is None else choice("network", network, problem.networks)
+    name = problem.network if network is None else choice("network", network, problem.networks)
     result = build_classifier(problem, "pytorch", 0, name)
     arrays = list(backend_for(classifier).state().values())
     try:

@@ -105,10 +105,10 @@ def cell_status(
         As `run_benchmark`.
     """
     plan = resolved(plan or BenchmarkPlan())
-    home = Path(out) if out is not None else default_folder(plan)
+    home = file_path("out", out) if out is not None else default_folder(plan)
     with naming(plan.source):
         data = shared_data(plan)
-    known = [*read_records(home / RECORDS), *([] if results is None else read_records(Path(results)))]
+    known = [*read_records(home / RECORDS), *([] if results is None else read_records(file_path("results", results)))]
     store = Store(home, known)
     return [_status(plan, data, store, known, job) for job in plan_jobs(plan, data.sha256)]
 

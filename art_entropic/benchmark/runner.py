@@ -40,7 +40,7 @@ from art_entropic.evaluation.evaluate import check_evaluation, evaluate, verdict
 from art_entropic.evaluation.gallery import attacked_examples
 from art_entropic.evaluation.joining import join_findings
 from art_entropic.files import replacing
-from art_entropic.measures import MEASURES
+from art_entropic.measures import MEASURES, Measure
 from art_entropic.palette import NATURAL
 from art_entropic.records import (
     AnyRecord,
@@ -318,7 +318,7 @@ class Runner:
             battery=self.plan.battery,
             seeds=seed,
             checks=False,
-            measure=_measure_of(training),
+            measure=_measure_of(job, training),
             folder=self.store.home / job.attacks,
             verbose=False,
         )
@@ -385,10 +385,11 @@ class Runner:
         )
 
 
-def _measure_of(training: TrainingRecord) -> str | None:
-    """The information measure that a network was retrained with, for an attack that knows it."""
-    measure = training.settings.get("trainer.measure")
-    return measure if isinstance(measure, str) and measure in MEASURES else None
+def _measure_of(job: Job, training: TrainingRecord) -> Measure | None:
+    """The measure that a network was retrained with, for an attack that knows it."""
+    asked = DEFENCES[job.defence].measure if job.measure is None else job.measure
+    chosen = training.settings.get("trainer.measure")
+    return MEASURES[chosen]() if asked is None and chosen in MEASURES else asked
 
 
 def variant_settings(variant: Variant) -> dict[str, Setting]:

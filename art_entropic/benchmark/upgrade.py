@@ -57,7 +57,7 @@ def _read(path: Path, number: int, line: bytes) -> _Line:
         found = msgspec.json.decode(line, type=dict[str, Any])
     except msgspec.MsgspecError as error:
         raise ValueError(f"{path}:{number}: not a record: {error}") from error
-    if found.get("schema") not in (_OLD, SCHEMA):
+    if found.get("schema") not in (_OLD, SCHEMA) or "kind" not in found:
         raise ValueError(f"{path}:{number}: must be a record of schema {_OLD} or {SCHEMA}, got schema {found.get('schema')!r}")
     return found
 
@@ -67,6 +67,11 @@ class _Keys:
     """Old keys of one file -> new ones, as its records come: a training before its evaluation, that before its checks."""
 
     new: dict[str, str] = field(default_factory=dict)
+
+    def new_of(self, key: str) -> str:
+        if key not in self.new:
+            raise ValueError(f"a record speaks of the training or evaluation {key!r}, which must stand before it, got none")
+        return self.new[key]
 
     def rewritten(self, line: _Line) -> _Line:
         kind, changed = line["kind"], {**line, "schema": SCHEMA}
@@ -79,10 +84,10 @@ class _Keys:
                 changed["settings"] = {**rest, **variant_settings(job.variant)}
         if kind == "profile":
             changed["key"] = _profile_key(line)
-            changed["training_keys"] = {model: self.new[key] for model, key in line["training_keys"].items()}
+            changed["training_keys"] = {model: self.new_of(key) for model, key in line["training_keys"].items()}
         for name in ("training_key", "evaluation_key"):
             if line.get(name):
-                changed[name] = self.new[line[name]]
+                changed[name] = self.new_of(line[name])
         return changed
 
 
@@ -97,7 +102,10 @@ def _job_of(line: _Line) -> Job:
 def _profile_key(line: _Line) -> str:
     command, data_sha256, versions = _asked(line)
     profiles = profiles_of(_plan(command), _jobs(command, data_sha256, versions))
-    return next(profile.key for profile in profiles if profile.framework == line["framework"])
+    found = [profile.key for profile in profiles if profile.framework == line["framework"]]
+    if not found:
+        raise ValueError(f"`{command}` has no profile on {line['framework']!r}, of which there is a record")
+    return found[0]
 
 
 def _asked(line: _Line) -> tuple[str, str, tuple[tuple[str, str], ...]]:
@@ -138,7 +146,11 @@ def main(paths: Sequence[str]) -> int:
         print("usage: python -m art_entropic.benchmark.upgrade FILE...", file=sys.stderr)
         return 2
     for path in map(Path, paths):
-        print(f"{path}: {upgrade(path)} records rewritten")
+        try:
+            print(f"{path}: {upgrade(path)} records rewritten")
+        except (ValueError, TypeError, OSError, KeyError) as error:
+            print(f"{path}: left as it was: {error}", file=sys.stderr)
+            return 2
     return 0
 
 

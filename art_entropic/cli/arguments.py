@@ -6,8 +6,7 @@ import argparse
 from typing import Any
 
 PROGRAM = "art-entropic"
-# Those of BenchmarkPlan, whose module help has no time to import.
-DEFAULT_PROBLEM, DEFAULT_BATTERY = "digits", "standard"
+DEFAULT_BATTERY = "standard"
 
 
 def names_of(text: str) -> list[str]:

@@ -56,12 +56,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def train_command(options: argparse.Namespace) -> None:
-    from art_entropic._validate import positive_int
+    from art_entropic._validate import positive_int, seed_of
 
     module, factory = factory_names(options.estimator)
     positive_int("n-examples", options.n_examples)
-    if not 0 <= options.seed < 2**31:
-        raise ValueError(f"`seed` must be a whole number in [0, 2**31), got {options.seed}")
+    seed_of("seed", options.seed)
     out = options.out or Path("runs") / factory
     # Before the first look: a checkpoint of a run that goes on is no interrupted one.
     with out_folder(out):

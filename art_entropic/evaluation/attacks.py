@@ -22,8 +22,6 @@ MAX_RIVALS = 9
 PGD_RESTARTS = 10
 # Weights of the information beside the margin, in an attack on our own defence.
 ENTROPIC_WEIGHTS = (-1.0, -0.1, 0.1, 1.0)
-# Measures that read each point by itself.
-POINTWISE = ("interval", "channel")
 # Attacks that ask thousands of questions a point attack so many points.
 COSTLY_POINTS = 50
 # ART tiles an image 5 x 5; a tile of one pixel divides zero by zero.
@@ -214,10 +212,10 @@ def _entropic(target: Target, ball: Ball) -> Sequence[Round]:
     if not math.isinf(ball.norm):
         raise CannotRunError(f"the information is read over the Linf ball, got the norm {ball.norm_name}")
     measure = target.known_measure
-    if measure not in POINTWISE:
-        raise CannotRunError(f"{measure!r} is a number of a whole batch, which no point climbs alone")
+    if not measure.pointwise:
+        raise CannotRunError(f"{measure.name!r} is a number of a whole batch, which no point climbs alone")
     return [
-        Round(f"{measure} {weight:+g} at {ball.eps:g}", with_information(measure, weight, ball.eps))
+        Round(f"{measure.name} {weight:+g} at {ball.eps:g}", with_information(measure, weight, ball.eps))
         for weight in ENTROPIC_WEIGHTS
     ]
 

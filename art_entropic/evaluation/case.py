@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from art_entropic._validate import check_eps, check_points, choice
+from art_entropic._validate import check_eps, check_points
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.registry import backend_for
 from art_entropic.certificates import certify
 from art_entropic.evaluation.target import Ball, Target, check_norm, largest_distance
 from art_entropic.guards import check_predictions
-from art_entropic.measures import MEASURES
+from art_entropic.measures import Measure, measure_of
 from art_entropic.ops import Array
 
 
@@ -48,7 +48,7 @@ class Case:
         radii: Sequence[float],
         norm: float | str,
         *,
-        measure: str | None = None,
+        measure: str | Measure | None = None,
         sources: Mapping[str, Any] | None = None,
     ) -> Case:
         """The arguments that every evaluation shares, checked.
@@ -57,13 +57,12 @@ class Case:
             TypeError: not a supported estimator, or `sources` is no mapping.
             ValueError: an argument is out of its range, or the classifier predicts by something else than its logits.
         """
-        if measure is not None:
-            choice("measure", measure, MEASURES)
+        known = None if measure is None else measure_of(measure)
         sources = _check_sources(classifier, sources)
         # Whatever is attacked is told first by name where it is no classifier.
         backend_for(classifier)
         x, y = check_points(classifier, x, y)
-        target = Target.of(classifier, measure, sources, x.shape[1:])
+        target = Target.of(classifier, known, sources, x.shape[1:])
         balls = tuple(_check_ball(eps, norm, target) for eps in radii)
         for one in (target, *target.sources.values()):
             check_predictions(one.backend, x)

@@ -1,4 +1,4 @@
-"""Two evaluations of the same points, point by point."""
+"""Evaluations of the same points, point by point."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from art_entropic._validate import check_logits, choice, flag, listed, non_negative, whole_number
+from art_entropic._validate import check_logits, choice, flag, listed, non_negative, seed_of
 from art_entropic.evaluation.attacks import BATTERIES
 from art_entropic.evaluation.cascade import Cascade, Progress
 from art_entropic.evaluation.case import Case, check_certificates
@@ -43,7 +43,7 @@ def security_curve(
         RuntimeError: an attack broke a point that was certified.
     """
     names = BATTERIES[choice("battery", battery, BATTERIES)]
-    seed, verbose = whole_number("seed", seed), flag("verbose", verbose)
+    seed, verbose = seed_of("seed", seed), flag("verbose", verbose)
     radii = sorted({non_negative("eps_values", radius) for radius in listed("eps_values", eps_values, "radii")})
     case = Case.of(classifier, x, y, [radius for radius in radii if radius > 0], norm)
     check_logits(case.logits, case.target.nb_classes)

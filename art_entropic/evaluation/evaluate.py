@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from art_entropic._validate import check_logits, choice, file_path, flag, whole_number
+from art_entropic._validate import check_logits, choice, file_path, flag, seed_of
 from art_entropic.evaluation.attacks import BATTERIES
 from art_entropic.evaluation.cascade import Cascade, Progress
 from art_entropic.evaluation.case import Case, check_certificates
 from art_entropic.evaluation.checks import CheckContext, run_checks, verdict
 from art_entropic.evaluation.kept import Finished
 from art_entropic.evaluation.result import BatteryError, Evaluation, digest_of
+from art_entropic.measures import Measure
 from art_entropic.ops import Array
 from art_entropic.records import Accuracy, AttackOutcome, CheckOutcome, PointsRecord, pack
 from art_entropic.statistics import accuracy
@@ -32,7 +33,7 @@ def evaluate(
     *,
     checks: bool = True,
     cascade: bool = True,
-    measure: str | None = None,
+    measure: str | Measure | None = None,
     transfer_from: Mapping[str, Any] | None = None,
     folder: str | os.PathLike[str] | None = None,
     verbose: bool = True,
@@ -51,8 +52,8 @@ def evaluate(
         checks: run CHECKS on the first 200 points that are right without an attack.
         cascade: each attack sees only what the ones before it left standing. Without, every attack sees every point that is
             right: the same worst case, up to the attacks' random numbers, at a multiple of the time.
-        measure: a name of MEASURES, the one that the classifier was retrained with, for the adaptive attack of the battery
-            `full`. None takes `interval` where every layer has a rule, else `channel`.
+        measure: that the classifier was retrained with, a name of MEASURES or the value itself, for the adaptive attack of the
+            battery `full`. None takes `interval` where every layer has a rule, else `channel`.
         transfer_from: other classifiers by name, on the same inputs, such as the natural and an adversarially trained twin:
             examples crafted on them are tried here, by the battery `full` and by a check.
         folder: where finished attacks are kept, so that an interrupted evaluation goes on with the next one; None keeps none.
@@ -140,7 +141,7 @@ def check_evaluation(
     survived, n = np.asarray(survived), len(case.x)
     if survived.dtype != bool or survived.shape != (n,):
         raise ValueError(f"`survived` must be bool of shape ({n},), got {survived.dtype} of shape {survived.shape}")
-    return run_checks(CheckContext.of(case, survived, whole_number("seed", seed), names))
+    return run_checks(CheckContext.of(case, survived, seed_of("seed", seed), names))
 
 
 def verdict_on(robust: Accuracy, nb_classes: int, outcomes: Sequence[AttackOutcome], findings: Sequence[CheckOutcome]) -> str:
@@ -155,4 +156,4 @@ def _check_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     given = tuple(seeds) if isinstance(seeds, (Sequence, np.ndarray)) and np.ndim(seeds) else (seeds,)
     if not given:
         raise ValueError(f"`seeds` must name at least one seed, got {seeds!r}")
-    return tuple(dict.fromkeys(whole_number("seeds", seed) for seed in given))
+    return tuple(dict.fromkeys(seed_of("seeds", seed) for seed in given))

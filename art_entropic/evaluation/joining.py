@@ -110,7 +110,7 @@ def _joined_points(parts: Sequence[PointsRecord], sizes: Sequence[int]) -> Point
 
 
 def _joined_gallery(parts: Sequence[Sequence[AttackedExample]], sizes: Sequence[int], n_gallery: int) -> list[AttackedExample]:
-    """As `_gallery` chooses, the first that fell of each class: a class that is among the first of all is so in its part."""
+    """As `attacked_examples` chooses: the first that fell of each class, which is the first of its part too."""
     first: dict[int, AttackedExample] = {}
     for examples, before in zip(parts, accumulate((0, *sizes[:-1])), strict=True):
         for example in examples:

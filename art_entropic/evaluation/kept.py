@@ -27,7 +27,7 @@ class Finished:
     def __init__(self, folder: Path, case: Case) -> None:
         self._folder, target, x, y = folder, case.target, case.x, case.y
         known = hashlib.sha256(
-            f"{SCHEMA} {EVALUATION_REVISION} {target.framework} {target.measure} {target.batch_size}".encode()
+            f"{SCHEMA} {EVALUATION_REVISION} {target.framework} {target.measure!r} {target.batch_size}".encode()
         )
         for package in ("adversarial-robustness-toolbox", "numpy", "torch", "tensorflow", "torchattacks"):
             known.update(f"{package} {installed_version(package)}".encode())

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from art_entropic.backends.protocol import AttackObjective, Batch, View
-from art_entropic.measures import measure_of
+from art_entropic.measures import Measure
 from art_entropic.ops import Ops, Tensor
 
 _TINY = 1e-12
@@ -59,19 +59,18 @@ class OfLogits:
         return z, self.loss(view.ops, z, y)
 
 
-def with_information(measure: str, weight: float, eps: float) -> AttackObjective:
+def with_information(measure: Measure, weight: float, eps: float) -> AttackObjective:
     """Margin plus `weight` times the information, in nats, that the defence was trained to keep small.
 
     With a positive weight the attack looks where the defence lets perturbations through, with a negative one it walks where the
-    defence believes itself safe. The measure is read with its own resolution, at the box or the ball around the iterate.
+    defence believes itself safe. The measure is read as it was in training, at the box or the ball around the iterate.
     """
-    believed = measure_of(measure)
 
     def objective(view: View, x: Tensor, y: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
         ops = view.ops
         still = 0.0 * x
         batch = Batch(x, y, still, ops.sum(ops.flatten(still), axis=1) + 0.5)  # the middle of the posterior
-        reading = believed.read(view, batch, eps)
+        reading = measure.read(view, batch, eps)
         return reading.logits, margin(ops, reading.logits, y) + weight * reading.information
 
     return objective

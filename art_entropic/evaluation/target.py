@@ -15,6 +15,7 @@ import numpy as np
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.protocol import AttackObjective, Backend
 from art_entropic.backends.registry import backend_for, framework_module, framework_of
+from art_entropic.measures import Channel, Interval, Measure
 from art_entropic.ops import Array
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Target:
     framework: str
     input_shape: tuple[int, ...]
     is_deterministic: bool = True
-    measure: str | None = None
+    measure: Measure | None = None
     sources: Mapping[str, Target] = field(default_factory=dict)
     head: Attackable | None = None
     _twins: dict[str, Attacked] = field(default_factory=dict)
@@ -78,7 +79,7 @@ class Target:
     def of(
         cls,
         classifier: Any,
-        measure: str | None = None,
+        measure: Measure | None = None,
         sources: Mapping[str, Any] | None = None,
         input_shape: tuple[int, ...] | None = None,
     ) -> Target:
@@ -93,15 +94,15 @@ class Target:
         return int(self.classifier.nb_classes)
 
     @property
-    def known_measure(self) -> str:
+    def known_measure(self) -> Measure:
         """The measure it was retrained with; where nobody said, `interval` if its layers have rules, else `channel`."""
         if self.measure is not None:
             return self.measure
         try:
             self.backend.intervals(np.zeros((1, *self.input_shape), np.float32), 0.0)
         except NoIntervalRuleError:
-            return "channel"
-        return "interval"
+            return Channel()
+        return Interval()
 
     @property
     def attackable(self) -> Attackable:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.benchmark.store import RECORDS
-from art_entropic.evaluation.attacks import ATTACKS
 from art_entropic.files import write_whole
 from art_entropic.records import MeasurementRecord, Provenance, TrainingRecord, read_records
 from art_entropic.report.figures import figures, stroke
@@ -167,7 +166,7 @@ def _notes(section: Section) -> list[tuple[str, tuple[str, ...]]]:
 def _failures(section: Section) -> list[str]:
     """Attacks that stopped with an error: they broke nothing, which must not pass for robustness."""
     return [
-        f"{title_of(ATTACKS, outcome.attack)} against {row.defence_title} on {row.framework_title}: {outcome.error}"
+        f"{outcome.attack} against {row.defence_title} on {row.framework_title}: {outcome.error}"
         for row in section.rows
         for outcome in row.attacks
         if outcome.error

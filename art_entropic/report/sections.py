@@ -1,4 +1,4 @@
-"""Records, pooled over seeds: one section for each data set, network, radius and framework."""
+"""Records, pooled over seeds: one section for each data set, network, number of training points, radius and battery."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from art_entropic.benchmark.defences import DEFENCES
 from art_entropic.benchmark.problems import PROBLEMS
 from art_entropic.benchmark.provenance import OTHER_LOAD
 from art_entropic.benchmark.store import TITLE
-from art_entropic.evaluation.attacks import ATTACKS
 from art_entropic.evaluation.result import UPPER_BOUND
 from art_entropic.palette import NATURAL, PALETTE
 from art_entropic.records import (
@@ -177,7 +176,7 @@ class Section:
         if self.battery is None:
             return f"{self.radius}: no network has been attacked yet."
         seeds = ", ".join(map(str, self.seeds))
-        attacks = f" ({'; '.join(title_of(ATTACKS, name) for name in self.attacks)})" if self.attacks else ""
+        attacks = f" ({'; '.join(name for name in self.attacks)})" if self.attacks else ""
         brackets = (
             "Brackets: Wilson 95 % interval."
             if len(self.seeds) == 1

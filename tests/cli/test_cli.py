@@ -16,7 +16,7 @@ import pytest
 
 import art_entropic
 from art_entropic.backends.registry import backend_for, installed_frameworks
-from art_entropic.cli.arguments import DEFAULT_BATTERY, DEFAULT_PROBLEM
+from art_entropic.cli.arguments import DEFAULT_BATTERY
 from art_entropic.cli.benchmark import _plan
 from art_entropic.cli.main import _COMMANDS, _parser, main
 from art_entropic.cli.user_code import load_arrays, made_by
@@ -156,7 +156,7 @@ def test_defaults_are_those_of_the_plan() -> None:
     options = _parser(["benchmark"]).parse_args(["benchmark"])
     plan = art_entropic.BenchmarkPlan()
     assert _plan(options) == plan
-    assert (plan.problem, plan.battery) == (DEFAULT_PROBLEM, DEFAULT_BATTERY)
+    assert (plan.problem, plan.battery) == ("digits", DEFAULT_BATTERY)
 
 
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
