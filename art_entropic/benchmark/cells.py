@@ -145,7 +145,7 @@ def shards_of(plan: ResolvedPlan, job: Job) -> list[Shard]:
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainTask:
     """Train the network of a cell."""
 
     job: Job
@@ -156,7 +156,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Attack:
+class AttackTask:
     """Attack the trained network of a cell, all points of the plan or one shard of them."""
 
     job: Job
@@ -169,7 +169,7 @@ class Attack:
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckTask:
     """Look for symptoms in the evaluation of a cell."""
 
     job: Job
@@ -180,7 +180,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Profile:
+class ProfileTask:
     """Read where the information goes in several networks of one framework and seed."""
 
     framework: str
@@ -192,22 +192,22 @@ class Profile:
         return f"information in the networks on {FRAMEWORKS[self.framework].title}"
 
 
-Task = Train | Attack | Check | Profile
+Task = TrainTask | AttackTask | CheckTask | ProfileTask
 
 
 def jobs_of(task: Task) -> tuple[Job, ...]:
     """The cells that a task is about."""
-    return task.jobs if isinstance(task, Profile) else (task.job,)
+    return task.jobs if isinstance(task, ProfileTask) else (task.job,)
 
 
-def profiles_of(plan: ResolvedPlan, jobs: Sequence[Job]) -> list[Profile]:
+def profiles_of(plan: ResolvedPlan, jobs: Sequence[Job]) -> list[ProfileTask]:
     """The profiles of a plan, one for each framework; none where it asks for none."""
     found = []
     for framework in plan.frameworks if plan.profile else ():
         here = [job for job in jobs if (job.framework, job.seed, job.variant) == (framework, plan.seeds[0], None)]
         read = tuple(job for job in here if job.defence in PROFILED)
         key = profile_key(plan, [job.training_key for job in read], min(plan.n_examples, N_PROFILED))
-        found.append(Profile(framework, key, read))
+        found.append(ProfileTask(framework, key, read))
     return found
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from art_entropic._validate import file_path
-from art_entropic.benchmark.cells import Job, plan_jobs, profiles_of, shards_of
+from art_entropic.benchmark.cells import AttackTask, CheckTask, Job, TrainTask, plan_jobs, profiles_of, shards_of
 from art_entropic.benchmark.data import Data
 from art_entropic.benchmark.executors import InProcess
 from art_entropic.benchmark.plan import BenchmarkPlan, ResolvedPlan, check_device, default_folder, naming, resolved
@@ -17,7 +17,8 @@ from art_entropic.benchmark.progress import progress_bar
 from art_entropic.benchmark.provenance import provenance
 from art_entropic.benchmark.runner import Runner, shared_data
 from art_entropic.benchmark.scheduler import Scheduler
-from art_entropic.benchmark.store import RECORDS, Store, write_results
+from art_entropic.benchmark.store import RECORDS, Store, as_published, write_results
+from art_entropic.benchmark.tasks import is_done, tasks_of
 from art_entropic.benchmark.worker import hold_data
 from art_entropic.files import alone_in
 from art_entropic.records import AnyRecord, EvaluationRecord, MeasurementRecord, TrainingRecord, read_records
@@ -108,13 +109,17 @@ def cell_status(
     home = file_path("out", out) if out is not None else default_folder(plan)
     with naming(plan.source):
         data = shared_data(plan)
-    known = [*read_records(home / RECORDS), *([] if results is None else read_records(file_path("results", results)))]
-    store = Store(home, known)
-    return [_status(plan, data, store, known, job) for job in plan_jobs(plan, data.sha256)]
+    published = [] if results is None else map(as_published, read_records(file_path("results", results)))
+    known = [*published, *read_records(home / RECORDS)]  # the folder's own go before, since their weights are there
+    store, jobs = Store(home, known), plan_jobs(plan, data.sha256)
+    return [_status(plan, data, store, known, job, jobs) for job in jobs]
 
 
-def _status(plan: ResolvedPlan, data: Data, store: Store, known: Sequence[AnyRecord], job: Job) -> CellStatus:
-    if store.is_done(job):
+def _status(
+    plan: ResolvedPlan, data: Data, store: Store, known: Sequence[AnyRecord], job: Job, jobs: Sequence[Job]
+) -> CellStatus:
+    left = [task for task in tasks_of(plan, job) if not is_done(task, store, jobs)]
+    if not left:
         return CellStatus(job.title, "done", 0.0)
     like = [
         record
@@ -129,18 +134,14 @@ def _status(plan: ResolvedPlan, data: Data, store: Store, known: Sequence[AnyRec
     training = [one.seconds * steps / (one.nb_epochs * max(1, one.n_train)) for one in trained]
     finished = sum(len(shard.points) for shard in shards_of(plan, job) if store.shard(shard) is not None)
     attack = [one.seconds * (plan.n_examples - finished) / one.clean.n for one in attacked]
-    state, needed = _missing(store, job, training, attack)
-    known_all = all(needed)
-    return CellStatus(job.title, state, sum(sum(one) / len(one) for one in needed) if known_all else None)
+    state = _STATES[type(left[0])]
+    # An attack that waits for its training is not among what is left yet.
+    attacks = [attack] if store.evaluation(job.evaluation_key) is None else []
+    needed: list[list[float]] = {"train": [training, *attacks], "attack": attacks}.get(state, [[]])
+    return CellStatus(job.title, state, sum(sum(one) / len(one) for one in needed) if all(needed) else None)
 
 
-def _missing(store: Store, job: Job, training: list[float], attack: list[float]) -> tuple[str, tuple[list[float], ...]]:
-    """The first thing that a cell lacks, and the seconds of like cells for all that it lacks."""
-    if store.lacks_weights(job.training_key) and store.evaluation(job.evaluation_key) is None:
-        return "train", (training, attack)
-    if store.evaluation(job.evaluation_key) is None:
-        return "attack", (attack,)
-    return "check", ([],)
+_STATES: dict[type, str] = {TrainTask: "train", AttackTask: "attack", CheckTask: "check"}
 
 
 def _replaceable(path: Path, plan: ResolvedPlan, home: Path) -> list[AnyRecord]:

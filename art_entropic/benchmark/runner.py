@@ -17,13 +17,13 @@ from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_mo
 from art_entropic.benchmark.cells import (
     N_GALLERY,
     N_PROFILED,
-    Attack,
-    Check,
+    AttackTask,
+    CheckTask,
     Job,
-    Profile,
+    ProfileTask,
     Shard,
     Task,
-    Train,
+    TrainTask,
     hold_out,
     shards_of,
 )
@@ -87,12 +87,12 @@ class Runner:
 
     def do(self, task: Task) -> Done:
         """Do a task, whether or not it has been done."""
-        if isinstance(task, Train):
+        if isinstance(task, TrainTask):
             trained = self._train(task.job)
             return Done(trained, f"{task.job.title}: {describe(trained)}")
-        if isinstance(task, Attack):
+        if isinstance(task, AttackTask):
             return self._attack(task.job) if task.shard is None else self._attack_shard(task.shard)
-        if isinstance(task, Check):
+        if isinstance(task, CheckTask):
             checks = self._check(task.job)
             return Done(checks, f"{task.job.title}: {checks.verdict} ({checks.seconds:.1f} s of checks)")
         return self._read_profile(task)
@@ -144,7 +144,7 @@ class Runner:
             raise FileNotFoundError(f"the weights of {job.title} are gone from {self.store.home}; start again")
         return training
 
-    def _read_profile(self, profile: Profile) -> Done:
+    def _read_profile(self, profile: ProfileTask) -> Done:
         trainings = {job: self.store.training(job.training_key) for job in profile.jobs}
         trained = {job: one for job, one in trainings.items() if one is not None and one.status == "done"}
         absent = [job.title for job, training in trained.items() if training.weights is None]
@@ -153,7 +153,7 @@ class Runner:
         found = self._profile(profile, {job: self._network_of(job, training) for job, training in trained.items()})
         return Done(found, f"{profile.title}: {found.seconds:.1f} s")
 
-    def _profile(self, profile: Profile, classifiers: Mapping[Job, Any]) -> ProfileRecord:
+    def _profile(self, profile: ProfileTask, classifiers: Mapping[Job, Any]) -> ProfileRecord:
         x, y = self._test_points(profile.jobs[0])
         found = information_profile(
             {job.defence: classifier for job, classifier in classifiers.items()},

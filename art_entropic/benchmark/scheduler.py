@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from art_entropic.benchmark.cells import Attack, Check, Job, Profile, Task, Train, jobs_of, shards_of
+from art_entropic.benchmark.cells import AttackTask, CheckTask, Job, ProfileTask, Task, TrainTask, jobs_of, shards_of
 from art_entropic.benchmark.progress import RunProgress
 from art_entropic.benchmark.runner import Done, Runner
+from art_entropic.benchmark.tasks import is_done, tasks_of
 from art_entropic.benchmark.worker import WorkRequest, work
-from art_entropic.palette import NATURAL
 from art_entropic.records import EvaluationRecord
 
 
@@ -37,7 +37,7 @@ class Scheduler:
     jobs: Sequence[Job]
     progress: RunProgress
 
-    def run(self, profiles: Sequence[Profile]) -> None:
+    def run(self, profiles: Sequence[ProfileTask]) -> None:
         waiting = self._nodes(profiles)
         running: dict[Future[Done], _Node] = {}
         try:
@@ -57,31 +57,36 @@ class Scheduler:
                     self._keep(future.result())
             raise
 
-    def _nodes(self, profiles: Sequence[Profile]) -> list[_Node]:
+    def _nodes(self, profiles: Sequence[ProfileTask]) -> list[_Node]:
         """All tasks, cell by cell."""
-        cells = [node for job in self.jobs for node in self._nodes_of(job)]
-        return cells + [
-            _node(profile, gives=[profile.key], needs=[job.training_key for job in profile.jobs], ends=True)
-            for profile in profiles
-        ]
+        nodes = [node for job in self.jobs for node in self._nodes_of(job)]
+        for profile in profiles:
+            node = _node(profile, gives=[profile.key], needs=[job.training_key for job in profile.jobs])
+            nodes.append(replace(node, ends=True))
+        return nodes
 
     def _nodes_of(self, job: Job) -> list[_Node]:
-        shards = shards_of(self.runner.plan, job)
+        tasks = tasks_of(self.runner.plan, job)
+        return [replace(self._node_of(task), ends=task is tasks[-1]) for task in tasks]
+
+    def _node_of(self, task: Task) -> _Node:
+        """What a task of a cell gives and needs."""
+        (job,) = jobs_of(task)
         natural = [job.natural_key] if job.natural_key != job.training_key else []
-        nodes = [_node(Train(job), gives=[job.training_key], needs=natural if job.starts_natural else [])]
-        nodes += [_node(Attack(job, shard), gives=[shard.file], needs=[job.training_key]) for shard in shards]
-        needs = [job.training_key, *(shard.file for shard in shards)]
-        nodes.append(_node(Attack(job), gives=[job.evaluation_key], needs=needs, ends=job.checks_key is None))
-        if job.checks_key is not None:  # they transfer from the natural network
-            needs = [job.evaluation_key, job.training_key, *natural]
-            nodes.append(_node(Check(job), gives=[job.checks_key], needs=needs, ends=True))
-        return nodes
+        if isinstance(task, TrainTask):
+            return _node(task, gives=[job.training_key], needs=natural if job.starts_natural else [])
+        if isinstance(task, CheckTask):  # they transfer from the natural network
+            return _node(task, gives=[str(job.checks_key)], needs=[job.evaluation_key, job.training_key, *natural])
+        if isinstance(task, AttackTask) and task.shard is not None:
+            return _node(task, gives=[task.shard.file], needs=[job.training_key])
+        files = [shard.file for shard in shards_of(self.runner.plan, job)]
+        return _node(task, gives=[job.evaluation_key], needs=[job.training_key, *files])
 
     def _start(self, node: _Node, running: dict[Future[Done], _Node]) -> None:
         task, runner = node.task, self.runner
-        if self._is_done(task):
+        if is_done(task, runner.store, self.jobs):
             self._advance(node)
-        elif isinstance(task, Attack) and task.shard is None and shards_of(runner.plan, task.job):
+        elif isinstance(task, AttackTask) and task.shard is None and shards_of(runner.plan, task.job):
             self._keep(runner.join(task.job))  # here, where records are written
             self._advance(node)
         else:
@@ -111,36 +116,9 @@ class Scheduler:
         home = str(runner.store.home.resolve())
         return WorkRequest(runner.plan, runner.source, home, task, tuple(runner.store.records(keys)))
 
-    # -- what is left to do
 
-    def _is_done(self, task: Task) -> bool:
-        """Whether nothing is left of a task: it is done, or what it is about could not be trained."""
-        store = self.runner.store
-        if isinstance(task, Train):
-            return not (self._must_train(task.job) or self._is_awaited(task.job))
-        if isinstance(task, Attack):
-            attacked = store.evaluation(task.job.evaluation_key) is not None
-            return (
-                attacked or not store.is_trained(task.job) or (task.shard is not None and store.shard(task.shard) is not None)
-            )
-        if isinstance(task, Check):
-            return store.evaluation(task.job.evaluation_key) is None or store.checks(str(task.job.checks_key)) is not None
-        return store.has(task.key) or not any(store.is_trained(job) for job in task.jobs)
-
-    def _must_train(self, job: Job) -> bool:
-        store = self.runner.store
-        return not store.is_done(job) and store.lacks_weights(job.training_key)
-
-    def _is_awaited(self, job: Job) -> bool:
-        """Whether another cell needs the weights of this natural training, which came without them."""
-        if job.defence != NATURAL or not self.runner.store.lacks_weights(job.training_key):
-            return False
-        followers = [other for other in self.jobs if other.starts_natural and other.natural_key == job.training_key]
-        return any(self._must_train(other) for other in followers)
-
-
-def _node(task: Task, *, gives: Sequence[str], needs: Sequence[str], ends: bool = False) -> _Node:
-    return _Node(task, frozenset(gives), frozenset(needs), ends)
+def _node(task: Task, *, gives: Sequence[str], needs: Sequence[str]) -> _Node:
+    return _Node(task, frozenset(gives), frozenset(needs))
 
 
 def _next(waiting: Sequence[_Node], running: Iterable[_Node]) -> _Node | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from art_entropic.benchmark.cells import Job, Profile, Shard
+from art_entropic.benchmark.cells import Job, ProfileTask, Shard
 from art_entropic.files import write_whole
 from art_entropic.records import (
     AnyRecord,
@@ -120,7 +120,7 @@ class Store:
         """Those that there are of these keys, each once."""
         return [self._records[key] for key in dict.fromkeys(keys) if key in self._records]
 
-    def of(self, jobs: Sequence[Job], profiles: Sequence[Profile] = ()) -> list[AnyRecord]:
+    def of(self, jobs: Sequence[Job], profiles: Sequence[ProfileTask] = ()) -> list[AnyRecord]:
         keys = [key for job in jobs for key in (job.training_key, job.evaluation_key, job.checks_key)]
         return self.records([key for key in keys if key is not None] + [profile.key for profile in profiles])
 

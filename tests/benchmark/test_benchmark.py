@@ -1241,3 +1241,23 @@ def test_records_that_no_plan_explains_are_left_as_they_were(world: World, tmp_p
     with pytest.raises(ValueError, match="a record must come from `art-entropic benchmark` to be rewritten, got 'python -c "):
         upgrade(path)
     assert path.read_bytes() == before
+
+
+def test_a_dry_run_tells_what_a_run_does_of_published_records(world: World, tmp_path: Path) -> None:
+    """Natural training is done again where a new row needs its weights, and checks that are new are missing."""
+    results = tmp_path / "results.jsonl"
+    run_benchmark(SMALL, tmp_path / "first", results=results, verbose=False)
+    more = msgspec.structs.replace(SMALL, defences=("entropic", "trades", "fbf"), frameworks=("pytorch",))
+    told = {cell.title: cell.state for cell in cell_status(more, tmp_path / "other", results)}
+    world.trained.clear()
+    run_benchmark(more, tmp_path / "other", results=_copy(results, tmp_path / "copy.jsonl"), verbose=False)
+    done = {f"{name.title()} on {FRAMEWORKS[framework].title}, seed 0" for name, framework, _, _ in world.trained}
+    assert {title for title, state in told.items() if state == "train"} == done
+    assert len(done) == 2 and set(told.values()) == {"train", "done"}
+    checked = msgspec.structs.replace(SMALL, checks=True)
+    assert {cell.state for cell in cell_status(checked, tmp_path / "first", results)} == {"check", "done"}
+
+
+def _copy(path: Path, other: Path) -> Path:
+    other.write_bytes(path.read_bytes())
+    return other
