@@ -12,7 +12,7 @@ from conftest import ARCHITECTURE
 
 from art_entropic import intervals
 from art_entropic.backends import numpy
-from art_entropic.backends.architecture import Conv, Dense, Flatten
+from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.protocol import (
     Activations,
@@ -731,12 +731,11 @@ def test_a_built_network_has_its_seed_and_its_rate_and_trains_in_art(framework: 
     assert one.estimator.loss_gradient(x, y).shape == x.shape
 
 
-def test_a_convolution_is_the_described_one_whatever_the_padding_of_the_framework(framework: str) -> None:
-    """6 columns at stride 2 are padded by Keras on one side only, so that padding is spelt out."""
-    architecture = (Conv(3, 3, stride=2, padding=1), Flatten(), Dense(CLASSES, None))
+def test_convolution_and_pooling_are_the_described_ones_whatever_the_padding_of_the_framework(framework: str) -> None:
+    """Keras would pad 6 columns at stride 2 on one side only, or not at all."""
+    architecture = (Conv(3, 2, stride=2, padding=1), MaxPool(), Flatten(), Dense(CLASSES, None))
     rng = np.random.default_rng(2)
-    shapes = [(3, 3, 2, 3), (3,), (27, CLASSES), (CLASSES,)]
-    arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in [(2, 2, 2, 3), (3,), (12, CLASSES), (CLASSES,)]]
     module = framework_module(framework)
     classifier = module.build_classifier(
         architecture, input_shape=SHAPE, nb_classes=CLASSES, clip_values=(0.0, 1.0), learning_rate=0.1, seed=0
@@ -744,8 +743,9 @@ def test_a_convolution_is_the_described_one_whatever_the_padding_of_the_framewor
     pair = Pair(framework, backend_for(classifier))
     pair.backend.load_state(module.state_of(architecture, SHAPE, arrays))
     weight, bias = unrolled(arrays[0], arrays[1], architecture[0], SHAPE)
-    wanted = np.maximum(images().reshape(7, -1) @ weight + bias, 0) @ arrays[2] + arrays[3]
-    close(pair.backend.logits(pair.inputs(images())), wanted)
+    convolved = np.maximum(images().reshape(7, -1) @ weight + bias, 0)
+    pooled = convolved.reshape(7, 2, 2, 2, 2, 3).max(axis=(2, 4)).reshape(7, -1)
+    close(pair.backend.logits(pair.inputs(images())), pooled @ arrays[2] + arrays[3])
     with pytest.raises(ValueError, match="`arrays` must be the 4 of the network, got 3"):
         module.state_of(architecture, SHAPE, arrays[1:])
 
