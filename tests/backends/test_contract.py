@@ -470,6 +470,7 @@ def small_classifier(framework: str, odd: str = "") -> Any:
         middle = {"": usual, "softmax": {"odd": nn.Softmax(1)}, "sine": {"odd": Sine()}}[odd]
         layers = {"flat": nn.Flatten(), "first": nn.Linear(72, 20), **middle, "logits": nn.Linear(20, CLASSES)}
         model = nn.Sequential(OrderedDict(layers))
+        model[3].eval()  # a mode of its own, which must survive
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         return PyTorchClassifier(model, nn.CrossEntropyLoss(), (2, 6, 6), CLASSES, optimizer, clip_values=(0.0, 1.0))
     import keras
