@@ -47,12 +47,13 @@ _ShareOfRamp = Annotated[
     ),
 ]
 _PureBeta = Annotated[_Weight, Meta(description="beta at the end of the pure phase")]
+_LAYERS_WISH = f"one of {', '.join(map(repr, LAYER_CHOICES))}, or a tuple of at least one layer's name"
 _Layers = Annotated[
     Layers,
     Meta(
         description='those that the information is read from: "all", "dense" (with one axis per example), "logits" (the last), '
         "or names of layers",
-        extra={"wish": f"one of {', '.join(map(repr, LAYER_CHOICES))}, or a tuple of at least one layer's name"},
+        extra={"wish": _LAYERS_WISH},
     ),
 ]
 
@@ -98,10 +99,9 @@ class Measure(
         if self.schedule.warmup + self.ramp > 1.0:
             own = " (the measure's own)" if self.schedule.ramp is None else ""
             raise ValueError(f"`warmup` + `ramp` must not exceed 1, got {self.schedule.warmup!r} + {self.ramp!r}{own}")
-        if isinstance(self.layers_read, str):
-            choice("layers", self.layers_read, LAYER_CHOICES)
-        elif not self.layers_read:
-            raise ValueError("`layers` must name at least one layer, got none")
+        layers = self.layers_read
+        if not layers or (isinstance(layers, str) and layers not in LAYER_CHOICES):
+            raise ValueError(f"`layers` must be {_LAYERS_WISH}, got {layers!r}")
 
     @property
     def name(self) -> str:
