@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from art_entropic.evaluation.gallery import attacked_examples
     from art_entropic.evaluation.result import Evaluation
     from art_entropic.history import History
-    from art_entropic.measures import MEASURES, Activation, Channel, Coding, Interval, Schedule
+    from art_entropic.measures import MEASURES, Activation, Channel, Coding, Interval
     from art_entropic.report.page import write_report
+    from art_entropic.schedule import Schedule
     from art_entropic.trainer import EntropicTrainer, TrainingDivergedError
 
 __version__ = "0.1.0.dev0"
@@ -56,7 +57,7 @@ _HOMES = {
     "Channel": "measures",
     "Coding": "measures",
     "Interval": "measures",
-    "Schedule": "measures",
+    "Schedule": "schedule",
     "PROBLEMS": "benchmark.problems",
     "PROFILE_MEASURES": "analysis.readings",
     "TensorBoard": "callbacks",

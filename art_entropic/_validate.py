@@ -106,10 +106,13 @@ def file_to_write(name: str, value: Any) -> Path:
     return path
 
 
+DEVICE_WISH = "'auto', 'cpu' or 'cuda[:i]'"
+
+
 def device_word(value: Any) -> str:
     """A word that may name a device: "auto", "cpu", "cuda" or "cuda:i". Whether it is here, a framework knows."""
     if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-        raise ValueError(f"`device` must be 'auto', 'cpu' or 'cuda[:i]', got {value!r}")
+        raise ValueError(f"`device` must be {DEVICE_WISH}, got {value!r}")
     return value
 
 

@@ -64,7 +64,7 @@ class Retraining:
     """What of a retraining survives an interruption."""
 
     history: History
-    plan: dict[str, Any]  # what must not change between the two halves
+    fixed: dict[str, Any]  # what must not change between the two halves
     last: Snapshot
     best_weights: dict[str, Array] | None = None
     best_loss: float = math.inf
@@ -110,7 +110,7 @@ def write_checkpoint(path: Path, retraining: Retraining) -> None:
     history = {**asdict(retraining.history), "epochs": msgspec.to_builtins(retraining.history.epochs)}
     about = {
         "schema": CHECKPOINT_SCHEMA,
-        "plan": retraining.plan,
+        "plan": retraining.fixed,
         "epoch": last.epoch,
         "history": history,
         "best_loss": retraining.best_loss,
@@ -155,7 +155,7 @@ def read_checkpoint(path: Path) -> Retraining:
 def _retraining(about: _About, parts: Mapping[str, dict[str, Array]]) -> Retraining:
     return Retraining(
         history=History(**msgspec.structs.asdict(about.history)),
-        plan=about.plan,
+        fixed=about.plan,
         last=Snapshot(about.epoch, parts["weights"], parts["optimizer"], about.scheduler),
         best_weights=parts["best"] or None,
         best_loss=about.best_loss,
@@ -163,7 +163,7 @@ def _retraining(about: _About, parts: Mapping[str, dict[str, Array]]) -> Retrain
     )
 
 
-def refuse_other_plan(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+def refuse_other_settings(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
     """Refuse to go on with other settings than a retraining began with.
 
     Raises:

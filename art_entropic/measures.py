@@ -19,9 +19,8 @@ from art_entropic.backends.protocol import Batch, View
 from art_entropic.fields import fields_described, settle
 from art_entropic.information import LAYER_CHOICES, Layers, Reading
 from art_entropic.ops import Tensor
-from art_entropic.schedule import DECAY, ControlSchedule
+from art_entropic.schedule import DECAY, ControlSchedule, Schedule
 
-_ShareOfRetraining = Annotated[float, Meta(ge=0, le=1, extra={"wish": "a share of the retraining in [0, 1]"})]
 _Weight = Annotated[float, Meta(ge=0)]
 _Beta = Annotated[_Weight, Meta(description="weight of the information, per nat")]
 _WorstCaseWeight = Annotated[float, Meta(ge=0, le=1, description="weight of the worst-case cross-entropy; 0 is the pure form")]
@@ -56,27 +55,6 @@ _Layers = Annotated[
         extra={"wish": _LAYERS_WISH},
     ),
 ]
-
-
-@fields_described
-class Schedule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, repr_omit_defaults=True):
-    """How a retraining goes on, in shares of all its epochs."""
-
-    warmup: Annotated[_ShareOfRetraining, Meta(description="before the ramp, with the natural cross-entropy alone")] = 0.0
-    ramp: Annotated[
-        _ShareOfRetraining | None,
-        Meta(description="over which eps, k and beta grow to their full values; None takes the measure's own"),
-    ] = None
-    decay: Annotated[
-        _ShareOfRetraining | None,
-        Meta(
-            description="at the end, over which the learning rate falls linearly to 0; None takes half of the retraining, or "
-            "nothing where `fit` is given a scheduler or the optimizer follows a schedule of its own"
-        ),
-    ] = None
-
-    def __post_init__(self) -> None:
-        settle(self)
 
 
 class Measure(

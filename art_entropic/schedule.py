@@ -4,9 +4,35 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from msgspec import Meta, Struct
 
 from art_entropic.backends.protocol import Backend, Controls
+from art_entropic.fields import fields_described, settle
+
+_ShareOfRetraining = Annotated[float, Meta(ge=0, le=1, extra={"wish": "a share of the retraining in [0, 1]"})]
+
+
+@fields_described
+class Schedule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, repr_omit_defaults=True):
+    """How a retraining goes on, in shares of all its epochs."""
+
+    warmup: Annotated[_ShareOfRetraining, Meta(description="before the ramp, with the natural cross-entropy alone")] = 0.0
+    ramp: Annotated[
+        _ShareOfRetraining | None,
+        Meta(description="over which eps, k and beta grow to their full values; None takes the measure's own"),
+    ] = None
+    decay: Annotated[
+        _ShareOfRetraining | None,
+        Meta(
+            description="at the end, over which the learning rate falls linearly to 0; None takes half of the retraining, or "
+            "nothing where `fit` is given a scheduler or the optimizer follows a schedule of its own"
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        settle(self)
 
 
 class ControlSchedule(NamedTuple):

@@ -39,7 +39,7 @@ from art_entropic.checkpoint import (
     Snapshot,
     read_checkpoint,
     refuse_other_classifier,
-    refuse_other_plan,
+    refuse_other_settings,
     write_checkpoint,
 )
 from art_entropic.choosing import AUTOMATIC, measure_for, overflowing_layer
@@ -234,11 +234,11 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         path = file_path("path", path)
         saved = read_checkpoint(path)
         if self._automatic:
-            measure = saved.plan.get("measure")
+            measure = saved.fixed.get("measure")
             if measure not in AUTOMATIC:
                 raise ValueError(f"`measure` must be as in the checkpoint {path}: {measure!r}, got None")
             self._settle(measure_of(measure))
-        refuse_other_plan(saved.plan, self._settings(), f"in the checkpoint {path}")
+        refuse_other_settings(saved.fixed, self._settings(), f"in the checkpoint {path}")
         refuse_other_classifier(self._backend, saved, path)
         self._progress, self._resuming = saved, True
 
@@ -428,14 +428,14 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         points, classes = x[:SHOWN_POINTS], labels[:SHOWN_POINTS]
         return float(np.mean(self._backend.logits(points).argmax(axis=1) == classes))
 
-    def _begin(self, plan: dict[str, Any], options: Options, reason: str) -> Retraining:
+    def _begin(self, fixed: dict[str, Any], options: Options, reason: str) -> Retraining:
         if self._resuming and self._progress is not None:
-            refuse_other_plan(self._progress.plan, plan, "in the checkpoint that is being resumed")
+            refuse_other_settings(self._progress.fixed, fixed, "in the checkpoint that is being resumed")
             self._resuming = False
             self._backend.load_state(self._progress.last.weights)
             return self._progress
         start = self._snapshot(0, options)
-        self._progress = Retraining(History(seed=options.seed, settings={**plan, "reason": reason}), plan, start)
+        self._progress = Retraining(History(seed=options.seed, settings={**fixed, "reason": reason}), fixed, start)
         return self._progress
 
     def _snapshot(self, epoch: int, options: Options) -> Snapshot:
@@ -447,7 +447,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         backend, history = self._backend, progress.history
         step = backend.training_step(self._objective)
         whole = replace(self._objective, measure=msgspec.structs.replace(self._measure, read_share=1.0))
-        measure = backend.measuring_step(whole)
+        measuring = backend.measuring_step(whole)
         bar = tqdm(
             total=options.nb_epochs * source.steps,
             initial=progress.last.epoch * source.steps,
@@ -464,7 +464,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
                 learning_rate = backend.learning_rate
                 terms = self._epoch(progress, source, step, epoch, options, bar, set_rates)
                 controls = self._schedule.at((epoch + 1) / options.nb_epochs)
-                shown = self._validate(measure, options)
+                shown = self._validate(measuring, options)
                 if options.framework_scheduler is not None:
                     backend.step_scheduler(options.framework_scheduler, None if shown is None else shown["loss"])
                 seconds = time.perf_counter() - began
@@ -474,7 +474,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
                 )  # fmt: skip
                 history.epochs.append(record)
                 history.seconds += seconds
-                self._choose(progress, record)
+                self._keep_best(progress, record)
                 progress.last = self._snapshot(epoch + 1, options)
                 if options.checkpoint is not None:
                     self.save(options.checkpoint)
@@ -526,7 +526,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             rate = non_negative("scheduler(epoch)", value)
             self._backend.learning_rate = rate
 
-    def _validate(self, measure: Step, options: Options) -> dict[str, float] | None:
+    def _validate(self, measuring: Step, options: Options) -> dict[str, float] | None:
         """Terms at full strength on validation data, always with the same noise, so that epochs compare."""
         if options.validation is None:
             return None
@@ -536,10 +536,10 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         for start in range(0, len(x), 256):
             part = slice(start, start + 256)
             batch = self._batch(LabelledBatch(x[part], labels[part]), rng)
-            means.add(measure(batch, self._schedule.full()), len(batch.x))
+            means.add(measuring(batch, self._schedule.full()), len(batch.x))
         return means.values()
 
-    def _choose(self, progress: Retraining, record: Epoch) -> None:
+    def _keep_best(self, progress: Retraining, record: Epoch) -> None:
         """Keep the weights of the epoch with the lowest validation loss, once the schedule is at full strength."""
         history = progress.history
         if record.validation is None or not self._schedule.is_full(record.epoch / history.settings["nb_epochs"]):

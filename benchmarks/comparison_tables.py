@@ -14,7 +14,7 @@ from art_entropic.palette import NATURAL
 from art_entropic.records import Provenance, TrainingRecord, read_records
 from art_entropic.report.sections import INK, ComparisonRow, Estimate, Section, busy_note, duration, paired, percent
 from art_entropic.report.sentences import summary
-from art_entropic.report.table import NOTHING, Cell, markdown, table_of
+from art_entropic.report.table import NOTHING, Entry, markdown, table_of
 from art_entropic.report.tables import FRAMEWORK, SHARES, Fact, seconds_cell, table_of_rows
 
 FIGURE = ROOT / "docs" / "results.png"
@@ -24,7 +24,7 @@ PANELS = ("mnist-0.3", "mnist-0.1", "cifar10-8-255", "digits")
 
 def named(heading: str) -> Fact:
     """The name of a row, ours in bold."""
-    return Fact(heading, lambda row: Cell(f"**{row.defence_title}**" if row.ours else row.defence_title), number=False)
+    return Fact(heading, lambda row: Entry(f"**{row.defence_title}**" if row.ours else row.defence_title), number=False)
 
 
 def shown_rows(section: Section) -> list[ComparisonRow]:
@@ -41,10 +41,10 @@ def comparison(section: Section) -> str:
         named("defence"),
         *([FRAMEWORK] if len(section.frameworks) > 1 else []),
         *SHARES,
-        Fact("robust, points from MadryPGD's", lambda row: Cell(_paired(row, rival_of(section, row)))),
+        Fact("robust, points from MadryPGD's", lambda row: Entry(_paired(row, rival_of(section, row)))),
         Fact("seconds", seconds_cell),
-        Fact("of MadryPGD's", lambda row: Cell(_ratio(row, rival_of(section, row)))),
-        Fact("passes, forward / backward", lambda row: Cell(row.passes or NOTHING)),
+        Fact("of MadryPGD's", lambda row: Entry(_ratio(row, rival_of(section, row)))),
+        Fact("passes, forward / backward", lambda row: Entry(row.passes or NOTHING)),
     ]
     told = [section.caption, epochs(section), chosen(section), collapsed(section), absent(section), busy_note(section)]
     table = table_of_rows(shown_rows(section), facts, notes=[" ".join(filter(None, told))])
@@ -193,7 +193,7 @@ def ablation(section: Section) -> str:
     facts = [
         named("row"),
         *SHARES,
-        Fact("robust, points from the default", lambda row: Cell(_difference(row, default))),
+        Fact("robust, points from the default", lambda row: Entry(_difference(row, default))),
         Fact("seconds", seconds_cell),
     ]
     noise = _noise(default) if len(section.seeds) == 1 else None

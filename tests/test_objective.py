@@ -10,11 +10,18 @@ from hypothesis import strategies as st
 
 from art_entropic.backends.numpy import ops
 from art_entropic.backends.protocol import Activations, Batch, Controls, LayerActivation, LayerInterval, Propagation
-from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module
+from art_entropic.backends.registry import FRAMEWORKS, backend_for
 from art_entropic.measures import MEASURES, Activation, Interval, Schedule
 from art_entropic.objective import EntropicObjective, natural_objective
 from art_entropic.ops import Box
 from art_entropic.schedule import ControlSchedule
+
+FOLDERS = {"pytorch": "torch", "tensorflow": "tensorflow"}
+
+
+def ops_of(framework):
+    return importlib.import_module(f"art_entropic.backends.{FOLDERS[framework]}.ops").ops
+
 
 LOGITS = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
 Y = np.eye(3)[[0, 1]]
@@ -71,7 +78,7 @@ def test_only_a_share_of_the_batch_is_read_but_all_of_it_is_classified():
 @pytest.mark.parametrize(("n", "share", "first"), [(10, 0.5, 5), (10, 0.01, 2), (10, 0.99, 8), (5, 0.5, 2), (4, 0.9, 2)])
 def test_both_parts_of_a_batch_are_two_rows_or_more(framework, n, share, first):
     x = np.arange(3.0 * n, dtype=np.float32).reshape(n, 3)
-    for there in (ops, framework_module(framework).ops):
+    for there in (ops, ops_of(framework)):
         head, tail = (np.asarray(part) for part in there.parts(to_tensor(there, x), share))
         np.testing.assert_array_equal(head, x[:first])
         np.testing.assert_array_equal(tail, x[first:])
@@ -80,7 +87,7 @@ def test_both_parts_of_a_batch_are_two_rows_or_more(framework, n, share, first):
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_a_batch_too_small_for_two_parts_is_not_divided(framework, n):
     x = np.arange(3.0 * n, dtype=np.float32).reshape(n, 3)
-    for there in (ops, framework_module(framework).ops):
+    for there in (ops, ops_of(framework)):
         for part in there.parts(to_tensor(there, x), 0.5):
             np.testing.assert_array_equal(np.asarray(part), x)
 
@@ -89,7 +96,7 @@ def to_tensor(there, x):
     """x as the operations `there` take it."""
     if there is ops:
         return x
-    if there is framework_module("pytorch").ops:
+    if there is ops_of("pytorch"):
         return importlib.import_module("torch").from_numpy(x)
     return importlib.import_module("tensorflow").constant(x)
 

@@ -45,6 +45,9 @@ from art_entropic.analysis.network import Network
 from art_entropic.analysis.reader import Reader, as_float, chunks
 from art_entropic.analysis.readings import PROFILE_MEASURES
 
+# Raised with every change of what a profile reads, so that old ones are not taken for new.
+PROFILE_REVISION = 2
+
 
 @dataclass(frozen=True, eq=False)
 class InformationProfile:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from art_entropic._validate import file_path, file_to_write
+from art_entropic._validate import DEVICE_WISH, file_path, file_to_write
 from art_entropic.backends.errors import MissingFrameworkError
 from art_entropic.backends.protocol import Backend, Framework
 
@@ -105,7 +105,7 @@ def resolve_device(framework: str, device: str) -> str:
     name = "cuda:0" if device == "cuda" else device
     if name != "cpu" and name not in here:
         gpus = ", ".join(here) or "none"
-        raise ValueError(f"`device` must be 'auto', 'cpu' or 'cuda[:i]' with a GPU that is here ({gpus}), got {device!r}")
+        raise ValueError(f"`device` must be {DEVICE_WISH} with a GPU that is here ({gpus}), got {device!r}")
     return name
 
 

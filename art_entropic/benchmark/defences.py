@@ -27,7 +27,10 @@ from art_entropic.ops import Array
 from art_entropic.records import Epoch, Setting
 from art_entropic.schedule import DECAY, falling_rate
 
+# Of the training points, held out for trainers that choose their best epoch.
+VALIDATION_SHARE = 0.1
 PGD_STEPS = 7
+PGD_STEP_SHARE = 0.25  # a step, in shares of eps
 # Share of the training over which the radius of ART's trainers grows, and where it begins, in shares of eps.
 RAMP, SMALLEST = 0.5, 0.01
 # The authors' own: 1 on MNIST, 6 on CIFAR-10. With 6, TRADES loses 19 points of robust accuracy on digits.
@@ -38,7 +41,7 @@ _UNCOUNTED = "without the two forward passes a batch with which ART counts succe
 
 
 def pgd_step(eps: float) -> float:
-    return eps / 4
+    return PGD_STEP_SHARE * eps
 
 
 class Passes(NamedTuple):
@@ -409,6 +412,7 @@ def _absent(method: str, frameworks: Sequence[str] = ("tensorflow",)) -> dict[st
 
 
 _RAMP = {"ramp": RAMP, "smallest": SMALLEST}
+_PGD = {"steps": PGD_STEPS, "step_share": PGD_STEP_SHARE}
 _SPERL = "inspired by Sperl & Böttinger 2020, arXiv 2008.03072"
 
 
@@ -433,9 +437,9 @@ DEFENCES: dict[str, Defence] = {
         _madry_pgd,
         {},
         "Madry et al. 2018, arXiv 1706.06083",
-        Passes(8, 8),
+        Passes(PGD_STEPS + 1, PGD_STEPS + 1),
         default=True,
-        constants={**_RAMP, "steps": PGD_STEPS},
+        constants={**_RAMP, **_PGD},
     ),
     "fbf": Defence(
         "FBF (ART)",
@@ -451,8 +455,8 @@ DEFENCES: dict[str, Defence] = {
         _trades,
         _absent("TRADES"),
         "Zhang et al. 2019, arXiv 1901.08573",
-        Passes(9, 9),
+        Passes(PGD_STEPS + 2, PGD_STEPS + 2),
         default=True,
-        constants={**_RAMP, "steps": PGD_STEPS, "beta_grey": TRADES_BETA_GREY, "beta_colour": TRADES_BETA_COLOUR},
+        constants={**_RAMP, **_PGD, "beta_grey": TRADES_BETA_GREY, "beta_colour": TRADES_BETA_COLOUR},
     ),
 }

@@ -15,21 +15,18 @@ from typing import Any
 
 import msgspec
 
+from art_entropic.analysis.profile import PROFILE_REVISION
 from art_entropic.backends.architecture import Architecture
 from art_entropic.backends.registry import FRAMEWORKS
-from art_entropic.benchmark.defences import DEFENCES, Defence
+from art_entropic.benchmark.defences import DEFENCES, VALIDATION_SHARE, Defence
 from art_entropic.benchmark.plan import ResolvedPlan, Variant
 from art_entropic.choosing import AUTOMATIC, LARGE_EPS
 from art_entropic.evaluation.attacks import BATTERIES
-from art_entropic.evaluation.checks import CHECKS
+from art_entropic.evaluation.checks import CHECKS, CHECKS_REVISION
 from art_entropic.evaluation.result import CURVE_BATTERY, EVALUATION_REVISION
 from art_entropic.measures import MEASURES, Measure
 from art_entropic.records import SCHEMA
 from art_entropic.schedule import DECAY
-
-VALIDATION_SHARE = 0.1
-CHECKS_REVISION = 1
-PROFILE_REVISION = 2
 
 # What schema 2 takes for granted. Rows may be added, with the value that held before there was a choice; none may change.
 _TRAINING: dict[str, Any] = {
@@ -41,7 +38,7 @@ _TRAINING: dict[str, Any] = {
     "start": None,
     "constants": {},
 }
-_CONSTANTS = {"ramp": 0.5, "smallest": 0.01, "steps": 7, "beta_grey": 1.0, "beta_colour": 6.0}
+_CONSTANTS = {"ramp": 0.5, "smallest": 0.01, "steps": 7, "step_share": 0.25, "beta_grey": 1.0, "beta_colour": 6.0}
 _AUTOMATIC = {"candidates": ["interval", "channel"], "large_eps": 0.05}
 _SCHEDULE = {"warmup": 0.0, "decay": 0.5}
 _MEASURES: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from msgspec import Meta, Struct
 
-from art_entropic._validate import check_eps, choice, device_word
+from art_entropic._validate import DEVICE_WISH, check_eps, choice, device_word
 from art_entropic.backends.errors import MissingFrameworkError
 from art_entropic.backends.registry import FRAMEWORKS, framework_module, installed_frameworks, resolve_device
 from art_entropic.benchmark.data import CLIP_VALUES
@@ -158,7 +158,7 @@ class BenchmarkPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             description="auto (the first GPU where there is one, else the processor), cpu, cuda or cuda:1, of the machine "
             "that a cell runs on (default: the framework's own). A finished training is not done again where auto or cuda "
             "means another GPU by now: its record says which it was",
-            extra={"wish": "'auto', 'cpu' or 'cuda[:i]'"},
+            extra={"wish": DEVICE_WISH},
         ),
     ] = None
     source: Annotated[str | None, Meta(description="the file that the plan was read from", extra={"option": None})] = None

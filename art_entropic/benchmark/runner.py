@@ -28,8 +28,7 @@ from art_entropic.benchmark.cells import (
     shards_of,
 )
 from art_entropic.benchmark.data import Data, for_framework
-from art_entropic.benchmark.defences import DEFENCES
-from art_entropic.benchmark.keys import VALIDATION_SHARE
+from art_entropic.benchmark.defences import DEFENCES, VALIDATION_SHARE
 from art_entropic.benchmark.plan import ResolvedPlan, Variant, check_points
 from art_entropic.benchmark.problems import build_classifier, load_data
 from art_entropic.benchmark.progress import describe

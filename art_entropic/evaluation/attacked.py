@@ -24,7 +24,7 @@ MEMORY = 3
 Succeeds = Callable[[Array, Array], Array]
 
 
-class Path:
+class Trail:
     """The way of one batch of points through an attack.
 
     Args:
@@ -155,7 +155,7 @@ class Attacked(ClassGradientsMixin, LossGradientsMixin, ClassifierMixin, NeuralN
         self.nb_classes = int(estimator.nb_classes)
         self._ask = backend.ascent(objective, self.nb_classes)
         self.forward_passes = 0
-        self._path: Path | None = None
+        self._path: Trail | None = None
         self._answers: deque[dict[bytes, Array]] = deque(maxlen=MEMORY if remembers else 0)
 
     @property
@@ -163,7 +163,7 @@ class Attacked(ClassGradientsMixin, LossGradientsMixin, ClassifierMixin, NeuralN
         return self._input_shape
 
     @contextlib.contextmanager
-    def following(self, path: Path) -> Iterator[None]:
+    def following(self, path: Trail) -> Iterator[None]:
         """Watch a path inside, which each query that fits it is taken to be about."""
         self._path = path
         self._answers.clear()

@@ -17,7 +17,7 @@ from art_entropic.evaluation.target import Ball, Target, distances, numpy_seeded
 from art_entropic.ops import Array
 
 if TYPE_CHECKING:
-    from art_entropic.evaluation.attacked import Path
+    from art_entropic.evaluation.attacked import Trail
 
 
 @dataclass(eq=False)
@@ -83,11 +83,11 @@ class Attempt:
             art_attack = self.row.build(twin, self.ball, victim.batch_size)
             for points in self._batches(victim.batch_size):
                 self.tally.attacked[points] = True
-                path = self._path(points, one)
+                trail = self._trail(points, one)
                 # A source falls long before what it is good for has been found.
-                with twin.following(path) if one.source is None else contextlib.nullcontext():
+                with twin.following(trail) if one.source is None else contextlib.nullcontext():
                     candidates = art_attack.generate(self.x[points], y=labels[points])
-                self._count(points, path, np.asarray(candidates, dtype=np.float32))
+                self._count(points, trail, np.asarray(candidates, dtype=np.float32))
 
     def _batches(self, size: int) -> Iterator[Array]:
         """Indices of the points that stand when a round begins."""
@@ -108,12 +108,12 @@ class Attempt:
         wrong[np.arange(len(self.y)), self.y] = -np.inf
         return np.asarray(np.argsort(-wrong, axis=1, kind="stable"))
 
-    def _path(self, points: Array, one: Round) -> Path:
-        from art_entropic.evaluation.attacked import Path
+    def _trail(self, points: Array, one: Round) -> Trail:
+        from art_entropic.evaluation.attacked import Trail
 
         x = self.x[points]
         more = x.reshape(len(x), -1) if one.knows_origin else None
-        return Path(x, self.y[points], lambda places, candidates: self._succeeds(points[places], candidates), more)
+        return Trail(x, self.y[points], lambda places, candidates: self._succeeds(points[places], candidates), more)
 
     def _succeeds(self, points: Array, candidates: Array) -> Array:
         """Which candidates are adversarial examples of these points."""
@@ -121,11 +121,11 @@ class Attempt:
         valid[valid] = self.target.predict(candidates[valid]) != self.y[points[valid]]
         return valid
 
-    def _count(self, points: Array, path: Path, candidates: Array) -> None:
+    def _count(self, points: Array, trail: Trail, candidates: Array) -> None:
         """What an attack left behind on its way, and what it returned."""
-        x, tally = self.x[points], path.tally
+        x, tally = self.x[points], trail.tally
         logits = self.target.logits(candidates)
-        path.see(np.arange(len(x)), candidates, logits)
+        trail.see(np.arange(len(x)), candidates, logits)
         wrong = (np.argmax(logits, axis=1) != self.y[points]) & np.isfinite(candidates).reshape(len(x), -1).all(axis=1)
         first = np.where(tally.broken, distances(x, tally.x_adv, self.ball.norm), np.nan)
         last = np.where(wrong, distances(x, candidates, self.ball.norm), np.nan)

@@ -27,6 +27,8 @@ from art_entropic.records import Accuracy, CheckOutcome, CheckStatus
 from art_entropic.statistics import mcnemar
 
 # A check attacks so many points, no more.
+# Raised with every change of what a check finds, so that old verdicts are not taken for new ones.
+CHECKS_REVISION = 1
 CHECKED_POINTS = 200
 RANDOM_POINTS = 100
 # A check calls for attention where chance alone would make it do so in less than this share of evaluations.

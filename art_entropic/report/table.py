@@ -12,7 +12,7 @@ UNBROKEN = 10_000  # characters of a line, more than any table has
 
 
 @dataclass(frozen=True)
-class Cell:
+class Entry:
     """One text, as its reader sees it: every writer does its own escaping.
 
     Attributes:
@@ -52,7 +52,7 @@ class Table:
     """
 
     columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[Entry, ...], ...]
     title: str = ""
     notes: tuple[str, ...] = ()
 
@@ -75,7 +75,7 @@ def table_of(
         notes: below the table.
     """
     columns = tuple(Column(heading, number=place > 0 and heading not in words) for place, heading in enumerate(headings))
-    return Table(columns, tuple(tuple(map(Cell, row)) for row in rows), title, tuple(notes))
+    return Table(columns, tuple(tuple(map(Entry, row)) for row in rows), title, tuple(notes))
 
 
 def grouped(table: Table) -> list[tuple[str, Table]]:

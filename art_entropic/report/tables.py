@@ -10,7 +10,7 @@ from art_entropic.evaluation.result import CURVE_BATTERY
 from art_entropic.records import AnyRecord
 from art_entropic.report.sections import ComparisonRow, Estimate, Section, busy_note, duration, percent, sections
 from art_entropic.report.sentences import summary
-from art_entropic.report.table import NOTHING, Cell, Column, Table, print_on
+from art_entropic.report.table import NOTHING, Column, Entry, Table, print_on
 
 SECONDS_NOTE = (
     "Training seconds are those of the defence alone, on top of the natural training that all of them start from; "
@@ -28,26 +28,26 @@ class Fact:
     """A column whose cells each follow from one row of a section."""
 
     heading: str
-    cell: Callable[[ComparisonRow], Cell]
+    cell: Callable[[ComparisonRow], Entry]
     number: bool = True
 
 
-def estimate_cell(estimate: Estimate | None) -> Cell:
+def estimate_cell(estimate: Estimate | None) -> Entry:
     if estimate is None:
-        return Cell(NOTHING)
-    return Cell(percent(estimate.value), f"[{percent(estimate.low)}, {percent(estimate.high)}]")
+        return Entry(NOTHING)
+    return Entry(percent(estimate.value), f"[{percent(estimate.low)}, {percent(estimate.high)}]")
 
 
-def seconds_cell(row: ComparisonRow) -> Cell:
+def seconds_cell(row: ComparisonRow) -> Entry:
     return _text(None if row.seconds is None else duration(row.seconds))
 
 
-def _text(value: object) -> Cell:
-    return Cell(NOTHING if value is None else str(value))
+def _text(value: object) -> Entry:
+    return Entry(NOTHING if value is None else str(value))
 
 
-FRAMEWORK = Fact("framework", lambda row: Cell(row.framework_title), number=False)
-DEFENCE = Fact("defence", lambda row: Cell(row.defence_title, colour=row.css_colour, strong=row.ours), number=False)
+FRAMEWORK = Fact("framework", lambda row: Entry(row.framework_title), number=False)
+DEFENCE = Fact("defence", lambda row: Entry(row.defence_title, colour=row.css_colour, strong=row.ours), number=False)
 ROBUST = Fact("robust %", lambda row: estimate_cell(row.robust))
 SHARES = (
     Fact("clean %", lambda row: estimate_cell(row.clean)),

@@ -7,7 +7,7 @@ import pytest
 from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool
 from art_entropic.backends.numpy import ops as numpy_ops
 from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module
-from art_entropic.evaluation.attacked import Path
+from art_entropic.evaluation.attacked import Trail
 from art_entropic.evaluation.attacks import ATTACKS, BATTERIES, ENTROPIC_WEIGHTS, Attack, CannotRunError
 from art_entropic.evaluation.attempt import Attempt
 from art_entropic.evaluation.objectives import LOSSES, OfLogits
@@ -139,7 +139,7 @@ def test_the_network_is_asked_nothing_twice_and_nothing_about_fallen_points(fram
     y = target.predict(x)
     labels = np.eye(5, dtype=np.float32)[y]
     twin = target.twin("margin", OfLogits(LOSSES["margin"]))
-    path = Path(x, y, lambda index, candidates: index < 4)
+    path = Trail(x, y, lambda index, candidates: index < 4)
     with twin.following(path):
         values = twin.compute_loss(x, labels)
         gradient = twin.loss_gradient(x, labels)
@@ -406,7 +406,7 @@ def test_faint_gradients_climb_in_l2_and_nan_ones_stand_still(framework):
     target = Target.of(linear(framework))
     x = images(framework, 6)
     y = target.predict(x)
-    path = Path(x, y, lambda index, candidates: np.zeros(len(index), bool))
+    path = Trail(x, y, lambda index, candidates: np.zeros(len(index), bool))
     gradient = np.zeros_like(x)
     gradient[0], gradient[1].flat[:2], gradient[2].flat[0] = 1e-20, (np.nan, 3e-9), -4.0
     path.learn(np.arange(6), x, np.eye(5)[y], np.zeros(6, np.float32), gradient)
@@ -464,7 +464,7 @@ def test_features_move_away_from_the_clean_point(framework):
     rounds = ATTACKS["features"].rounds(target, Ball(0.05, np.inf))
     assert [one.name for one in rounds] == [f"features {name}" for name in target.backend.layer_names()]
     twin = target.twin(rounds[0].name, rounds[0].objective)
-    path = Path(x, y, lambda index, candidates: np.zeros(len(index), bool), x.reshape(8, -1))
+    path = Trail(x, y, lambda index, candidates: np.zeros(len(index), bool), x.reshape(8, -1))
     moved = x + np.float32(0.3)
     with twin.following(path):
         value = twin.compute_loss(moved, labels)

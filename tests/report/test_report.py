@@ -33,7 +33,7 @@ from art_entropic.report.gallery import png
 from art_entropic.report.page import write_report
 from art_entropic.report.sections import INK, busy_note, colour, sections
 from art_entropic.report.sentences import summary
-from art_entropic.report.table import Cell, Column, Table, grouped, markdown, print_on, table_of
+from art_entropic.report.table import Column, Entry, Table, grouped, markdown, print_on, table_of
 from art_entropic.report.tables import print_table, results
 
 
@@ -450,7 +450,7 @@ def test_folder_without_records_is_named(tmp_path: Path) -> None:
 
 PLAIN = Table(
     columns=(Column("network", number=False), Column("robust %")),
-    rows=((Cell("first", strong=True), Cell("80.0", "[75.0, 85.0]")), (Cell("a|b\nc"), Cell("-")), (Cell("why not"),)),
+    rows=((Entry("first", strong=True), Entry("80.0", "[75.0, 85.0]")), (Entry("a|b\nc"), Entry("-")), (Entry("why not"),)),
     title="A title",
     notes=("a <note>",),
 )
@@ -473,7 +473,7 @@ def test_a_terminal_shows_rows_without_numbers_below_and_breaks_no_line_of_a_fil
     print_on(stream, table_of(["network", "points", "remark"], [["first", "1", text]], words=["remark"], title="[red]"))
     title, headings, _, row = stream.getvalue().splitlines()
     assert title == "[red]" and headings.split() == ["network", "points", "remark"] and text in row
-    short = Table((Column("network", number=False), Column("clean %"), Column("robust %")), ((Cell("fbf"), Cell("no <b>")),))
+    short = Table((Column("network", number=False), Column("clean %"), Column("robust %")), ((Entry("fbf"), Entry("no <b>")),))
     print_on(stream := io.StringIO(), short)
     assert stream.getvalue() == "fbf: no <b>\n"
 
@@ -483,7 +483,7 @@ def test_parts_of_a_table_keep_every_row() -> None:
     whole = results(section)
     parts = grouped(whole)
     assert [name for name, _ in parts] == ["PyTorch", "TensorFlow"]
-    assert [(Cell(name), *row) for name, part in parts for row in part.rows] == list(whole.rows)
+    assert [(Entry(name), *row) for name, part in parts for row in part.rows] == list(whole.rows)
 
 
 def test_every_writer_shows_every_number_and_note_of_the_comparison(tmp_path: Path) -> None:
