@@ -16,10 +16,11 @@ from msgspec import Meta, Struct
 
 from art_entropic._validate import DEVICE_WISH, check_eps, choice, device_word
 from art_entropic.backends.errors import MissingFrameworkError
-from art_entropic.backends.registry import FRAMEWORKS, framework_module, installed_frameworks, resolve_device
+from art_entropic.backends.registry import FRAMEWORKS, resolve_device
 from art_entropic.benchmark.data import CLIP_VALUES
 from art_entropic.benchmark.defences import DEFENCES
-from art_entropic.benchmark.problems import PROBLEMS, Problem, build_classifier
+from art_entropic.benchmark.problems import PROBLEMS, Problem
+from art_entropic.benchmark.tools import TOOLS, Tools
 from art_entropic.evaluation.attacks import BATTERIES
 from art_entropic.fields import FieldSpec, checked, field_specs, fields_described, read_struct, set_value
 from art_entropic.measures import AnyMeasure
@@ -226,7 +227,7 @@ def _python_command(plan: ResolvedPlan) -> str:
     return f"python -c {shlex.quote(code)}"
 
 
-def resolved(plan: BenchmarkPlan) -> ResolvedPlan:
+def resolved(plan: BenchmarkPlan, tools: Tools = TOOLS) -> ResolvedPlan:
     """Check a plan and fill in what it leaves open.
 
     Raises:
@@ -239,7 +240,7 @@ def resolved(plan: BenchmarkPlan) -> ResolvedPlan:
         problem = PROBLEMS[plan.problem]
         own = {name: getattr(problem, name) for name in ("network", "eps", "n_examples", "nb_epochs", "nb_epochs_natural")}
         values: dict[str, Any] = {name: own[name] if value is None and name in own else value for name, value in given.items()}
-        values["frameworks"] = _frameworks(values["frameworks"])
+        values["frameworks"] = _frameworks(values["frameworks"], tools)
         values["defences"] = _defences(values["defences"])
         values["eps"] = check_eps(values["eps"], CLIP_VALUES)
         values["seeds"] = tuple(dict.fromkeys(values["seeds"]))
@@ -248,8 +249,8 @@ def resolved(plan: BenchmarkPlan) -> ResolvedPlan:
             values["points_per_shard"] = None
         full = ResolvedPlan(**values)
         check_points(full, problem.n_train, problem.n_test)
-        _check_defences(full)
-        _check_measures(full)
+        _check_defences(full, tools)
+        _check_measures(full, tools)
     return full
 
 
@@ -288,14 +289,14 @@ def _check_names(variants: Sequence[Variant]) -> None:
             )
 
 
-def _check_defences(plan: ResolvedPlan) -> None:
+def _check_defences(plan: ResolvedPlan, tools: Tools) -> None:
     """Whether those that change the network can change this one."""
     for name in {*plan.defences, *(variant.defence for variant in plan.variants)}:
         if DEFENCES[name].adapt is None:
             continue
         for framework in plan.frameworks:
             try:
-                DEFENCES[name].adapt_network(_network(plan, framework))
+                tools.defences[name].adapt_network(_network(plan, framework, tools))
             except ValueError as error:
                 raise ValueError(f"`defences`, {name!r} on the network {plan.network!r}: {error}") from error
 
@@ -311,18 +312,19 @@ def check_device(plan: ResolvedPlan) -> None:
             resolve_device(framework, plan.device)
 
 
-def _network(plan: ResolvedPlan, framework: str) -> Any:
-    return build_classifier(plan.problem_spec, framework, plan.seeds[0], plan.network)
+def _network(plan: ResolvedPlan, framework: str, tools: Tools) -> Any:
+    return tools.build_classifier(plan.problem_spec, framework, plan.seeds[0], plan.network)
 
 
-def _check_measures(plan: ResolvedPlan) -> None:
+def _check_measures(plan: ResolvedPlan, tools: Tools) -> None:
     """Every measure as EntropicTrainer will judge it: a mistake must not show after hours of training."""
     for number, variant in enumerate(plan.variants):
         if variant.measure is None:
             continue
         for framework in plan.frameworks:
             try:
-                DEFENCES[variant.defence].check_measure(_network(plan, framework), plan.eps, variant.measure)
+                network = _network(plan, framework, tools)
+                tools.defences[variant.defence].check_measure(network, plan.eps, variant.measure)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"`variants[{number}].measure`, of {variant.name!r}: {error}") from error
 
@@ -332,11 +334,11 @@ def _defences(names: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(name for name in DEFENCES if name in {*wanted, NATURAL})
 
 
-def _frameworks(names: Sequence[str] | None) -> tuple[str, ...]:
-    installed = installed_frameworks()
+def _frameworks(names: Sequence[str] | None, tools: Tools) -> tuple[str, ...]:
+    installed = tools.installed_frameworks()
     if names is not None:
         for name in sorted(set(names).difference(installed)):
-            framework_module(name)  # raises MissingFrameworkError with the command that installs it
+            tools.framework_module(name)  # raises MissingFrameworkError with the command that installs it
         return tuple(name for name in FRAMEWORKS if name in names)
     if not installed:
         commands = " or ".join(f"pip install 'art-entropic[{row.package}]'" for row in FRAMEWORKS.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
@@ -25,22 +25,35 @@ class Spent(NamedTuple):
     other_load: float | None  # None where the system does not tell
 
 
+class Moment(NamedTuple):
+    """Seconds, each since some time of its own."""
+
+    wall: float
+    own: float  # of work of this process
+    busy: float | None  # of work of its cores, for whomever; None where the system does not tell
+    cores: int
+
+
+def moment() -> Moment:
+    return Moment(time.perf_counter(), time.process_time(), _busy_seconds(), available_cores())
+
+
 class Stopwatch:
     """Times a block, and watches whether the machine was free for it.
 
     Two processes on the same cores can slow each other tenfold, so that seconds alone would compare the neighbours.
     """
 
-    def __init__(self) -> None:
-        self._busy, self._own, self._began = _busy_seconds(), time.process_time(), time.perf_counter()
+    def __init__(self, now: Callable[[], Moment] = moment) -> None:
+        self._now, self._began = now, now()
 
     def stop(self) -> Spent:
-        seconds = time.perf_counter() - self._began
-        busy, own = _busy_seconds(), time.process_time() - self._own
-        if busy is None or self._busy is None or seconds <= 0:
+        began, ended = self._began, self._now()
+        seconds = ended.wall - began.wall
+        if ended.busy is None or began.busy is None or seconds <= 0:
             return Spent(seconds, None)
-        others = (busy - self._busy - own) / (seconds * available_cores())
-        return Spent(seconds, round(min(max(others, 0.0), 1.0), 3))
+        others = ended.busy - began.busy - (ended.own - began.own)
+        return Spent(seconds, round(min(max(others / (seconds * ended.cores), 0.0), 1.0), 3))
 
 
 def _busy_seconds() -> float | None:

@@ -19,6 +19,7 @@ from art_entropic.benchmark.runner import Runner, shared_data
 from art_entropic.benchmark.scheduler import Scheduler
 from art_entropic.benchmark.store import RECORDS, Store, as_published, write_results
 from art_entropic.benchmark.tasks import is_done, tasks_of
+from art_entropic.benchmark.tools import TOOLS, Tools
 from art_entropic.benchmark.worker import hold_data
 from art_entropic.files import alone_in
 from art_entropic.records import AnyRecord, EvaluationRecord, MeasurementRecord, TrainingRecord, read_records
@@ -51,11 +52,24 @@ def run_benchmark(
         ValueError, TypeError: an argument of the plan is out of range or names nothing.
         MissingFrameworkError: a framework is not installed.
     """
-    plan = resolved(plan or BenchmarkPlan())
+    return run_with(TOOLS, plan or BenchmarkPlan(), out, results=results, executor=executor, verbose=verbose)
+
+
+def run_with(
+    tools: Tools,
+    asked: BenchmarkPlan,
+    out: str | os.PathLike[str] | None,
+    *,
+    results: str | os.PathLike[str] | None = None,
+    executor: Executor | None = None,
+    verbose: bool = True,
+) -> list[AnyRecord]:
+    """`run_benchmark`, with the tools that are handed in."""
+    plan = resolved(asked, tools)
     home = file_path("out", out) if out is not None else default_folder(plan)
     published = None if results is None else file_path("results", results)
     with naming(plan.source):
-        data = shared_data(plan)
+        data = shared_data(plan, tools)
     earlier = [] if published is None else _replaceable(published, plan, home)
     if executor is None:
         with naming(plan.source):
@@ -67,7 +81,7 @@ def run_benchmark(
         store.adopt(earlier, jobs, [profile.key for profile in profiles])
         store.retitle(jobs, plan.title)
         store.reappend_overtaken([job.evaluation_key for job in jobs])
-        runner = Runner(plan, data, store, provenance(plan, data.sha256))
+        runner = Runner(plan, data, store, provenance(plan, data.sha256), tools)
         hold_data(plan, data)
         with progress_bar(len(jobs) + len(profiles), verbose) as progress:
             done = sum(store.is_done(job) for job in jobs)
@@ -105,10 +119,20 @@ def cell_status(
     Raises:
         As `run_benchmark`.
     """
-    plan = resolved(plan or BenchmarkPlan())
+    return status_with(TOOLS, plan or BenchmarkPlan(), out, results)
+
+
+def status_with(
+    tools: Tools,
+    asked: BenchmarkPlan,
+    out: str | os.PathLike[str] | None,
+    results: str | os.PathLike[str] | None = None,
+) -> list[CellStatus]:
+    """`cell_status`, with the tools that are handed in."""
+    plan = resolved(asked, tools)
     home = file_path("out", out) if out is not None else default_folder(plan)
     with naming(plan.source):
-        data = shared_data(plan)
+        data = shared_data(plan, tools)
     published = [] if results is None else map(as_published, read_records(file_path("results", results)))
     known = [*published, *read_records(home / RECORDS)]  # the folder's own go before, since their weights are there
     store, jobs = Store(home, known), plan_jobs(plan, data.sha256)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,8 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from art_entropic.analysis.profile import information_profile
-from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module, resolve_device
+from art_entropic.backends.registry import FRAMEWORKS, resolve_device
 from art_entropic.benchmark.cells import (
     N_GALLERY,
     N_PROFILED,
@@ -30,13 +28,11 @@ from art_entropic.benchmark.cells import (
 from art_entropic.benchmark.data import Data, for_framework
 from art_entropic.benchmark.defences import DEFENCES, VALIDATION_SHARE
 from art_entropic.benchmark.plan import ResolvedPlan, Variant, check_points
-from art_entropic.benchmark.problems import build_classifier, load_data
 from art_entropic.benchmark.progress import describe
 from art_entropic.benchmark.provenance import OTHER_LOAD, Spent, Stopwatch, timestamp
 from art_entropic.benchmark.store import Store, file_sha256, titled
-from art_entropic.evaluation.curve import security_curve
-from art_entropic.evaluation.evaluate import check_evaluation, evaluate, verdict_on
-from art_entropic.evaluation.gallery import attacked_examples
+from art_entropic.benchmark.tools import Tools
+from art_entropic.evaluation.evaluate import verdict_on
 from art_entropic.evaluation.joining import join_findings
 from art_entropic.files import replacing
 from art_entropic.measures import MEASURES, Measure
@@ -56,9 +52,9 @@ from art_entropic.records import (
 )
 
 
-def shared_data(plan: ResolvedPlan) -> Data:
+def shared_data(plan: ResolvedPlan, tools: Tools) -> Data:
     """The data of the problem, cut to the training points that every defence may see."""
-    data = load_data(plan.problem)
+    data = tools.load_data(plan.problem)
     check_points(plan, len(data.x_train), len(data.x_test))  # a local copy may hold fewer than were published
     n = plan.n_train
     return dataclasses.replace(data, x_train=data.x_train[:n], y_train=data.y_train[:n])
@@ -83,6 +79,7 @@ class Runner:
     data: Data
     store: Store
     source: Provenance
+    tools: Tools
 
     def do(self, task: Task) -> Done:
         """Do a task, whether or not it has been done."""
@@ -154,7 +151,7 @@ class Runner:
 
     def _profile(self, profile: ProfileTask, classifiers: Mapping[Job, Any]) -> ProfileRecord:
         x, y = self._test_points(profile.jobs[0])
-        found = information_profile(
+        found = self.tools.information_profile(
             {job.defence: classifier for job, classifier in classifiers.items()},
             x[:N_PROFILED],
             y[:N_PROFILED],
@@ -178,7 +175,7 @@ class Runner:
     def _train(self, job: Job) -> TrainingRecord:
         from art_entropic.trainer import TrainingDivergedError
 
-        reason = DEFENCES[job.defence].unavailable(job.framework)
+        reason = self.tools.defences[job.defence].unavailable(job.framework)
         start = self.store.training(job.natural_key) if job.starts_natural else None
         if job.starts_natural and start is None:
             raise FileNotFoundError(
@@ -192,13 +189,13 @@ class Runner:
         problem = self.plan.problem_spec
         estimator = self._build(job)
         if start is not None:
-            backend_for(estimator).load_weights(self.store.home / str(start.weights))
+            self.tools.backend_for(estimator).load_weights(self.store.home / str(start.weights))
         x = for_framework(self.data.x_train, job.framework)
         kept, held = hold_out(len(x), VALIDATION_SHARE, job.seed)
         y = self.data.y_train
         watch = Stopwatch()
         try:
-            trained = DEFENCES[job.defence].train(
+            trained = self.tools.defences[job.defence].train(
                 estimator,
                 x[kept],
                 y[kept],
@@ -222,7 +219,7 @@ class Runner:
             "forward_passes": trained.passes.forward,
             "backward_passes": trained.passes.backward,
         }
-        if not _has_finite_weights(trained.estimator):
+        if not self._has_finite_weights(trained.estimator):
             return self._training_record(job, "diverged", spent, reason="weights are NaN or infinite after training", **facts)
         return self._training_record(job, "done", spent, weights=self._save(job, trained.estimator), **facts)
 
@@ -235,7 +232,7 @@ class Runner:
             return
         problem = self.plan.problem_spec
         size = problem.batch_size
-        DEFENCES[NATURAL].train(
+        self.tools.defences[NATURAL].train(
             self._build(job),
             for_framework(self.data.x_train[:size], job.framework),
             self.data.y_train[:size],
@@ -248,12 +245,15 @@ class Runner:
         )
         _warm.add(job.framework)
 
+    def _has_finite_weights(self, estimator: Any) -> bool:
+        return all(bool(np.isfinite(array).all()) for array in self.tools.backend_for(estimator).state().values())
+
     def _build(self, job: Job) -> Any:
         plan = self.plan
-        return build_classifier(plan.problem_spec, job.framework, job.seed, plan.network, device=plan.device)
+        return self.tools.build_classifier(plan.problem_spec, job.framework, job.seed, plan.network, device=plan.device)
 
     def _save(self, job: Job, estimator: Any) -> str:
-        backend = backend_for(estimator)
+        backend = self.tools.backend_for(estimator)
         name = job.weights(backend.weights_suffix)
         path = self.store.home / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -264,8 +264,8 @@ class Runner:
     def _network_of(self, job: Job, training: TrainingRecord) -> Any:
         """The network of a cell, from the file: an interrupted and an uninterrupted run attack the same bits."""
         estimator = self._build(job)
-        DEFENCES[job.defence].adapt_network(estimator)
-        backend_for(estimator).load_weights(self.store.home / str(training.weights))
+        self.tools.defences[job.defence].adapt_network(estimator)
+        self.tools.backend_for(estimator).load_weights(self.store.home / str(training.weights))
         return estimator
 
     def _test_points(self, job: Job, points: range | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -282,10 +282,10 @@ class Runner:
         sources = {}
         if job.defence != NATURAL and natural is not None and natural.weights is not None:
             sources[NATURAL] = self._build(job)
-            backend_for(sources[NATURAL]).load_weights(self.store.home / natural.weights)
+            self.tools.backend_for(sources[NATURAL]).load_weights(self.store.home / natural.weights)
         x, y = self._test_points(job)
-        began = time.perf_counter()
-        checks = check_evaluation(
+        began = self.tools.clock()
+        checks = self.tools.check_evaluation(
             self._network_of(job, training),
             x,
             y,
@@ -300,7 +300,7 @@ class Runner:
             evaluation_key=evaluation.key,
             verdict=verdict_on(evaluation.robust, self.plan.problem_spec.nb_classes, evaluation.attacks, checks),
             checks=checks,
-            seconds=time.perf_counter() - began,
+            seconds=self.tools.clock() - began,
             provenance=self._stamped(job.framework),
             **self._cell(job),
         )
@@ -308,7 +308,7 @@ class Runner:
     def _findings(self, job: Job, training: TrainingRecord, points: range, seed: int) -> Findings:
         x, y = self._test_points(job, points)
         classifier = self._network_of(job, training)
-        found = evaluate(
+        found = self.tools.evaluate(
             classifier,
             x,
             y,
@@ -321,10 +321,10 @@ class Runner:
             folder=self.store.home / job.attacks,
             verbose=False,
         )
-        began = time.perf_counter()
-        curve = security_curve(classifier, x, y, self.plan.problem_spec.curve_eps, seed=seed, verbose=False)
-        examples = attacked_examples(classifier, x, y, found, N_GALLERY)
-        seconds = found.seconds + time.perf_counter() - began
+        began = self.tools.clock()
+        curve = self.tools.security_curve(classifier, x, y, self.plan.problem_spec.curve_eps, seed=seed, verbose=False)
+        examples = self.tools.attacked_examples(classifier, x, y, found, N_GALLERY)
+        seconds = found.seconds + self.tools.clock() - began
         return msgspec.structs.replace(found.findings(), curve=curve, examples=examples, seconds=seconds)
 
     def _evaluation(self, job: Job, findings: Findings, made: Provenance) -> EvaluationRecord:
@@ -344,7 +344,7 @@ class Runner:
         """Where this process runs, now, and the device of its networks."""
         device = self.plan.device
         place = None if device is None else resolve_device(framework, device)
-        title = framework_module(framework).device_title(place)
+        title = self.tools.framework_module(framework).device_title(place)
         return msgspec.structs.replace(self.source, created=timestamp(), device=title)
 
     def _cell(self, job: Job) -> dict[str, Any]:
@@ -402,7 +402,3 @@ def _flat(name: str, value: Any) -> dict[str, Setting]:
     if isinstance(value, Mapping):
         return {key: one for part, inner in value.items() for key, one in _flat(f"{name}.{part}", inner).items()}
     return {name: value if isinstance(value, (str, float, int, bool)) else json.dumps(value)}
-
-
-def _has_finite_weights(estimator: Any) -> bool:
-    return all(bool(np.isfinite(array).all()) for array in backend_for(estimator).state().values())

@@ -91,7 +91,7 @@ class Scheduler:
             self._advance(node)
         else:
             self.progress.begin(task.title)
-            running[self.executor.submit(work, self._request(task))] = node
+            running[self.executor.submit(work, self._request(task), runner.tools)] = node
 
     def _collect(self, done: Iterable[Future[Done]], running: dict[Future[Done], _Node]) -> None:
         for future in done:

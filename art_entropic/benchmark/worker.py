@@ -16,6 +16,7 @@ from art_entropic.benchmark.plan import ResolvedPlan, check_device
 from art_entropic.benchmark.provenance import package_versions, provenance
 from art_entropic.benchmark.runner import Done, Runner, shared_data
 from art_entropic.benchmark.store import Store
+from art_entropic.benchmark.tools import Tools
 from art_entropic.records import AnyRecord, Provenance
 
 
@@ -30,7 +31,7 @@ class WorkRequest:
     known: tuple[AnyRecord, ...]  # of its cells, and of the natural trainings that these start from
 
 
-def work(request: WorkRequest) -> Done:
+def work(request: WorkRequest, tools: Tools) -> Done:
     """Do a task, in a worker.
 
     Raises:
@@ -40,13 +41,13 @@ def work(request: WorkRequest) -> Done:
     plan = request.plan
     _check_versions(request)
     check_device(plan)
-    data = _data(plan)
+    data = _data(plan, tools)
     if data.sha256 != request.source.data_sha256:
         raise ValueError(
             f"the worker on {platform.node()} has other data for {plan.problem!r}: SHA-256 {data.sha256[:12]}, the "
             f"client has {request.source.data_sha256[:12]}"
         )
-    runner = Runner(plan, data, Store(Path(request.home), request.known), provenance(plan, data.sha256))
+    runner = Runner(plan, data, Store(Path(request.home), request.known), provenance(plan, data.sha256), tools)
     try:
         return runner.do(request.task)
     except Exception as error:
@@ -86,8 +87,8 @@ def hold_data(plan: ResolvedPlan, data: Data) -> None:
     _cached[plan.problem, plan.n_train] = data
 
 
-def _data(plan: ResolvedPlan) -> Data:
+def _data(plan: ResolvedPlan, tools: Tools) -> Data:
     """The data, read once a process."""
     if (plan.problem, plan.n_train) not in _cached:
-        hold_data(plan, shared_data(plan))
+        hold_data(plan, shared_data(plan, tools))
     return _cached[plan.problem, plan.n_train]

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest
 
 from art_entropic._validate import check_logits
 from art_entropic.evaluation.attacks import ATTACKS, CannotRunError
@@ -225,6 +224,8 @@ def _above(value: float, threshold: float, n: int) -> Finding:
 
 def _more_often(count: int, n: int, tolerated: float) -> Finding:
     """Whether a share is above the tolerated one, by more than chance at this n would explain."""
+    from scipy.stats import binomtest
+
     if n == 0:
         return Finding(False, 0.0, tolerated, 0)
     chance = binomtest(count, n, tolerated, alternative="greater").pvalue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -12,182 +13,36 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from world import N_TRAIN, PICTURE, SMALL, World
 
 from art_entropic.backends.errors import MissingFrameworkError
-from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.benchmark.cells import PROFILED, hold_out, plan_jobs
-from art_entropic.benchmark.data import Data
-from art_entropic.benchmark.defences import DEFENCES, Passes, Trained
 from art_entropic.benchmark.plan import BenchmarkPlan, Variant, default_folder, read_plan, resolved
-from art_entropic.benchmark.problems import PROBLEMS
-from art_entropic.benchmark.provenance import Stopwatch
-from art_entropic.benchmark.run import cell_status, run_benchmark
+from art_entropic.benchmark.problems import PROBLEMS, load_data
+from art_entropic.benchmark.provenance import Moment, Stopwatch
+from art_entropic.benchmark.run import run_benchmark
 from art_entropic.benchmark.upgrade import upgrade
 from art_entropic.cli.main import main
 from art_entropic.fields import field_specs
 from art_entropic.files import replacing
-from art_entropic.measures import MEASURES, Channel, Interval, Measure, Schedule
+from art_entropic.measures import MEASURES, Channel, Interval, Schedule
 from art_entropic.records import (
-    Accuracy,
-    AttackedExample,
-    CheckOutcome,
     ChecksRecord,
     EvaluationRecord,
-    Findings,
-    PointsRecord,
     ProfileRecord,
-    ProfileRow,
     TrainingRecord,
     pack,
     read_records,
 )
 
-N_TRAIN, N_TEST = 50, 20
-PICTURE = AttackedExample(
-    index=0, label=0, clean_prediction=0, attacked_prediction=1, shape=(1, 1, 1), clean=[0.0], attacked=[0.1]
-)
-
-
-class FakeEstimator:
-    """Its weights are the list of what has happened to it."""
-
-    def __init__(self, framework: str, seed: int) -> None:
-        self.framework, self.weights, self.adapted = framework, [f"init-{seed}"], False
-
-
-class FakeBackend:
-    weights_suffix = ".fake"
-
-    def __init__(self, estimator: FakeEstimator) -> None:
-        self.estimator = estimator
-
-    def save_weights(self, path: Path) -> None:
-        assert path.name.endswith(self.weights_suffix)
-        path.write_text(json.dumps(self.estimator.weights))
-
-    def load_weights(self, path: Path) -> None:
-        self.estimator.weights = json.loads(path.read_text())
-
-    def state(self) -> dict[str, np.ndarray]:
-        return {"kernel": np.array([np.nan if "broken" in self.estimator.weights else 1.0])}
-
-
-class World:
-    """Stands in for data, frameworks, defences and attacks, and keeps what was asked of them."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        rng = np.random.default_rng(0)
-        x = rng.random((N_TRAIN + N_TEST, 8, 8, 1), np.float32)
-        y = rng.integers(0, 10, N_TRAIN + N_TEST)
-        self.data = Data(x[:N_TRAIN], y[:N_TRAIN], x[N_TRAIN:], y[N_TRAIN:], "feed", "nowhere", "Noise")
-        self.trained: list[tuple[str, str, list[str], dict[str, Any]]] = []
-        self.evaluated: list[tuple[list[str], np.ndarray, dict[str, Any]]] = []
-        self.adapted: list[bool] = []
-        self.networks: list[Any] = []
-        self.checked: list[tuple[list[str], np.ndarray, float, dict[str, list[str]]]] = []
-        self.n_pictures = 0
-        self.failure: dict[str, BaseException] = {}
-        self.stops_after: int | None = None  # evaluations
-        monkeypatch.setattr("art_entropic.benchmark.runner.load_data", lambda name: self.data)
-        monkeypatch.setattr("art_entropic.benchmark.plan.installed_frameworks", lambda: tuple(FRAMEWORKS))
-        monkeypatch.setattr("art_entropic.benchmark.problems.framework_module", self.module)
-        monkeypatch.setattr("art_entropic.benchmark.runner.backend_for", FakeBackend)
-        monkeypatch.setattr("art_entropic.benchmark.runner.evaluate", self.evaluate)
-        monkeypatch.setattr("art_entropic.benchmark.runner.security_curve", lambda *_, **__: [])
-        monkeypatch.setattr("art_entropic.benchmark.runner.attacked_examples", lambda *_: [PICTURE] * self.n_pictures)
-        monkeypatch.setattr("art_entropic.benchmark.runner.time", SimpleNamespace(perf_counter=lambda: 0.0))
-        monkeypatch.setattr("art_entropic.benchmark.runner.check_evaluation", self.check)
-        for name, row in dict(DEFENCES).items():
-            monkeypatch.setitem(DEFENCES, name, self.defence(name, row))
-
-    def module(self, framework: str) -> Any:
-        def build_classifier(architecture: Any, *, seed: int, **_: Any) -> FakeEstimator:
-            self.networks.append(architecture)
-            return FakeEstimator(framework, seed)
-
-        return SimpleNamespace(build_classifier=build_classifier)
-
-    def defence(self, name: str, row: Any) -> Any:
-        def train(estimator: FakeEstimator, x: np.ndarray, y: np.ndarray, **options: Any) -> Trained:
-            settings = {"trainer.measure": "chosen"} if row.ours else {}
-            trained = Trained(estimator, (f"a note of {name}",), [], settings, Passes(20, 30))
-            if options.get("validation_data") is None:  # the warm-up
-                return trained
-            if name in self.failure:
-                raise self.failure[name]
-            self.trained.append((name, estimator.framework, list(estimator.weights), {"x": x, "y": y, **options}))
-            estimator.weights.append(name)
-            return trained
-
-        def unavailable(framework: str) -> str | None:
-            return f"no {name} here" if (name, framework) == ("trades", "tensorflow") else None
-
-        def adapt_network(estimator: FakeEstimator) -> None:
-            estimator.adapted = row.adapt is not None
-
-        def check_measure(estimator: FakeEstimator, eps: float, measure: Measure) -> None:
-            if isinstance(measure, Interval) and measure.eps_factor > 9:
-                raise ValueError("`eps_factor` takes `eps` too far")
-
-        return SimpleNamespace(
-            title=name.title(), train=train, unavailable=unavailable, check_measure=check_measure,
-            ours=row.ours, measure=row.measure, default=row.default, constants=row.constants, revision=row.revision,
-            adapt=row.adapt, adapt_network=adapt_network,
-        )  # fmt: skip
-
-    def evaluate(self, estimator: FakeEstimator, x: np.ndarray, y: np.ndarray, **options: Any) -> Any:
-        self.evaluated.append((list(estimator.weights), x, options))
-        self.adapted.append(estimator.adapted)
-        if "evaluate" in self.failure:
-            raise self.failure["evaluate"]
-        if self.stops_after is not None and len(self.evaluated) > self.stops_after:
-            raise KeyboardInterrupt
-        robust = np.arange(len(x)) < 5
-        points = PointsRecord(clean=pack(np.ones(len(x), bool)), robust=pack(robust))
-        share = Accuracy(correct=int(robust.sum()), n=len(x), low=0.1, high=0.5)
-        found = Findings(
-            clean=share, robust=share, certified_reason="none here", attacks=[], distances=[], points=points, seconds=0.5
-        )
-        return SimpleNamespace(findings=lambda: found, seconds=found.seconds)
-
-    def check(
-        self, estimator: FakeEstimator, x: np.ndarray, y: np.ndarray, survived: np.ndarray, eps: float, **options: Any
-    ) -> Any:
-        sources = {name: list(source.weights) for name, source in options["transfer_from"].items()}
-        self.checked.append((list(estimator.weights), survived, eps, sources))
-        if "check" in self.failure:
-            raise self.failure["check"]
-        return [CheckOutcome(check="one_step", title="Many steps beat one", status="flag", meaning="m", advice="a")]
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    return World(monkeypatch)
-
-
-SMALL = BenchmarkPlan(
-    defences=("entropic", "trades"),
-    n_examples=10,
-    nb_epochs=3,
-    nb_epochs_natural=2,
-    battery="quick",
-    checks=False,
-    profile=False,
-)
-
-
-def run(folder: Path, plan: BenchmarkPlan = SMALL) -> list[Any]:
-    return run_benchmark(plan, folder, verbose=False)
-
 
 def test_every_defence_starts_from_the_natural_weights_of_its_framework_and_seed(world: World, tmp_path: Path) -> None:
-    run(tmp_path, msgspec.structs.replace(SMALL, seeds=(0, 1)))
+    world.run(tmp_path, msgspec.structs.replace(SMALL, seeds=(0, 1)))
     assert [(name, framework, start) for name, framework, start, _ in world.trained] == [
         ("natural", "pytorch", ["init-0"]),
         ("entropic", "pytorch", ["init-0", "natural"]),
@@ -203,7 +58,7 @@ def test_every_defence_starts_from_the_natural_weights_of_its_framework_and_seed
 
 
 def test_all_defences_see_the_same_points_and_hold_out_the_same(world: World, tmp_path: Path) -> None:
-    run(tmp_path, msgspec.structs.replace(SMALL, frameworks=("pytorch",)))
+    world.run(tmp_path, msgspec.structs.replace(SMALL, frameworks=("pytorch",)))
     first = world.trained[0][3]
     assert len(first["x"]) == 45
     assert len(first["validation_data"][0]) == 5
@@ -217,7 +72,7 @@ def test_all_defences_see_the_same_points_and_hold_out_the_same(world: World, tm
 
 
 def test_weights_of_another_network_are_attacked_in_that_network(world: World, tmp_path: Path) -> None:
-    run(tmp_path, msgspec.structs.replace(SMALL, frameworks=("pytorch",), defences=("entropic", "entropic_smooth")))
+    world.run(tmp_path, msgspec.structs.replace(SMALL, frameworks=("pytorch",), defences=("entropic", "entropic_smooth")))
     assert world.adapted == [False, False, True]
 
 
@@ -229,7 +84,7 @@ def test_a_defence_that_cannot_change_the_network_is_refused_before_any_training
 
 
 def test_epochs_and_options_reach_trainers_and_attacks(world: World, tmp_path: Path) -> None:
-    run(tmp_path, msgspec.structs.replace(SMALL, frameworks=("tensorflow",), eps=0.2, seeds=(7,)))
+    world.run(tmp_path, msgspec.structs.replace(SMALL, frameworks=("tensorflow",), eps=0.2, seeds=(7,)))
     assert [(name, told["nb_epochs"], told["eps"], told["seed"]) for name, _, _, told in world.trained] == [
         ("natural", 2, 0.2, 7),
         ("entropic", 3, 0.2, 7),
@@ -244,8 +99,8 @@ def test_points_from_the_middle_are_attacked_told_and_another_evaluation(world: 
 
     world.n_pictures = 1
     plan = msgspec.structs.replace(SMALL, frameworks=("tensorflow",), defences=("entropic",))
-    run(tmp_path, plan)
-    records = run(tmp_path, msgspec.structs.replace(plan, first_example=8))
+    world.run(tmp_path, plan)
+    records = world.run(tmp_path, msgspec.structs.replace(plan, first_example=8))
     assert len(world.trained) == 2, "the networks are those that there are"
     for _, x, _ in world.evaluated[2:]:
         np.testing.assert_array_equal(x, world.data.x_test[8:18])
@@ -258,7 +113,7 @@ def test_points_from_the_middle_are_attacked_told_and_another_evaluation(world: 
 
 
 def test_records_hold_what_was_done(world: World, tmp_path: Path) -> None:
-    returned = run(tmp_path)
+    returned = world.run(tmp_path)
     records = list(read_records(tmp_path / "records.jsonl"))
     assert records == returned
     trainings = [record for record in records if isinstance(record, TrainingRecord)]
@@ -284,7 +139,7 @@ def test_records_hold_what_was_done(world: World, tmp_path: Path) -> None:
 
 
 def test_weights_are_named_after_their_cell(world: World, tmp_path: Path) -> None:
-    run(tmp_path)
+    world.run(tmp_path)
     trainings = [record for record in read_records(tmp_path / "records.jsonl") if isinstance(record, TrainingRecord)]
     files = {f"weights/{path.name}" for path in (tmp_path / "weights").iterdir()}
     assert files == {training.weights for training in trainings if training.weights}
@@ -295,11 +150,10 @@ def test_weights_are_named_after_their_cell(world: World, tmp_path: Path) -> Non
 
 
 def test_second_start_does_nothing(world: World, tmp_path: Path) -> None:
-    first = run(tmp_path)
+    first = world.run(tmp_path)
     before = (tmp_path / "records.jsonl").read_bytes()
-    world.trained.clear()
-    world.evaluated.clear()
-    assert run(tmp_path) == first
+    world.forget()
+    assert world.run(tmp_path) == first
     assert (world.trained, world.evaluated) == ([], [])
     assert (tmp_path / "records.jsonl").read_bytes() == before
 
@@ -307,12 +161,12 @@ def test_second_start_does_nothing(world: World, tmp_path: Path) -> None:
 def test_interrupted_run_goes_on_where_it_was(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     world.failure["trades"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path)
+        world.run(tmp_path)
     assert len(list(read_records(tmp_path / "records.jsonl"))) == 4  # natural and entropic, trained and attacked
     assert not list((tmp_path / "weights").glob(".*"))
     world.failure.clear()
     world.trained.clear()
-    run_benchmark(SMALL, tmp_path)
+    world.run(tmp_path, verbose=True)
     assert world.trained[0][:3] == ("trades", "pytorch", ["init-0", "natural"])  # reloaded from the file
     assert f"resuming in {tmp_path}: 2 of 6 cells are done" in capsys.readouterr().err.replace("\n", "")
 
@@ -320,10 +174,10 @@ def test_interrupted_run_goes_on_where_it_was(world: World, tmp_path: Path, caps
 def test_interrupt_between_training_and_attack_keeps_the_training(world: World, tmp_path: Path) -> None:
     world.failure["evaluate"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path)
+        world.run(tmp_path)
     world.failure.clear()
     world.trained.clear()
-    run(tmp_path)
+    world.run(tmp_path)
     assert ("natural", "pytorch") not in [entry[:2] for entry in world.trained]
 
 
@@ -332,7 +186,7 @@ SPLIT = msgspec.structs.replace(SMALL, frameworks=("tensorflow",), defences=("en
 
 def test_shards_of_points_are_attacked_one_by_one_with_seeds_of_their_own(world: World, tmp_path: Path) -> None:
     world.n_pictures = 1
-    records = run(tmp_path, msgspec.structs.replace(SPLIT, seeds=(7,), checks=True))
+    records = world.run(tmp_path, msgspec.structs.replace(SPLIT, seeds=(7,), checks=True))
     for number, (_, x, told) in enumerate(world.evaluated):
         start = 4 * (number % 3)
         np.testing.assert_array_equal(x, world.data.x_test[3 + start : 3 + min(start + 4, 10)])
@@ -347,23 +201,23 @@ def test_shards_of_points_are_attacked_one_by_one_with_seeds_of_their_own(world:
 
 
 def test_one_shard_for_all_points_is_the_evaluation_without_shards(world: World, tmp_path: Path) -> None:
-    whole = run(tmp_path, msgspec.structs.replace(SPLIT, points_per_shard=None))
+    whole = world.run(tmp_path, msgspec.structs.replace(SPLIT, points_per_shard=None))
     asked = len(world.evaluated)
     for size in (10, 11):
-        assert run(tmp_path, msgspec.structs.replace(SPLIT, points_per_shard=size)) == whole
+        assert world.run(tmp_path, msgspec.structs.replace(SPLIT, points_per_shard=size)) == whole
     assert len(world.evaluated) == asked
 
 
 def test_shards_of_weights_that_were_trained_again_are_done_again(world: World, tmp_path: Path) -> None:
     world.stops_after = 4
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, SPLIT)
+        world.run(tmp_path, SPLIT)
     (shard,) = (tmp_path / "attacks").glob("*/shard-*.json")
     (weights,) = (tmp_path / "weights").glob("*-entropic-*.fake")
     told = weights.read_text()
     world.stops_after, world.evaluated = None, []
     weights.write_text(told.replace("]", ', "other"]'))
-    run(tmp_path, SPLIT)
+    world.run(tmp_path, SPLIT)
     assert len(world.evaluated) == 3
     assert not shard.exists()
 
@@ -372,19 +226,19 @@ def test_interrupt_between_shards_keeps_those_that_are_finished(world: World, tm
     plan = msgspec.structs.replace(SPLIT, seeds=(0, 1))
     world.stops_after = 11
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, plan)
-    *done, last = cell_status(plan, tmp_path)
+        world.run(tmp_path, plan)
+    *done, last = world.status(tmp_path, plan)
     assert ([cell.state for cell in done], last.state) == (["done"] * 3, "attack")
     np.testing.assert_allclose(last.seconds or 0, 1.5 * 2 / 10)  # of 1.5 seconds for 10 points, for the last shard of 2
     world.stops_after, world.evaluated = None, []
-    records = run(tmp_path, plan)
+    records = world.run(tmp_path, plan)
     assert [len(x) for _, x, _ in world.evaluated] == [2]
     assert [record.clean.n for record in records if isinstance(record, EvaluationRecord)] == [10] * 4
 
 
 @pytest.mark.parametrize("size", [None, 4])
 def test_many_workers_give_the_records_of_one_process_with_and_without_shards(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | None
+    world: World, tmp_path: Path, size: int | None
 ) -> None:
     def told(records: list[Any]) -> list[Any]:
         timeless = {"seconds": 0.0, "provenance": None}
@@ -393,17 +247,16 @@ def test_many_workers_give_the_records_of_one_process_with_and_without_shards(
             for record in records
         ]
 
-    monkeypatch.setattr("art_entropic.benchmark.worker._cached", {})
     plan = msgspec.structs.replace(
         SMALL, points_per_shard=size, seeds=(0, 1), checks=True,
         variants=(Variant("from scratch", "entropic_interval", start="random"),),
     )  # fmt: skip
-    alone = run(tmp_path / "alone", plan)
+    alone = world.run(tmp_path / "alone", plan)
     tally = [len(world.trained), len(world.evaluated), len(world.checked)]
     with ThreadPoolExecutor(4) as pool:
-        records = run_benchmark(plan, tmp_path / "pool", executor=pool, verbose=False)
+        records = world.run(tmp_path / "pool", plan, executor=pool)
         assert [len(world.trained), len(world.evaluated), len(world.checked)] == [2 * number for number in tally]
-        assert run_benchmark(plan, tmp_path / "pool", executor=pool, verbose=False) == records
+        assert world.run(tmp_path / "pool", plan, executor=pool) == records
     assert told(records) == told(alone)
     assert [len(world.trained), len(world.evaluated), len(world.checked)] == [2 * number for number in tally]
     # The checks of every network had the natural one to transfer from, that which started from random weights too.
@@ -412,25 +265,25 @@ def test_many_workers_give_the_records_of_one_process_with_and_without_shards(
 
 
 def test_the_shards_of_one_network_are_attacked_at_the_same_time(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     meeting = threading.Barrier(3, timeout=30)
 
-    def evaluate(*given: Any, **options: Any) -> Any:
-        meeting.wait()  # fails unless three of them come together
-        return world.evaluate(*given, **options)
+    class Meeting(World):
+        def evaluate(self, *given: Any, **options: Any) -> Any:
+            meeting.wait()  # fails unless three of them come together
+            return super().evaluate(*given, **options)
 
-    monkeypatch.setattr("art_entropic.benchmark.worker._cached", {})
-    monkeypatch.setattr("art_entropic.benchmark.runner.evaluate", evaluate)
+    world = Meeting()
     with ThreadPoolExecutor(3) as pool:
-        run_benchmark(SPLIT, tmp_path, executor=pool, verbose=False)
+        world.run(tmp_path, SPLIT, executor=pool)
     assert len(world.evaluated) == 6
 
 
 def test_a_damaged_shard_is_refused_by_name(world: World, tmp_path: Path) -> None:
     world.stops_after = 1
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, SPLIT)
+        world.run(tmp_path, SPLIT)
     (shard,) = (tmp_path / "attacks").glob("*/shard-*.json")
     whole = shard.read_bytes()
     for damaged, wanted in (
@@ -439,38 +292,36 @@ def test_a_damaged_shard_is_refused_by_name(world: World, tmp_path: Path) -> Non
     ):
         shard.write_bytes(damaged)
         with pytest.raises(ValueError, match=f"^{re.escape(str(shard))}: {wanted}"):
-            run(tmp_path, SPLIT)
+            world.run(tmp_path, SPLIT)
 
 
 def test_torn_last_line_is_dropped_and_its_cell_done_again(world: World, tmp_path: Path) -> None:
-    run(tmp_path)
+    world.run(tmp_path)
     path = tmp_path / "records.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole[:-30])
-    run(tmp_path)
+    world.run(tmp_path)
     assert len(list(read_records(path))) == whole.count(b"\n")
 
 
 def test_lost_weights_are_trained_again(world: World, tmp_path: Path) -> None:
-    records = run(tmp_path)
+    records = world.run(tmp_path)
     trainings = [record for record in records if isinstance(record, TrainingRecord)]
     weights = next(str(record.weights) for record in trainings if record.defence == "entropic")
     (tmp_path / weights).unlink()
     world.trained.clear()
-    run(tmp_path)
+    world.run(tmp_path)
     assert [entry[:2] for entry in world.trained] == [("entropic", "pytorch")]
     assert (tmp_path / weights).exists()
 
 
 def test_other_settings_are_other_cells(world: World, tmp_path: Path) -> None:
-    run(tmp_path)
-    world.trained.clear()
-    world.evaluated.clear()
-    run(tmp_path, msgspec.structs.replace(SMALL, nb_epochs=4))
+    world.run(tmp_path)
+    world.forget()
+    world.run(tmp_path, msgspec.structs.replace(SMALL, nb_epochs=4))
     assert [entry[0] for entry in world.trained] == ["entropic", "trades", "entropic"]  # natural training stays
-    world.trained.clear()
-    world.evaluated.clear()
-    run(tmp_path, msgspec.structs.replace(SMALL, nb_epochs=4, n_examples=12))
+    world.forget()
+    world.run(tmp_path, msgspec.structs.replace(SMALL, nb_epochs=4, n_examples=12))
     assert world.trained == []
     assert len(world.evaluated) == 5
 
@@ -480,7 +331,7 @@ def test_earlier_settings_are_the_latest_again_when_asked_for_again(world: World
     from art_entropic.report.sections import sections
 
     for epochs in (3, 4, 3):
-        run(tmp_path, msgspec.structs.replace(SMALL, nb_epochs=epochs))
+        world.run(tmp_path, msgspec.structs.replace(SMALL, nb_epochs=epochs))
         (section,) = sections(load(tmp_path))
         trained = {row.training.nb_epochs for row in section.rows if row.defence == "entropic" and row.training}
         assert trained == {epochs}
@@ -491,7 +342,7 @@ def test_diverged_training_is_a_record_and_the_others_go_on(world: World, tmp_pa
     from art_entropic.trainer import TrainingDivergedError
 
     world.failure["entropic"] = TrainingDivergedError(2, 7, {"loss": float("nan")}, "epoch 1")
-    records = run(tmp_path)
+    records = world.run(tmp_path)
     diverged = [record for record in records if isinstance(record, TrainingRecord) and record.status == "diverged"]
     assert [record.framework for record in diverged] == ["pytorch", "tensorflow"]
     assert all("epoch 2, step 7" in str(record.reason) for record in diverged)
@@ -503,7 +354,7 @@ def test_nothing_starts_from_a_diverged_natural_training(world: World, tmp_path:
     from art_entropic.trainer import TrainingDivergedError
 
     world.failure["natural"] = TrainingDivergedError(1, 1, {"loss": float("inf")}, "the start")
-    records = run(tmp_path)
+    records = world.run(tmp_path)
     assert world.trained == []
     statuses = [record.status for record in records if isinstance(record, TrainingRecord)]
     assert statuses == ["diverged", "unavailable", "unavailable"] * 2
@@ -562,65 +413,58 @@ def test_bad_plans_are_refused_before_anything_is_written(
     world: World, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        run(tmp_path / "out", msgspec.structs.replace(SMALL, **changes))
+        world.run(tmp_path / "out", msgspec.structs.replace(SMALL, **changes))
     assert not (tmp_path / "out").exists()
 
 
-def test_no_framework_at_all_is_one_line_with_the_command(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("art_entropic.benchmark.plan.installed_frameworks", tuple)
+def test_no_framework_at_all_is_one_line_with_the_command() -> None:
+    class Bare(World):
+        def installed_frameworks(self) -> tuple[str, ...]:
+            return ()
+
     with pytest.raises(MissingFrameworkError, match=re.escape("pip install 'art-entropic[torch]'")) as caught:
-        run_benchmark(SMALL, "nowhere", verbose=False)
+        Bare().run("nowhere")
     assert "\n" not in str(caught.value)
 
 
 def test_command_asks_for_the_same_cells(world: World, tmp_path: Path) -> None:
-    pass
-
-    run(tmp_path, msgspec.structs.replace(SMALL, seeds=(0, 3), eps=8 / 255, points_per_shard=6))
+    world.data = dataclasses.replace(world.data, sha256=load_data("digits").sha256)
+    world.run(tmp_path, msgspec.structs.replace(SMALL, seeds=(0, 3), eps=8 / 255, points_per_shard=6))
+    done = (tmp_path / "records.jsonl").read_bytes()
     command = next(read_records(tmp_path / "records.jsonl")).provenance.command
-    world.trained.clear()
-    world.evaluated.clear()
     assert main([*command.split()[1:], "--out", str(tmp_path), "--quiet"]) == 0
-    assert (world.trained, world.evaluated) == ([], [])
+    assert (tmp_path / "records.jsonl").read_bytes() == done
 
 
-def test_information_is_read_once_from_the_first_seed(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[dict[str, list[str]], int, float]] = []
-
-    def information_profile(classifiers: dict[str, FakeEstimator], x: np.ndarray, y: np.ndarray, **options: Any) -> Any:
-        asked.append(({name: list(one.weights) for name, one in classifiers.items()}, len(x), options["eps"]))
-        rows = (ProfileRow(model="natural", measure="label", value=1.0),)
-        return SimpleNamespace(n=len(x), resolution=0.1, copies=16, notes=(), rows=rows, seconds=0.1)
-
-    monkeypatch.setattr("art_entropic.benchmark.runner.information_profile", information_profile)
+def test_information_is_read_once_from_the_first_seed(world: World, tmp_path: Path) -> None:
     plan = msgspec.structs.replace(SMALL, profile=True, seeds=(3, 4), defences=("entropic", "madry_pgd", "fbf"))
     results = tmp_path / "results.jsonl"
-    records = run_benchmark(plan, tmp_path / "here", results=results, verbose=False)
+    records = world.run(tmp_path / "here", plan, results=results)
     expected = {name: ["init-3", "natural", *([name] if name != "natural" else [])] for name in PROFILED}
-    assert asked == [(expected, 10, resolved(plan).eps)] * 2
+    assert world.profiled == [(expected, 10, resolved(plan, world).eps)] * 2
     profiles = [record for record in records if isinstance(record, ProfileRecord)]
     assert [(record.framework, record.seed, record.defence) for record in profiles] == [
         ("pytorch", 3, ""),
         ("tensorflow", 3, ""),
     ]
-    assert run(tmp_path / "here", plan) == records
+    assert world.run(tmp_path / "here", plan) == records
     # Elsewhere the records come along without their weights, and the profiles with them.
-    again = run_benchmark(plan, tmp_path / "there", results=results, verbose=False)
+    again = world.run(tmp_path / "there", plan, results=results)
     assert [record.key for record in again] == [record.key for record in records]
-    assert len(asked) == 2
+    assert len(world.profiled) == 2
     without = msgspec.structs.replace(plan, profile=False)
-    assert not any(isinstance(record, ProfileRecord) for record in run(tmp_path / "here", without))
-    assert "--no-profile" in resolved(without).command
+    assert not any(isinstance(record, ProfileRecord) for record in world.run(tmp_path / "here", without))
+    assert "--no-profile" in resolved(without, world).command
 
 
 def test_each_network_gets_a_verdict_once(world: World, tmp_path: Path) -> None:
     plan = msgspec.structs.replace(SMALL, checks=True, frameworks=("pytorch",), defences=("entropic",))
     world.failure["check"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, plan)
+        world.run(tmp_path, plan)
     world.failure.clear()
     world.checked.clear()
-    records = run(tmp_path, plan)
+    records = world.run(tmp_path, plan)
     assert len(world.trained) == len(world.evaluated) == 2  # the interruption cost neither training nor attack
     (natural, entropic) = world.checked
     assert natural[0] == ["init-0", "natural"] and natural[3] == {}
@@ -630,25 +474,19 @@ def test_each_network_gets_a_verdict_once(world: World, tmp_path: Path) -> None:
     evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
     assert [record.evaluation_key for record in verdicts] == [record.key for record in evaluations]
     assert {record.verdict for record in verdicts} == {"suspicious: not so: Many steps beat one"}
-    assert run(tmp_path, plan) == records
+    assert world.run(tmp_path, plan) == records
     assert len(world.checked) == 2
-    without = run(tmp_path, msgspec.structs.replace(plan, checks=False))
+    without = world.run(tmp_path, msgspec.structs.replace(plan, checks=False))
     assert [record.key for record in without] == [record.key for record in records if not isinstance(record, ChecksRecord)]
-    assert "--no-checks" in resolved(msgspec.structs.replace(plan, checks=False)).command
+    assert "--no-checks" in resolved(msgspec.structs.replace(plan, checks=False), world).command
 
 
-def test_stopwatch_tells_others_work_from_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = {"busy": 100.0, "own": 10.0, "wall": 0.0}
-    monkeypatch.setattr("art_entropic.benchmark.provenance._busy_seconds", lambda: clock["busy"])
-    monkeypatch.setattr(time, "process_time", lambda: clock["own"])
-    monkeypatch.setattr(time, "perf_counter", lambda: clock["wall"])
-    monkeypatch.setattr("art_entropic.benchmark.provenance.available_cores", lambda: 2)
-    watch = Stopwatch()
-    clock.update(busy=115.0, own=19.0, wall=10.0)
+def test_stopwatch_tells_others_work_from_its_own() -> None:
+    moments = iter([Moment(wall=0.0, own=10.0, busy=100.0, cores=2), Moment(wall=10.0, own=19.0, busy=115.0, cores=2)])
     # 15 s of work on two cores over 10 s, 9 s of it our own: others had 6 of 20 core seconds
-    np.testing.assert_allclose(watch.stop(), (10.0, 0.3))
-    monkeypatch.setattr("art_entropic.benchmark.provenance._busy_seconds", lambda: None)
-    assert Stopwatch().stop().other_load is None
+    np.testing.assert_allclose(Stopwatch(lambda: next(moments)).stop(), (10.0, 0.3))
+    moments = iter([Moment(wall=0.0, own=10.0, busy=None, cores=2), Moment(wall=10.0, own=19.0, busy=None, cores=2)])
+    assert Stopwatch(lambda: next(moments)).stop() == (10.0, None)
 
 
 # ------------------------------------------------------------------------------------------------------------ variants
@@ -665,7 +503,7 @@ ABLATION = msgspec.structs.replace(
 
 
 def test_variants_are_rows_with_options_and_starts_of_their_own(world: World, tmp_path: Path) -> None:
-    records = run(tmp_path, msgspec.structs.replace(ABLATION, seeds=(3,)))
+    records = world.run(tmp_path, msgspec.structs.replace(ABLATION, seeds=(3,)))
     assert [(name, start, told["measure"], told["nb_epochs"]) for name, _, start, told in world.trained] == [
         ("natural", ["init-3"], None, 2),
         ("entropic", ["init-3", "natural"], None, 3),
@@ -694,19 +532,19 @@ def test_all_that_makes_a_variant_is_part_of_its_key(world: World, tmp_path: Pat
     plans.append(msgspec.structs.replace(plans[0], n_train=40))
     plans.append(msgspec.structs.replace(plans[0], problem="mnist", network="large"))
     plans.append(msgspec.structs.replace(plans[0], problem="mnist", network="small_silu"))
-    keys = [job.training_key for plan in plans for job in plan_jobs(resolved(plan), "feed") if job.variant]
+    keys = [job.training_key for plan in plans for job in plan_jobs(resolved(plan, world), "feed") if job.variant]
     assert len(set(keys)) == len(plans)
 
 
 def test_a_variant_that_is_renamed_finds_its_records_again(world: World, tmp_path: Path) -> None:
-    run(tmp_path, ABLATION)
+    world.run(tmp_path, ABLATION)
     asked = len(world.trained), len(world.evaluated)
     first, second = ABLATION.variants
     renamed = msgspec.structs.replace(ABLATION, variants=(msgspec.structs.replace(first, name="beta 0"), second))
-    records = run(tmp_path, renamed)
+    records = world.run(tmp_path, renamed)
     assert (len(world.trained), len(world.evaluated)) == asked
     assert {record.variant for record in records} == {"", "beta 0", "from scratch"}
-    assert run(tmp_path, renamed) == records
+    assert world.run(tmp_path, renamed) == records
 
 
 @pytest.mark.parametrize(
@@ -715,12 +553,12 @@ def test_a_variant_that_is_renamed_finds_its_records_again(world: World, tmp_pat
 def test_rows_that_ask_for_the_same_training_are_refused(world: World, tmp_path: Path, twin: Variant) -> None:
     plan = msgspec.structs.replace(ABLATION, defences=("entropic", "entropic_channel"), variants=(twin,))
     with pytest.raises(ValueError, match=f"`variants` must differ from the other rows, got .*{twin.name}"):
-        run(tmp_path / "out", plan)
+        world.run(tmp_path / "out", plan)
 
 
 def test_other_defaults_of_a_measure_are_another_training(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def keys() -> list[str]:
-        return [job.training_key for job in plan_jobs(resolved(ABLATION), "feed")]
+        return [job.training_key for job in plan_jobs(resolved(ABLATION, world), "feed")]
 
     before = keys()
 
@@ -734,7 +572,7 @@ def test_other_defaults_of_a_measure_are_another_training(world: World, monkeypa
 
 def test_a_plan_takes_the_network_and_the_training_points_it_names(world: World, tmp_path: Path) -> None:
     plan = msgspec.structs.replace(SMALL, problem="mnist", network="large", n_train=20, frameworks=("pytorch",))
-    records = run(tmp_path, plan)
+    records = world.run(tmp_path, plan)
     assert set(map(repr, world.networks)) == {repr(PROBLEMS["mnist"].networks["large"])}
     for _, _, _, told in world.trained:
         together = np.concatenate([told["x"], told["validation_data"][0]]).reshape(20, -1)
@@ -742,16 +580,9 @@ def test_a_plan_takes_the_network_and_the_training_points_it_names(world: World,
     assert {(record.network, record.n_train_limit) for record in records} == {("large", 20)}
 
 
-def test_weights_that_are_not_finite_are_a_divergence(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    good = DEFENCES["entropic"].train
-
-    def train(estimator: FakeEstimator, *data: Any, **options: Any) -> Trained:
-        trained = good(estimator, *data, **options)
-        estimator.weights.append("broken")
-        return trained
-
-    monkeypatch.setattr(DEFENCES["entropic"], "train", train)
-    records = run(tmp_path, msgspec.structs.replace(SMALL, frameworks=("pytorch",)))
+def test_weights_that_are_not_finite_are_a_divergence(world: World, tmp_path: Path) -> None:
+    world.breaks = {"entropic"}
+    records = world.run(tmp_path, msgspec.structs.replace(SMALL, frameworks=("pytorch",)))
     (broken,) = [record for record in records if isinstance(record, TrainingRecord) and record.defence == "entropic"]
     assert (broken.status, broken.reason) == ("diverged", "weights are NaN or infinite after training")
     assert not any(isinstance(record, EvaluationRecord) and record.defence == "entropic" for record in records)
@@ -783,9 +614,9 @@ def test_a_diverged_retraining_is_a_row_with_its_reason_from_end_to_end(tmp_path
 
 def test_results_hold_the_plan_in_its_order_without_pictures_and_weights(world: World, tmp_path: Path) -> None:
     results = tmp_path / "results" / "table.jsonl"
-    run(tmp_path / "run", msgspec.structs.replace(SMALL, nb_epochs=9))  # another plan in the same folder
+    world.run(tmp_path / "run", msgspec.structs.replace(SMALL, nb_epochs=9))  # another plan in the same folder
     world.n_pictures = 1
-    records = run_benchmark(SMALL, tmp_path / "run", results=results, verbose=False)
+    records = world.run(tmp_path / "run", SMALL, results=results)
     published = list(read_records(results))
     assert [record.key for record in published] == [record.key for record in records]
     assert all(record.examples == [] for record in published if isinstance(record, EvaluationRecord))
@@ -795,38 +626,36 @@ def test_results_hold_the_plan_in_its_order_without_pictures_and_weights(world: 
 
 def test_results_of_something_else_are_refused_before_they_are_lost(world: World, tmp_path: Path) -> None:
     results = tmp_path / "table.jsonl"
-    run_benchmark(SMALL, tmp_path / "run", results=results, verbose=False)
+    world.run(tmp_path / "run", SMALL, results=results)
     content, trained = results.read_bytes(), len(world.trained)
     with pytest.raises(ValueError, match=r"`results` must be new or hold records of this plan's .* they would be lost"):
-        run_benchmark(msgspec.structs.replace(SMALL, eps=0.05), tmp_path / "other", results=results, verbose=False)
+        world.run(tmp_path / "other", msgspec.structs.replace(SMALL, eps=0.05), results=results)
     with pytest.raises(ValueError, match=r"`results` must be another file than the run's own"):
-        run_benchmark(SMALL, tmp_path / "run", results=tmp_path / "run" / "records.jsonl", verbose=False)
+        world.run(tmp_path / "run", SMALL, results=tmp_path / "run" / "records.jsonl")
     assert results.read_bytes() == content and len(world.trained) == trained
 
 
 def test_what_the_results_hold_is_not_done_again_on_another_machine(world: World, tmp_path: Path) -> None:
     results = tmp_path / "table.jsonl"
-    first = run_benchmark(SMALL, tmp_path / "here", results=results, verbose=False)
+    first = world.run(tmp_path / "here", SMALL, results=results)
     content = results.read_bytes()
-    world.trained.clear()
-    world.evaluated.clear()
-    again = run_benchmark(SMALL, tmp_path / "there", results=results, verbose=False)
+    world.forget()
+    again = world.run(tmp_path / "there", SMALL, results=results)
     assert (world.trained, world.evaluated) == ([], [])
     assert [record.key for record in again] == [record.key for record in first]
     assert results.read_bytes() == content
-    assert run(tmp_path / "there") == again  # the folder needs the file no longer
+    assert world.run(tmp_path / "there") == again  # the folder needs the file no longer
     assert (world.trained, world.evaluated) == ([], [])
 
 
 def test_a_table_goes_on_elsewhere_from_natural_weights_that_are_trained_again(world: World, tmp_path: Path) -> None:
     results = tmp_path / "table.jsonl"
     plan = msgspec.structs.replace(SMALL, seeds=(0, 1), frameworks=("pytorch",), defences=("entropic",))
-    run_benchmark(plan, tmp_path / "here", results=results, verbose=False)
+    world.run(tmp_path / "here", plan, results=results)
     lines = results.read_bytes().splitlines(keepends=True)
     results.write_bytes(b"".join(lines[:6]))  # all of seed 0, the natural training of seed 1
-    world.trained.clear()
-    world.evaluated.clear()
-    records = run_benchmark(plan, tmp_path / "there", results=results, verbose=False)
+    world.forget()
+    records = world.run(tmp_path / "there", plan, results=results)
     assert [(name, start) for name, _, start, _ in world.trained] == [
         ("natural", ["init-1"]),
         ("entropic", ["init-1", "natural"]),
@@ -838,20 +667,20 @@ def test_a_table_goes_on_elsewhere_from_natural_weights_that_are_trained_again(w
 
 def test_lost_natural_weights_are_trained_again_only_for_cells_that_start_there(world: World, tmp_path: Path) -> None:
     results = tmp_path / "table.jsonl"
-    run_benchmark(ABLATION, tmp_path / "here", results=results, verbose=False)
+    world.run(tmp_path / "here", ABLATION, results=results)
     world.trained.clear()
     scratch = Variant("again from scratch", "entropic", start="random")
     plan = msgspec.structs.replace(ABLATION, variants=(*ABLATION.variants, scratch))
-    run_benchmark(plan, tmp_path / "there", results=results, verbose=False)
+    world.run(tmp_path / "there", plan, results=results)
     assert [(name, start) for name, _, start, _ in world.trained] == [("entropic", ["init-0"])]
 
 
 def test_a_new_attack_of_adopted_cells_trains_them_again(world: World, tmp_path: Path) -> None:
     results = tmp_path / "table.jsonl"
     plan = msgspec.structs.replace(SMALL, frameworks=("pytorch",), defences=("entropic",))
-    run_benchmark(plan, tmp_path / "here", results=results, verbose=False)
+    world.run(tmp_path / "here", plan, results=results)
     world.trained.clear()
-    run_benchmark(msgspec.structs.replace(plan, n_examples=12), tmp_path / "there", results=results, verbose=False)
+    world.run(tmp_path / "there", msgspec.structs.replace(plan, n_examples=12), results=results)
     assert [name for name, *_ in world.trained] == ["natural", "entropic"]
 
 
@@ -859,7 +688,7 @@ def test_a_broken_file_of_results_stops_before_work_starts(world: World, tmp_pat
     results = tmp_path / "table.jsonl"
     results.write_text('{"schema": 99}\n')
     with pytest.raises(ValueError, match="record of schema 99"):
-        run_benchmark(SMALL, tmp_path / "run", results=results, verbose=False)
+        world.run(tmp_path / "run", SMALL, results=results)
     assert world.trained == [] and not (tmp_path / "run").exists()
 
 
@@ -971,7 +800,7 @@ def test_values_of_a_plan_file_are_refused_with_its_name_before_anything_is_writ
     ]:
         file.write_text(text)
         with pytest.raises(ValueError, match=re.escape(message)):
-            run(tmp_path / "out", read_plan(file))
+            world.run(tmp_path / "out", read_plan(file))
     assert world.trained == [] and not (tmp_path / "out").exists()
     with pytest.raises(FileNotFoundError, match="`plan` must be a TOML file"):
         read_plan(tmp_path / "none.toml")
@@ -982,7 +811,7 @@ def test_a_new_title_reaches_the_records_without_new_work(world: World, tmp_path
     from art_entropic.report.sections import sections
 
     for title in ("First", None, "Second"):
-        run(tmp_path, msgspec.structs.replace(SMALL, title=title))
+        world.run(tmp_path, msgspec.structs.replace(SMALL, title=title))
         (section,) = sections(load(tmp_path))
         assert section.title == f"{title or 'Digits (scikit-learn, 8x8)'}, network small"
     assert len(world.trained) == 5
@@ -991,12 +820,16 @@ def test_a_new_title_reaches_the_records_without_new_work(world: World, tmp_path
 def test_a_plan_with_variants_but_no_file_has_a_command_too(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(tmp_path / "runs" / "digits", ABLATION)
+    world.run(tmp_path / "runs" / "digits", ABLATION)
     command = shlex.split(next(read_records(tmp_path / "runs" / "digits" / "records.jsonl")).provenance.command)
     assert command[:2] == ["python", "-c"]
     world.trained.clear()
     monkeypatch.chdir(tmp_path)
-    exec(command[2], {})
+    imports, call = command[2].split("; ")
+    names: dict[str, Any] = {}
+    exec(imports, names)
+    assert names["run_benchmark"] is run_benchmark
+    exec(call, {**names, "run_benchmark": lambda plan: world.run(default_folder(plan), plan)})
     assert world.trained == []
 
 
@@ -1059,32 +892,31 @@ def test_overrides_that_lead_nowhere_are_refused(
 def test_a_dry_run_tells_what_is_missing_and_writes_nothing(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pass
-
+    world.data = dataclasses.replace(world.data, sha256=load_data("digits").sha256)  # as the command line reads them
     plan = msgspec.structs.replace(SMALL, frameworks=("pytorch",), defences=("entropic", "fbf"))
-    fresh = cell_status(plan, tmp_path / "new")
+    fresh = world.status(tmp_path / "new", plan)
     assert [(cell.state, cell.seconds) for cell in fresh] == [("train", None)] * 3
     assert not (tmp_path / "new").exists()
     world.failure["evaluate"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "run", plan)
+        world.run(tmp_path / "run", plan)
     world.failure.clear()
-    half = cell_status(plan, tmp_path / "run")
+    half = world.status(tmp_path / "run", plan)
     assert [cell.state for cell in half] == ["attack", "train", "train"]
-    records = run(tmp_path / "run", plan)
+    records = world.run(tmp_path / "run", plan)
     before = (tmp_path / "run" / "records.jsonl").read_bytes()
-    done = cell_status(plan, tmp_path / "run")
+    done = world.status(tmp_path / "run", plan)
     assert [(cell.state, cell.seconds) for cell in done] == [("done", 0.0)] * 3
     # Twice the epochs, twice the points: twice the seconds of training and of attacks.
     longer = msgspec.structs.replace(plan, nb_epochs=6, n_examples=20, seeds=(1,))
     seconds = {record.defence: record.seconds for record in records if isinstance(record, TrainingRecord)}
-    cells = cell_status(longer, tmp_path / "run")
+    cells = world.status(tmp_path / "run", longer)
     n = len(world.data.x_train)
     kept = next(record.n_train for record in records if isinstance(record, TrainingRecord))
     assert cells[1].state == "train"
     np.testing.assert_allclose(cells[1].seconds, 2 * seconds["entropic"] * n / kept + 2 * 0.5)
     assert (tmp_path / "run" / "records.jsonl").read_bytes() == before
-    words = resolved(plan).command.split()[1:]
+    words = resolved(plan, world).command.split()[1:]
     assert main([*words, "--out", str(tmp_path / "run"), "--dry-run"]) == 0
     assert "0 of 3 cells to do, about 0 s" in capsys.readouterr().out
 
@@ -1097,10 +929,10 @@ def test_a_second_run_in_the_same_folder_is_refused(world: World, tmp_path: Path
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "mine\n"
         with pytest.raises(ValueError, match="is in use by another run"):
-            run(tmp_path)
+            world.run(tmp_path)
         assert not (tmp_path / "records.jsonl").exists()
         other.kill()
-    assert run(tmp_path)  # the lock dies with its process
+    assert world.run(tmp_path)  # the lock dies with its process
 
 
 # A run whose cells take no time, in a process of its own.
@@ -1220,7 +1052,7 @@ def as_schema_1(line: bytes) -> dict[str, Any]:
 
 
 def test_records_of_schema_1_are_refused_with_the_command_that_rewrites_them(world: World, tmp_path: Path) -> None:
-    run(tmp_path, msgspec.structs.replace(SMALL, checks=True, eps=8 / 255, first_example=2))
+    world.run(tmp_path, msgspec.structs.replace(SMALL, checks=True, eps=8 / 255, first_example=2))
     path = tmp_path / "records.jsonl"
     now = path.read_bytes()
     old = [as_schema_1(line) for line in now.splitlines()]
@@ -1234,7 +1066,7 @@ def test_records_of_schema_1_are_refused_with_the_command_that_rewrites_them(wor
 
 
 def test_records_that_no_plan_explains_are_left_as_they_were(world: World, tmp_path: Path) -> None:
-    run(tmp_path, ABLATION)  # whose command is a line of Python
+    world.run(tmp_path, ABLATION)  # whose command is a line of Python
     path = tmp_path / "records.jsonl"
     path.write_bytes(b"".join(msgspec.json.encode(as_schema_1(line)) + b"\n" for line in path.read_bytes().splitlines()))
     before = path.read_bytes()

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import pickle
 import re
 import signal
 import threading
@@ -19,8 +20,8 @@ from art_entropic.benchmark.data import for_framework
 from art_entropic.benchmark.executors import InProcess, _shares, dask_cluster, process_pool
 from art_entropic.benchmark.plan import BenchmarkPlan, resolved
 from art_entropic.benchmark.problems import build_classifier, load_data
-from art_entropic.benchmark.run import run_benchmark
-from art_entropic.benchmark.runner import Runner
+from art_entropic.benchmark.run import run_benchmark, run_with
+from art_entropic.benchmark.tools import TOOLS, Tools
 from art_entropic.benchmark.worker import _check_versions
 from art_entropic.evaluation.curve import security_curve
 from art_entropic.evaluation.evaluate import evaluate
@@ -137,23 +138,34 @@ def test_a_process_pool_finds_the_same_in_shards(split, tmp_path, capsys):
     assert run_benchmark(SPLIT, tmp_path, verbose=False) == records
 
 
-def test_finished_shards_outlive_an_error_on_another_worker(split, tmp_path, monkeypatch):
+def test_finished_shards_outlive_an_error_on_another_worker(split, tmp_path):
     asked = []
-    real = Runner._findings
+    attacked = for_framework(load_data("digits").x_test, "pytorch")[5:]
 
-    def findings(self, job, training, points, seed):
-        asked.append(points.start)
-        if points.start == 24 and len(asked) == 3:
-            raise RuntimeError("no such luck")
-        return real(self, job, training, points, seed)
+    class Unlucky(Tools):
+        def evaluate(self, classifier, x, *given, **options):
+            (start,) = np.flatnonzero((attacked == x[0]).all((1, 2, 3)))
+            asked.append(start)
+            if start == 24 and len(asked) == 3:
+                raise RuntimeError("no such luck")
+            return super().evaluate(classifier, x, *given, **options)
 
-    monkeypatch.setattr(Runner, "_findings", findings)
+    tools = Unlucky()
     with ThreadPoolExecutor(1) as pool:
         with pytest.raises(RuntimeError, match="no such luck"):
-            run_benchmark(SPLIT, tmp_path, executor=pool, verbose=False)
-        records = run_benchmark(SPLIT, tmp_path, executor=pool, verbose=False)
+            run_with(tools, SPLIT, tmp_path, executor=pool, verbose=False)
+        records = run_with(tools, SPLIT, tmp_path, executor=pool, verbose=False)
     assert asked == [0, 12, 24, 24]
     assert told(records) == told(split[1])
+
+
+def test_other_tools_than_the_real_ones_stay_in_their_process():
+    class Others(Tools):
+        pass
+
+    assert pickle.loads(pickle.dumps(TOOLS)) is TOOLS
+    with pytest.raises((pickle.PicklingError, AttributeError), match="TOOLS"):
+        pickle.dumps(Others())
 
 
 @pytest.fixture
@@ -280,28 +292,27 @@ def test_a_worker_with_other_versions_or_data_is_refused(tmp_path, monkeypatch):
             run_benchmark(PLAN, tmp_path, executor=pool, verbose=False)
         monkeypatch.undo()
         data = load_data("digits")
-        monkeypatch.setattr("art_entropic.benchmark.worker._data", lambda plan: dataclasses.replace(data, sha256="feed"))
+        monkeypatch.setattr("art_entropic.benchmark.worker._data", lambda *_: dataclasses.replace(data, sha256="feed"))
         with pytest.raises(ValueError, match="has other data for 'digits': SHA-256 feed, the client has "):
             run_benchmark(PLAN, tmp_path, executor=pool, verbose=False)
 
 
 @pytest.mark.parametrize("executor", [InProcess, lambda: ThreadPoolExecutor(1)], ids=["in process", "threads"])
-def test_an_error_keeps_what_others_have_finished(tmp_path, monkeypatch, executor):
-    real = Runner._attack
-
-    def attack(self, job):
-        if job.defence == "fbf":
-            raise RuntimeError("no such luck")
-        return real(self, job)
-
-    monkeypatch.setattr(Runner, "_attack", attack)
+def test_an_error_keeps_what_others_have_finished(tmp_path, executor):
     plan = msgspec.structs.replace(PLAN, seeds=(0,), profile=False)
+    (fbf,) = (job for job in plan_jobs(resolved(plan), load_data("digits").sha256) if job.defence == "fbf")
+
+    class Unlucky(Tools):
+        def evaluate(self, *given, **options):
+            if options["folder"] == tmp_path / fbf.attacks:
+                raise RuntimeError("no such luck")
+            return super().evaluate(*given, **options)
+
     with executor() as pool, pytest.raises(RuntimeError, match="no such luck"):
-        run_benchmark(plan, tmp_path, executor=pool, verbose=False)
+        run_with(Unlucky(), plan, tmp_path, executor=pool, verbose=False)
     kept = [(type(record).__name__, record.defence) for record in read_records(tmp_path / "records.jsonl")]
     assert ("EvaluationRecord", "entropic") in kept and ("EvaluationRecord", "fbf") not in kept
     assert ("TrainingRecord", "fbf") in kept
-    monkeypatch.undo()
     again = run_benchmark(plan, tmp_path, verbose=False)
     assert len([record for record in again if isinstance(record, EvaluationRecord)]) == 3
 

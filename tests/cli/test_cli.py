@@ -279,7 +279,7 @@ def test_bad_training_input_gets_one_line_and_leaves_nothing(
 def test_without_a_framework_one_line_says_what_to_install(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("art_entropic.benchmark.plan.installed_frameworks", tuple)
+    monkeypatch.setattr("art_entropic.benchmark.tools.TOOLS.installed_frameworks", tuple)
     assert_one_line(said(capsys, ["benchmark"]), "pip install 'art-entropic[torch]'")
 
 
