@@ -7,15 +7,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.benchmark.data import Data
 from art_entropic.benchmark.defences import DEFENCES, Defence, Passes, Trained
-from art_entropic.benchmark.plan import BenchmarkPlan
+from art_entropic.benchmark.plan import BenchmarkPlan, Variant
 from art_entropic.benchmark.run import CellStatus, run_with, status_with
 from art_entropic.benchmark.tools import Tools
-from art_entropic.measures import Interval, Measure
+from art_entropic.measures import Interval, Measure, Schedule
 from art_entropic.records import Accuracy, AttackedExample, CheckOutcome, Findings, PointsRecord, ProfileRow, pack
 
 N_TRAIN, N_TEST = 50, 20
@@ -30,6 +31,15 @@ SMALL = BenchmarkPlan(
     battery="quick",
     checks=False,
     profile=False,
+)
+ABLATION = msgspec.structs.replace(
+    SMALL,
+    frameworks=("pytorch",),
+    defences=("entropic",),
+    variants=(
+        Variant("no information", "entropic", Interval(beta=0.0, layers=("a", "b"), schedule=Schedule(ramp=0.2))),
+        Variant("from scratch", "entropic_channel", start="random", nb_epochs=9),
+    ),
 )
 
 
