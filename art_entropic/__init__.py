@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from art_entropic.evaluation.evaluate import evaluate
     from art_entropic.evaluation.gallery import attacked_examples
     from art_entropic.evaluation.result import Evaluation
-    from art_entropic.history import History
+    from art_entropic.history import History, TrainingDivergedError
     from art_entropic.measures import MEASURES, Activation, Channel, Coding, Interval
     from art_entropic.report.page import write_report
     from art_entropic.schedule import Schedule
-    from art_entropic.trainer import EntropicTrainer, TrainingDivergedError
+    from art_entropic.trainer import EntropicTrainer
 
 __version__ = "0.1.0.dev0"
 
@@ -62,7 +62,7 @@ _HOMES = {
     "PROFILE_MEASURES": "analysis.readings",
     "TensorBoard": "callbacks",
     "Variant": "benchmark.plan",
-    "TrainingDivergedError": "trainer",
+    "TrainingDivergedError": "history",
     "evaluate": "evaluation.evaluate",
     "information_profile": "analysis.profile",
     "leaderboard_entry": "evaluation.compare",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,19 @@ LEAST_RAMP = 100
 Callback = Callable[[Epoch], Any]
 LOSS_TERMS = ("loss", "cross_entropy", "worst_case_cross_entropy", "information")
 SHARES = ("accuracy", "certified_accuracy")
+
+
+class TrainingDivergedError(RuntimeError):
+    """A step's loss or gradient was not finite; the weights are those of the last finished epoch."""
+
+    def __init__(self, epoch: int, step: int, terms: Mapping[str, float], restored: str) -> None:
+        bad = ", ".join(f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value))
+        super().__init__(
+            f"training diverged in epoch {epoch}, step {step}: {bad}; the weights are back at {restored}. "
+            "Try a smaller learning rate, a longer ramp (schedule=Schedule(ramp=...)), or a measure with a smaller `beta`"
+        )
+        self.epoch = epoch
+        self.step = step
 
 
 @dataclass

@@ -44,26 +44,13 @@ from art_entropic.checkpoint import (
 )
 from art_entropic.choosing import AUTOMATIC, measure_for, overflowing_layer
 from art_entropic.guards import check_bounds, check_predictions, check_training_bounds
-from art_entropic.history import SHOWN_POINTS, Callback, History, closing_line
+from art_entropic.history import SHOWN_POINTS, Callback, History, TrainingDivergedError, closing_line
 from art_entropic.measures import Interval, Measure, measure_of
 from art_entropic.objective import EntropicObjective
 from art_entropic.ops import Array
 from art_entropic.records import Epoch
 from art_entropic.schedule import falling_rate
 from art_entropic.states import kept_numpy_generator, plain_state, restored_state
-
-
-class TrainingDivergedError(RuntimeError):
-    """A step's loss or gradient was not finite; the weights are those of the last finished epoch."""
-
-    def __init__(self, epoch: int, step: int, terms: Mapping[str, float], restored: str) -> None:
-        bad = ", ".join(f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value))
-        super().__init__(
-            f"training diverged in epoch {epoch}, step {step}: {bad}; the weights are back at {restored}. "
-            "Try a smaller learning rate, a longer ramp (schedule=Schedule(ramp=...)), or a measure with a smaller `beta`"
-        )
-        self.epoch = epoch
-        self.step = step
 
 
 class _Means:

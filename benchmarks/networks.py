@@ -90,7 +90,7 @@ def outcome(network: Any, measure: str | None) -> tuple[str, Any]:
     from zoo import points, top
 
     from art_entropic import EntropicTrainer
-    from art_entropic.trainer import TrainingDivergedError
+    from art_entropic.history import TrainingDivergedError
 
     classifier = network.build()
     x, y = points(classifier, 2 * BATCH)

@@ -14,8 +14,9 @@ from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.registry import FRAMEWORKS, backend_for
 from art_entropic.certificates import certify
 from art_entropic.choosing import piecewise_linear
+from art_entropic.history import TrainingDivergedError
 from art_entropic.measures import MEASURES, Activation, Channel, Coding, Interval, Schedule
-from art_entropic.trainer import EntropicTrainer, TrainingDivergedError
+from art_entropic.trainer import EntropicTrainer
 
 EPS = 0.1
 

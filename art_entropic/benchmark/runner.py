@@ -35,6 +35,7 @@ from art_entropic.benchmark.tools import Tools
 from art_entropic.evaluation.evaluate import verdict_on
 from art_entropic.evaluation.joining import join_findings
 from art_entropic.files import replacing
+from art_entropic.history import TrainingDivergedError
 from art_entropic.measures import MEASURES, Measure
 from art_entropic.palette import NATURAL
 from art_entropic.records import (
@@ -173,8 +174,6 @@ class Runner:
         )
 
     def _train(self, job: Job) -> TrainingRecord:
-        from art_entropic.trainer import TrainingDivergedError
-
         reason = self.tools.defences[job.defence].unavailable(job.framework)
         start = self.store.training(job.natural_key) if job.starts_natural else None
         if job.starts_natural and start is None:

@@ -50,7 +50,7 @@ def _is_for_user(error: Exception) -> bool:
     if isinstance(error, (ValueError, TypeError, OSError, MemoryError, MissingFrameworkError, NoIntervalRuleError)):
         return True
     # Raised only by what is loaded.
-    known = (("art_entropic.trainer", "TrainingDivergedError"), ("art_entropic.evaluation.result", "BatteryError"))
+    known = (("art_entropic.history", "TrainingDivergedError"), ("art_entropic.evaluation.result", "BatteryError"))
     return any(isinstance(error, getattr(sys.modules[module], name)) for module, name in known if module in sys.modules)
 
 

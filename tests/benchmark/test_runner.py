@@ -15,6 +15,7 @@ from art_entropic.benchmark.plan import BenchmarkPlan, Variant, resolved
 from art_entropic.benchmark.problems import PROBLEMS
 from art_entropic.benchmark.provenance import Moment, Stopwatch
 from art_entropic.benchmark.run import run_benchmark
+from art_entropic.history import TrainingDivergedError
 from art_entropic.measures import Interval, Schedule
 from art_entropic.records import (
     ChecksRecord,
@@ -127,8 +128,6 @@ def test_weights_are_named_after_their_cell(world: World, tmp_path: Path) -> Non
 
 
 def test_diverged_training_is_a_record_and_the_others_go_on(world: World, tmp_path: Path) -> None:
-    from art_entropic.trainer import TrainingDivergedError
-
     world.failure["entropic"] = TrainingDivergedError(2, 7, {"loss": float("nan")}, "epoch 1")
     records = world.run(tmp_path)
     diverged = [record for record in records if isinstance(record, TrainingRecord) and record.status == "diverged"]
@@ -139,8 +138,6 @@ def test_diverged_training_is_a_record_and_the_others_go_on(world: World, tmp_pa
 
 
 def test_nothing_starts_from_a_diverged_natural_training(world: World, tmp_path: Path) -> None:
-    from art_entropic.trainer import TrainingDivergedError
-
     world.failure["natural"] = TrainingDivergedError(1, 1, {"loss": float("inf")}, "the start")
     records = world.run(tmp_path)
     assert world.trained == []

@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 from world import SMALL, World
 
-import art_entropic.trainer  # noqa: F401  here, and not in the first moments after "ready"
 from art_entropic.benchmark.cells import plan_jobs
 from art_entropic.benchmark.plan import resolved
 

@@ -13,7 +13,7 @@ from zoo import networks, points, top
 from art_entropic import EntropicTrainer, certify, evaluate
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.registry import backend_for, framework_of
-from art_entropic.trainer import TrainingDivergedError
+from art_entropic.history import TrainingDivergedError
 
 NETWORKS, PUBLISHED = networks(), records()
 SHARE = 0.1  # of the range of the inputs: eps of the retraining, where both measures may be chosen
