@@ -275,7 +275,7 @@ def test_values_of_a_plan_file_can_be_set_beside_it(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("eps", "`set` must be KEY=VALUE such as eps=0.1 or schedule.ramp=0.2, got 'eps'"),
+        ("eps", "`set` must be KEY=VALUE such as beta=0.1 or schedule.ramp=0.2, got 'eps'"),
         ("epochs=3", "plan.toml: `epochs` is unknown"),
         ("variants.7.nb_epochs=3", "`set` 'variants.7.nb_epochs=3' leads nowhere: list index out of range"),
         ("variants.first.nb_epochs=3", "`set` 'variants.first.nb_epochs=3' leads nowhere"),

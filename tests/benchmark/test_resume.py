@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from world import SMALL, World
 
+from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.benchmark.plan import resolved
 from art_entropic.benchmark.problems import load_data
 from art_entropic.cli.main import main
@@ -186,3 +187,19 @@ def test_a_run_killed_at_twenty_moments_loses_the_cell_in_flight_at_most(tmp_pat
     assert len(records) == len({record.key for record in records}) == 2 * 4 * 40  # no cell was done twice, none is torn
     left = [path.name for path in (tmp_path / "run" / "weights").iterdir() if not path.name.startswith(".")]
     assert len(left) == 4 * 40
+
+
+def test_a_dry_run_tells_what_a_run_does_of_published_records(world: World, tmp_path: Path) -> None:
+    """Natural training is done again where a new row needs its weights, and checks that are new are missing."""
+    results, copy = tmp_path / "results.jsonl", tmp_path / "copy.jsonl"
+    world.run(tmp_path / "first", results=results)
+    copy.write_bytes(results.read_bytes())
+    more = msgspec.structs.replace(SMALL, defences=("entropic", "trades", "fbf"), frameworks=("pytorch",))
+    told = {cell.title: cell.state for cell in world.status(tmp_path / "other", more, results)}
+    world.forget()
+    world.run(tmp_path / "other", more, results=copy)
+    done = {f"{name.title()} on {FRAMEWORKS[framework].title}, seed 0" for name, framework, _, _ in world.trained}
+    assert {title for title, state in told.items() if state == "train"} == done
+    assert len(done) == 2 and set(told.values()) == {"train", "done"}
+    checked = msgspec.structs.replace(SMALL, checks=True)
+    assert {cell.state for cell in world.status(tmp_path / "first", checked, results)} == {"check", "done"}

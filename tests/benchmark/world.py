@@ -126,8 +126,8 @@ class World(Tools):
     def run(self, folder: Path | str, plan: BenchmarkPlan = SMALL, *, verbose: bool = False, **options: Any) -> list[Any]:
         return run_with(self, plan, folder, verbose=verbose, **options)
 
-    def status(self, folder: Path, plan: BenchmarkPlan) -> list[CellStatus]:
-        return status_with(self, plan, folder)
+    def status(self, folder: Path, plan: BenchmarkPlan, results: Path | None = None) -> list[CellStatus]:
+        return status_with(self, plan, folder, results)
 
     def forget(self) -> None:
         """What has been trained and evaluated so far."""
