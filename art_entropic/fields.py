@@ -16,6 +16,7 @@ import inspect
 import math
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cache
 from types import GenericAlias, NoneType, UnionType
@@ -101,6 +102,8 @@ class FieldSpec:
             return None
         if self.structs:
             return self._check_structs(value, name)
+        if isinstance(value, AbstractSet):
+            raise TypeError(f"`{name}` must be {self.wish}, in an order, got {value!r}")
         plain = _plain(value)
         if isinstance(plain, str) and "parse" in self.extra:
             plain = self._parsed(plain, name)
@@ -109,7 +112,7 @@ class FieldSpec:
         except msgspec.ValidationError as error:
             raise TypeError(f"`{name}` must be {self.wish}, got {value!r}") from error
         if isinstance(typed, float):
-            finite(name, typed)
+            typed = 0.0 if math.copysign(1.0, finite(name, typed)) < 0 and typed == 0 else typed  # no negative zero
         for word in (typed if self.member else (typed,)) if self.choices is not None else ():
             choice(name, word, self.choices or ())
         try:
@@ -174,6 +177,14 @@ def checked(struct: Struct, where: str = "") -> dict[str, Any]:
     return {name: spec.check(getattr(struct, name), where + name) for name, spec in field_specs(type(struct)).items()}
 
 
+def beyond_defaults(struct: Struct) -> dict[str, Any]:
+    """The values of a struct that are not its fields' defaults, those of structs in it likewise."""
+    found = {
+        name: getattr(struct, name) for name, spec in field_specs(type(struct)).items() if getattr(struct, name) != spec.default
+    }
+    return {name: beyond_defaults(value) if isinstance(value, Struct) else value for name, value in found.items()}
+
+
 def settle(struct: Struct) -> None:
     """Check the fields of a struct that is just made, and leave in each what its declaration wants: for `__post_init__`.
 
@@ -235,6 +246,8 @@ def set_value(content: dict[str, Any], override: str) -> None:
         value = msgspec.toml.decode(f"value = {text}")["value"]
     except msgspec.DecodeError:
         value = text.strip()
+    except RecursionError as error:
+        raise ValueError(f"`set` must be a value of a few levels, got {override[:40]!r}...") from error
     place: Any = content
     try:
         for part in path:

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -410,6 +410,13 @@ class CellKey(NamedTuple):
     defence: str
     variant: str
     seed: int
+
+
+def current(records: Iterable[AnyRecord]) -> list[AnyRecord]:
+    """Without what a record was called before: a variant that is renamed leaves lines under its old name."""
+    lines = list(records)
+    names = {one.key: cell_of(one) for one in lines if not isinstance(one, MeasurementRecord)}
+    return [one for one in lines if isinstance(one, MeasurementRecord) or cell_of(one) == names[one.key]]
 
 
 def comparison_of(record: Cell) -> ComparisonKey:

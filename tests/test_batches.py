@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from art_entropic import EntropicTrainer
 from art_entropic.backends.registry import backend_for
 from art_entropic.batches import Generated
-from art_entropic.measures import Channel, Schedule
+from art_entropic.measures import MEASURES, Channel, Schedule
 from art_entropic.states import plain_state, restored_state
 
 N, BATCH = 10, 4
@@ -422,7 +422,10 @@ def test_repr_tells_radius_and_measure(data):
     trainer = EntropicTrainer(linear("pytorch"), 0.1, verbose=False)
     assert repr(trainer) == "EntropicTrainer(PyTorchClassifier, eps=0.1, measure='automatic')"
     trainer.fit(*data, nb_epochs=1)
-    assert repr(trainer) == f"EntropicTrainer(PyTorchClassifier, eps=0.1, measure={trainer.history.settings['measure']!r})"
+    assert (
+        repr(trainer)
+        == f"EntropicTrainer(PyTorchClassifier, eps=0.1, measure={MEASURES[trainer.history.settings['measure']]()!r})"
+    )
 
 
 def test_fit_ends_with_a_line_on_what_became_of_the_accuracy_and_what_to_do(data, capsys):

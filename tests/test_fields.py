@@ -43,6 +43,7 @@ def test_values_come_out_as_they_are_declared():
     )
     assert made == Picture(name="a", sharpness=0.25, size=3, words=("a",), numbers=(1, 2), flat=True)
     assert (type(made.sharpness), type(made.size), type(made.flat)) == (float, int, bool)
+    assert str(Picture(name="a", sharpness=-0.0).sharpness) == "0.0"
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,8 @@ def test_values_come_out_as_they_are_declared():
         ({"words": ["c"]}, ValueError, "`words` must be one of 'a', 'b', got 'c'"),
         ({"words": "a"}, TypeError, "`words` must be a list of some of 'a', 'b', got 'a'"),
         ({"numbers": [-1]}, ValueError, "`numbers` must be a list of whole numbers, got [-1]"),
+        ({"words": {"a"}}, TypeError, "`words` must be a list of some of 'a', 'b', in an order, got {'a'}"),
+        ({"sharpness": 10**400}, (TypeError, ValueError), "`sharpness` must be "),
         ({"flat": 1}, TypeError, "`flat` must be True or False, got 1"),
         ({"kind": 3}, TypeError, "`kind` must be a table, got 3"),
         ({"kind": {}}, ValueError, "`kind.type` must be one of 'colour', 'grey', got None"),
@@ -104,4 +107,6 @@ def test_values_are_set_where_dots_lead():
     content = {"a": {"b": 1}, "list": [{"c": 2}]}
     for override in ("a.b=2.5", "list.0.c = true", "new.deep=[1, 2]", "text=no quotes"):
         set_value(content, override)
+    with pytest.raises(ValueError, match="`set` must be a value of a few levels"):
+        set_value(content, "a=" + "[" * 5000)
     assert content == {"a": {"b": 2.5}, "list": [{"c": True}], "new": {"deep": [1, 2]}, "text": "no quotes"}

@@ -15,7 +15,7 @@ from art_entropic.backends.registry import FRAMEWORKS, backend_for
 from art_entropic.certificates import certify
 from art_entropic.choosing import piecewise_linear
 from art_entropic.history import TrainingDivergedError
-from art_entropic.measures import MEASURES, Activation, Channel, Coding, Interval, Schedule
+from art_entropic.measures import MEASURES, Activation, Channel, Coding, Interval, Measure, Schedule
 from art_entropic.trainer import EntropicTrainer
 
 EPS = 0.1
@@ -240,6 +240,8 @@ def test_bad_input_is_named_before_any_work(classifier, data):
         ({"eps": "0.1"}, "`eps` must be a number"),
         ({"measure": "entropy"}, "`measure` must be one of 'interval', 'channel', 'coding', 'activation', got 'entropy'"),
         ({"measure": Interval}, r"`measure` must be a measure, not its class: write Interval\(\), got <class"),
+        ({"measure": Measure(beta=0.1)}, r"`measure` must be None, one of 'interval', .* got Measure\(beta=0.1\)"),
+        ({"eps": 10**400}, "`eps` must be finite"),
         ({"measure": 0.3}, r"`measure` must be None, one of 'interval', .* or one of Interval\(\), .*, got 0.3"),
         ({"measure": Interval(eps_factor=100.0)}, r"`eps_factor` of Interval\(eps_factor=100.0\) takes `eps` 0.1 too far"),
         ({"beta": 0.3}, "unexpected keyword argument 'beta'"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from art_entropic.evaluation.compare import points_in
-from art_entropic.records import Accuracy, AnyRecord, EvaluationRecord, cell_of, comparison_of
+from art_entropic.records import Accuracy, AnyRecord, EvaluationRecord, cell_of, comparison_of, current
 from art_entropic.statistics import Difference, paired_difference
 
 
@@ -78,7 +78,7 @@ def _by_cell(records: Iterable[AnyRecord]) -> dict[tuple[Any, ...], EvaluationRe
     """The last evaluation of each cell."""
     return {
         (comparison_of(one), cell_of(one), one.battery, one.first_example, one.clean.n, one.provenance.data_sha256): one
-        for one in records
+        for one in current(records)
         if isinstance(one, EvaluationRecord)
     }
 

@@ -208,6 +208,8 @@ class Defence:
         from art_entropic.trainer import EntropicTrainer
 
         self._check_class(measure)
+        if MEASURES.get(measure.name) is not type(measure):
+            raise ValueError(f"`measure` must be of a class of MEASURES, by whose names records are found, got {measure!r}")
         EntropicTrainer(estimator, eps, measure, verbose=False)
         check_layer_names(measure.layers_read, backend_for(estimator).layer_names())
 

@@ -169,7 +169,8 @@ def _hyperparameters(measure: Measure) -> dict[str, Any]:
     """All of them, None of a schedule in the value that it stands for."""
     values = msgspec.structs.asdict(measure)
     values |= {"warmup": measure.schedule.warmup, "ramp": measure.ramp, "decay": measure.decay}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items() if name != "schedule"}
+    # Layers are read in the order of the network, whatever the order of their names.
+    return {name: sorted(value) if isinstance(value, tuple) else value for name, value in values.items() if name != "schedule"}
 
 
 def _architecture_facts(architecture: Architecture) -> list[list[Any]]:

@@ -196,8 +196,9 @@ class ResolvedPlan(BenchmarkPlan, frozen=True, kw_only=True):
         """The command line that asks for the same, whatever the defaults of another version are."""
         if self.source is not None:
             overrides = "".join(f" --set {shlex.quote(one)}" for one in self.overrides)
-            return f"art-entropic benchmark --plan {shlex.quote(self.source)}{overrides}"
-        if self.variants:
+            place = f"./{self.source}" if self.source.startswith("-") else self.source
+            return f"art-entropic benchmark --plan {shlex.quote(place)}{overrides}"
+        if self.variants or self.title is not None:
             return _python_command(self)
         words = (_option_words(spec, getattr(self, name)) for name, spec in plan_options().items())
         return " ".join(["art-entropic benchmark", *filter(None, words)])
@@ -218,7 +219,7 @@ def _option_words(spec: FieldSpec, value: Any) -> str:
 
 
 def _python_command(plan: ResolvedPlan) -> str:
-    """For variants, which the command line has no words for outside a file."""
+    """For variants and titles, which the command line has no words for outside a file."""
     same = BenchmarkPlan(**msgspec.structs.asdict(plan))
     code = (
         "from art_entropic import Activation, BenchmarkPlan, Channel, Coding, Interval, Schedule, Variant, run_benchmark; "
@@ -374,7 +375,7 @@ def _toml(content: bytes) -> dict[str, Any]:
     try:
         # Editors of some systems begin a file with a mark that TOML does not know.
         found: dict[str, Any] = msgspec.toml.decode(content.removeprefix(codecs.BOM_UTF8))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"a plan must be written in TOML: {error}") from error
     return found
 

@@ -34,6 +34,7 @@ from art_entropic.benchmark.store import Store, file_sha256, titled
 from art_entropic.benchmark.tools import Tools
 from art_entropic.evaluation.evaluate import verdict_on
 from art_entropic.evaluation.joining import join_findings
+from art_entropic.fields import beyond_defaults
 from art_entropic.files import replacing
 from art_entropic.history import TrainingDivergedError
 from art_entropic.measures import MEASURES, Measure
@@ -279,7 +280,9 @@ class Runner:
         if evaluation is None or evaluation.points is None or job.checks_key is None:
             raise ValueError(f"the evaluation of {job.title} must know what became of each point to be checked, got none")
         sources = {}
-        if job.defence != NATURAL and natural is not None and natural.weights is not None:
+        if job.defence != NATURAL and natural is not None and natural.status == "done":
+            if natural.weights is None:
+                raise FileNotFoundError(f"the natural weights that attacks transfer from are gone from {self.store.home}")
             sources[NATURAL] = self._build(job)
             self.tools.backend_for(sources[NATURAL]).load_weights(self.store.home / natural.weights)
         x, y = self._test_points(job)
@@ -392,8 +395,8 @@ def _measure_of(job: Job, training: TrainingRecord) -> Measure | None:
 
 def variant_settings(variant: Variant) -> dict[str, Setting]:
     """What a record says of the variant that it belongs to."""
-    told = {} if variant.measure is None else _flat("measure", msgspec.to_builtins(variant.measure))
-    return {"start": variant.start, **told}
+    told = {} if variant.measure is None else {"type": variant.measure.name, **beyond_defaults(variant.measure)}
+    return {"start": variant.start, **_flat("measure", told)}
 
 
 def _flat(name: str, value: Any) -> dict[str, Setting]:

@@ -15,7 +15,6 @@ from art_entropic.records import (
     AnyRecord,
     ChecksRecord,
     EvaluationRecord,
-    MeasurementRecord,
     Setting,
     ShardRecord,
     TrainingRecord,
@@ -149,9 +148,23 @@ class Store:
             training = self.training(job.training_key)
             if training is not None and training.settings.get(TITLE) != title:
                 self.append(msgspec.structs.replace(training, settings=titled(training.settings, title)))
-            for record in self.records([job.training_key, job.evaluation_key, job.checks_key or ""]):
-                if not isinstance(record, MeasurementRecord) and record.variant != job.variant_name:
+            for record in self._about(job):
+                if record.variant != job.variant_name:
                     self.append(msgspec.structs.replace(record, variant=job.variant_name))
+
+    def _about(self, job: Job) -> list[TrainingRecord | EvaluationRecord | ChecksRecord]:
+        """The training of a cell, and all that was ever found of its network, under other settings too."""
+        evaluated = {
+            one.key
+            for one in self._records.values()
+            if isinstance(one, EvaluationRecord) and one.training_key == job.training_key
+        }
+        return [
+            one
+            for one in self._records.values()
+            if (isinstance(one, (TrainingRecord, EvaluationRecord)) and one.key in {job.training_key, *evaluated})
+            or (isinstance(one, ChecksRecord) and one.evaluation_key in evaluated)
+        ]
 
     def reappend_overtaken(self, evaluation_keys: Sequence[str]) -> None:
         """Append again each evaluation of this plan that one with other settings has followed.

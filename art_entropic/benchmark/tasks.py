@@ -39,8 +39,14 @@ def _must_train(job: Job, store: Store) -> bool:
 
 
 def _is_awaited(job: Job, store: Store, jobs: Sequence[Job]) -> bool:
-    """Whether another cell needs the weights of this natural training, which came without them."""
+    """Whether another cell needs the weights of this natural training, which came without them: to start, or to transfer."""
     if job.defence != NATURAL or not store.lacks_weights(job.training_key):
         return False
-    followers = [other for other in jobs if other.starts_natural and other.natural_key == job.training_key]
-    return any(_must_train(other, store) for other in followers)
+    others = [other for other in jobs if other is not job and other.natural_key == job.training_key]
+    return any((other.starts_natural and _must_train(other, store)) or _lacks_checks(other, store) for other in others)
+
+
+def _lacks_checks(job: Job, store: Store) -> bool:
+    training = store.training(job.training_key)
+    failed = training is not None and training.status != "done"
+    return job.checks_key is not None and store.checks(job.checks_key) is None and not failed

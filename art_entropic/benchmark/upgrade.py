@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from art_entropic.benchmark.cells import Job, plan_jobs, profiles_of
+from art_entropic.benchmark.defences import DEFENCES
 from art_entropic.benchmark.plan import ResolvedPlan, plan_of, plan_options, read_plan, resolved
 from art_entropic.benchmark.runner import variant_settings
 from art_entropic.files import write_whole
@@ -33,16 +34,28 @@ def upgrade(path: Path) -> int:
     Raises:
         ValueError: a line is no record, or its command does not lead to a plan that has its cell.
     """
-    lines = [_read(path, number, line) for number, line in enumerate(path.read_bytes().splitlines(), start=1) if line.strip()]
+    for cached in (_plan, _jobs):
+        cached.cache_clear()  # files of plans may have changed since
+    content = path.read_bytes().splitlines()
+    lines = [(number, _read(path, number, line)) for number, line in enumerate(content, start=1) if line.strip()]
     keys = _Keys()
-    rewritten = [keys.rewritten(line) if line["schema"] == _OLD else line for line in lines]
+    rewritten = [_rewritten(keys, path, number, line) for number, line in lines]
     encoded = [msgspec.json.encode(line) for line in rewritten]
     for number, line in enumerate(encoded, start=1):
         _check(path, number, line)
-    count: int = sum(line["schema"] == _OLD for line in lines)
+    count = len([line for _, line in lines if line["schema"] == _OLD])
     if count:
         write_whole(path, b"".join(line + b"\n" for line in encoded))
     return count
+
+
+def _rewritten(keys: _Keys, path: Path, number: int, line: _Line) -> _Line:
+    try:
+        return keys.rewritten(line) if line["schema"] == _OLD else line
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}:{number}: not a record of a benchmark, {type(error).__name__}: {error}") from error
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}:{number}: {error}") from error
 
 
 def _check(path: Path, number: int, line: bytes) -> None:
@@ -57,7 +70,7 @@ def _read(path: Path, number: int, line: bytes) -> _Line:
         found = msgspec.json.decode(line, type=dict[str, Any])
     except msgspec.MsgspecError as error:
         raise ValueError(f"{path}:{number}: not a record: {error}") from error
-    if found.get("schema") not in (_OLD, SCHEMA) or "kind" not in found:
+    if type(found.get("schema")) is not int or found["schema"] not in (_OLD, SCHEMA) or "kind" not in found:
         raise ValueError(f"{path}:{number}: must be a record of schema {_OLD} or {SCHEMA}, got schema {found.get('schema')!r}")
     return found
 
@@ -95,8 +108,29 @@ def _job_of(line: _Line) -> Job:
     wanted = (line["framework"], line["seed"], line["defence"], line.get("variant", ""))
     for job in _jobs(*_asked(line)):
         if (job.framework, job.seed, job.defence, job.variant_name) == wanted:
+            _refuse_another(line, _plan(line["provenance"]["command"]), job)
             return job
     raise ValueError(f"`{line['provenance']['command']}` has no cell {wanted}, of which there is a record")
+
+
+def _refuse_another(line: _Line, plan: ResolvedPlan, job: Job) -> None:
+    """Refuse a record of something else than its plan asks for by now: it would be found as what it is not."""
+    asked = {"problem": plan.problem, "network": plan.network, "eps": plan.eps, "n_train_limit": plan.n_train}
+    told = {name: line.get(name) for name in asked}
+    if line["kind"] == "training":
+        measure = DEFENCES[job.defence].measure if job.measure is None else job.measure
+        asked |= {"nb_epochs": plan.epochs_of(job.defence, job.variant), "batch_size": plan.problem_spec.batch_size}
+        told |= {name: line[name] for name in ("nb_epochs", "batch_size")}
+        controls = {} if measure is None else measure.controls(plan.eps)._asdict()
+        known = {name: line["settings"].get(f"trainer.{name}") for name in ("eps", "k", "beta", "ramp", "warmup")}
+        for name in (name for name in controls if known.get(name) is not None):
+            asked[name], told[name] = round(controls[name], 9), round(known[name], 9)
+    if line["kind"] == "evaluation":
+        asked |= {"battery": plan.battery, "n": plan.n_examples, "first_example": plan.first_example}
+        told |= {"battery": line["battery"], "n": line["clean"]["n"], "first_example": line.get("first_example", 0)}
+    other = [f"{name} {told[name]!r} (plan: {asked[name]!r})" for name in asked if told[name] != asked[name]]
+    if other:
+        raise ValueError(f"the record is of another plan than {line['provenance']['command']!r} is now: {', '.join(other)}")
 
 
 def _profile_key(line: _Line) -> str:
@@ -137,6 +171,8 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
     found, left = [], list(words)
     while left:
         name = left.pop(0)
+        if not name.startswith("--no-") and not left:
+            raise ValueError(f"a recorded command must give {name} a value, got none")
         found.append((name.replace("--no-", "--"), "false") if name.startswith("--no-") else (name, left.pop(0)))
     return found
 
@@ -148,8 +184,8 @@ def main(paths: Sequence[str]) -> int:
     for path in map(Path, paths):
         try:
             print(f"{path}: {upgrade(path)} records rewritten")
-        except (ValueError, TypeError, OSError, KeyError) as error:
-            print(f"{path}: left as it was: {error}", file=sys.stderr)
+        except (ValueError, OSError) as error:
+            print(f"left as it was: {error}", file=sys.stderr)
             return 2
     return 0
 

@@ -29,6 +29,7 @@ from art_entropic.records import (
     TrainingRecord,
     cell_of,
     comparison_of,
+    current,
     unpack,
 )
 from art_entropic.statistics import Difference, paired_difference
@@ -264,7 +265,7 @@ def sections(records: Iterable[AnyRecord]) -> list[Section]:
     latest: dict[ComparisonKey, dict[CellKey, TrainingRecord]] = {}
     evaluations: dict[tuple[ComparisonKey, str | None, int, int], dict[CellKey, EvaluationRecord]] = {}
     checks: dict[str, ChecksRecord] = {}
-    for record in records:
+    for record in current(records):
         if isinstance(record, (MeasurementRecord, ProfileRecord)):
             continue
         if isinstance(record, ChecksRecord):

@@ -104,6 +104,12 @@ def test_the_pure_form_has_no_worst_case_term(make_classifier, points):
 
 
 def test_bad_measures_are_refused_before_work_starts(make_classifier, points):
+    class Mine(Interval, frozen=True, kw_only=True):
+        """One that a user wrote, with the name of another."""
+
+    assert Mine().name == "interval"
+    with pytest.raises(ValueError, match="`measure` must be of a class of MEASURES"):
+        DEFENCES["entropic"].check_measure(make_classifier("pytorch"), 0.1, Mine())
     row = DEFENCES["entropic_interval"]
     for measure, message in [
         (Channel(), r"`measure` must be of type 'interval' for Entropic, interval, got Channel\(\)"),

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 from world import ABLATION, SMALL, World
 
-from art_entropic.benchmark.plan import Variant
+from art_entropic.benchmark.plan import Variant, read_plan
+from art_entropic.benchmark.upgrade import main as rewrite
 from art_entropic.benchmark.upgrade import upgrade
 from art_entropic.records import (
     EvaluationRecord,
@@ -119,6 +120,47 @@ def test_records_of_schema_1_are_refused_with_the_command_that_rewrites_them(wor
     assert upgrade(path) == len(old)
     assert path.read_bytes() == now
     assert upgrade(path) == 0
+
+
+def test_records_of_another_plan_than_the_one_of_that_name_now_are_not_rewritten(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = 'frameworks = ["pytorch"]\ndefences = ["natural"]\nn_examples = 10\nchecks = false\nprofile = false\n'
+    Path("plan.toml").write_text(text)
+    world.run(tmp_path / "out", read_plan("plan.toml"))
+    path = tmp_path / "out" / "records.jsonl"
+    old = b"".join(msgspec.json.encode(as_schema_1(line)) + b"\n" for line in path.read_bytes().splitlines())
+    for change, message in [
+        ("eps = 0.05", "eps 0.15 (plan: 0.05)"),
+        ("nb_epochs_natural = 1", "nb_epochs "),
+        ("n_train = 9", "n_train_"),
+    ]:
+        path.write_bytes(old)
+        Path("plan.toml").write_text(f"{text}{change}\n")
+        with pytest.raises(ValueError, match=re.escape(f"{path}:1: the record is of another plan than")) as caught:
+            upgrade(path)
+        assert message in str(caught.value) and path.read_bytes() == old
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[1]", "not a record: Expected `object`, got `array`"),
+        ('{"schema": true, "kind": "training"}', "must be a record of schema 1 or 2, got schema True"),
+        ('{"schema": 1}', "must be a record of schema 1 or 2"),
+        ('{"schema": 1, "kind": "training"}', "not a record of a benchmark, KeyError: 'framework'"),
+    ],
+)
+def test_what_is_no_record_is_one_line_and_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    path = tmp_path / "some.jsonl"
+    path.write_text(line + "\n")
+    assert rewrite([str(path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"left as it was: {path}:1: {message}") and err.count("\n") == 1
+    assert path.read_text() == line + "\n"
 
 
 def test_records_that_no_plan_explains_are_left_as_they_were(world: World, tmp_path: Path) -> None:

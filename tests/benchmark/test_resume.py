@@ -14,6 +14,7 @@ import pytest
 from world import SMALL, World
 
 from art_entropic.backends.registry import FRAMEWORKS
+from art_entropic.benchmark.defences import DEFENCES
 from art_entropic.benchmark.plan import resolved
 from art_entropic.benchmark.problems import load_data
 from art_entropic.cli.main import main
@@ -198,7 +199,7 @@ def test_a_dry_run_tells_what_a_run_does_of_published_records(world: World, tmp_
     told = {cell.title: cell.state for cell in world.status(tmp_path / "other", more, results)}
     world.forget()
     world.run(tmp_path / "other", more, results=copy)
-    done = {f"{name.title()} on {FRAMEWORKS[framework].title}, seed 0" for name, framework, _, _ in world.trained}
+    done = {f"{DEFENCES[name].title} on {FRAMEWORKS[framework].title}, seed 0" for name, framework, _, _ in world.trained}
     assert {title for title, state in told.items() if state == "train"} == done
     assert len(done) == 2 and set(told.values()) == {"train", "done"}
     checked = msgspec.structs.replace(SMALL, checks=True)

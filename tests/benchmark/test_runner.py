@@ -11,6 +11,7 @@ import pytest
 from world import ABLATION, N_TRAIN, PICTURE, SMALL, World
 
 from art_entropic.benchmark.cells import PROFILED, hold_out
+from art_entropic.benchmark.changes import compare_runs
 from art_entropic.benchmark.plan import BenchmarkPlan, Variant, resolved
 from art_entropic.benchmark.problems import PROBLEMS
 from art_entropic.benchmark.provenance import Moment, Stopwatch
@@ -24,6 +25,7 @@ from art_entropic.records import (
     TrainingRecord,
     read_records,
 )
+from art_entropic.report.sections import sections
 
 
 def test_every_defence_starts_from_the_natural_weights_of_its_framework_and_seed(world: World, tmp_path: Path) -> None:
@@ -227,6 +229,13 @@ def test_a_variant_that_is_renamed_finds_its_records_again(world: World, tmp_pat
     assert (len(world.trained), len(world.evaluated)) == asked
     assert {record.variant for record in records} == {"", "beta 0", "from scratch"}
     assert world.run(tmp_path, renamed) == records
+    # Under its old name nothing is shown any more, and what other settings found of it has the new one too.
+    fewer = msgspec.structs.replace(renamed, n_examples=6)
+    world.run(tmp_path, fewer)
+    world.run(tmp_path, msgspec.structs.replace(ABLATION, n_examples=6))
+    lines = list(read_records(tmp_path / "records.jsonl"))
+    assert {row.variant for section in sections(lines) for row in section.rows} == {"", "no information", "from scratch"}
+    assert len(compare_runs(lines, lines).cells) == 2 * len(records) // 2
 
 
 def test_a_plan_takes_the_network_and_the_training_points_it_names(world: World, tmp_path: Path) -> None:
