@@ -249,7 +249,7 @@ def resolved(plan: BenchmarkPlan, tools: Tools = TOOLS) -> ResolvedPlan:
         if values["points_per_shard"] is not None and values["points_per_shard"] >= values["n_examples"]:
             values["points_per_shard"] = None
         full = ResolvedPlan(**values)
-        check_points(full, problem.n_train, problem.n_test)
+        check_counts(full, problem.n_train, problem.n_test)
         _check_defences(full, tools)
         _check_measures(full, tools)
     return full
@@ -395,7 +395,7 @@ def default_folder(plan: BenchmarkPlan) -> Path:
     return Path("runs") / (plan.problem if plan.source is None else Path(plan.source).stem)
 
 
-def check_points(plan: ResolvedPlan, n_train: int, n_test: int) -> None:
+def check_counts(plan: ResolvedPlan, n_train: int, n_test: int) -> None:
     """Refuse to ask for more points than there are."""
     left = n_test - plan.first_example
     if left < 1:

@@ -27,7 +27,7 @@ from art_entropic.benchmark.cells import (
 )
 from art_entropic.benchmark.data import Data, for_framework
 from art_entropic.benchmark.defences import DEFENCES, VALIDATION_SHARE
-from art_entropic.benchmark.plan import ResolvedPlan, Variant, check_points
+from art_entropic.benchmark.plan import ResolvedPlan, Variant, check_counts
 from art_entropic.benchmark.progress import describe
 from art_entropic.benchmark.provenance import OTHER_LOAD, Spent, Stopwatch, timestamp
 from art_entropic.benchmark.store import Store, file_sha256, titled
@@ -57,7 +57,7 @@ from art_entropic.records import (
 def shared_data(plan: ResolvedPlan, tools: Tools) -> Data:
     """The data of the problem, cut to the training points that every defence may see."""
     data = tools.load_data(plan.problem)
-    check_points(plan, len(data.x_train), len(data.x_test))  # a local copy may hold fewer than were published
+    check_counts(plan, len(data.x_train), len(data.x_test))  # a local copy may hold fewer than were published
     n = plan.n_train
     return dataclasses.replace(data, x_train=data.x_train[:n], y_train=data.y_train[:n])
 
