@@ -171,3 +171,16 @@ def test_records_that_no_plan_explains_are_left_as_they_were(world: World, tmp_p
     with pytest.raises(ValueError, match="a record must come from `art-entropic benchmark` to be rewritten, got 'python -c "):
         upgrade(path)
     assert path.read_bytes() == before
+
+
+def test_checks_transfer_from_the_natural_network_though_only_its_record_came(world: World, tmp_path: Path) -> None:
+    """The key of the checks names the natural training: without its weights they would be other checks under that key."""
+    results = tmp_path / "natural.jsonl"
+    plan = msgspec.structs.replace(SMALL, frameworks=("pytorch",), defences=("natural",), checks=True)
+    world.run(tmp_path / "first", plan, results=results)
+    world.forget()
+    scratch = Variant("from scratch", "entropic_interval", start="random")
+    world.run(tmp_path / "other", msgspec.structs.replace(plan, variants=(scratch,)), results=results)
+    assert [name for name, *_ in world.trained] == ["natural", "entropic_interval"]
+    (*_, sources) = world.checked[-1]
+    assert sources == {"natural": ["init-0", "natural"]}
