@@ -26,10 +26,10 @@ def finite(name: str, value: Any) -> float:
         raise TypeError(f"`{name}` must be a number, got {value!r} of type {type(value).__name__}")
     try:
         number = float(value)
-    except OverflowError:
-        number = math.inf
+    except OverflowError as error:
+        raise ValueError(f"`{name}` must be finite, got a number beyond those of floats") from error
     if not math.isfinite(number):
-        raise ValueError(f"`{name}` must be finite, got {value if number != math.inf else 'a number beyond floats'!r}")
+        raise ValueError(f"`{name}` must be finite, got {value!r}")
     return number
 
 

@@ -12,6 +12,7 @@ from art_entropic.evaluation.attacks import ATTACKS, BATTERIES, ENTROPIC_WEIGHTS
 from art_entropic.evaluation.attempt import Attempt
 from art_entropic.evaluation.objectives import LOSSES, OfLogits
 from art_entropic.evaluation.target import Ball, Target, check_norm, within_ball
+from art_entropic.measures import MEASURES
 
 LINEAR = (Flatten(), Dense(5, None))
 
@@ -434,7 +435,7 @@ def test_the_reference_battery_says_what_it_cannot_attack(make_classifier):
 @pytest.mark.parametrize("measure", ["interval", "channel"])
 def test_the_information_is_climbed_by_its_gradient(framework, measure):
     """A step along the gradient changes the objective as the gradient says, in double the precision of a guess."""
-    target = Target.of(linear_behind_silu(framework), measure=measure)
+    target = Target.of(linear_behind_silu(framework), measure=MEASURES[measure]())
     x = images(framework, 8)
     labels = np.eye(5, dtype=np.float32)[target.predict(x)]
     ((name, objective, *_), *others) = ATTACKS["entropic"].rounds(target, Ball(0.05, np.inf))
