@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from art_entropic.backends.registry import FRAMEWORKS, resolve_device
+from art_entropic.backends.registry import resolve_device
 from art_entropic.benchmark.cells import (
     N_GALLERY,
     N_PROFILED,
@@ -26,7 +26,7 @@ from art_entropic.benchmark.cells import (
     shards_of,
 )
 from art_entropic.benchmark.data import Data, for_framework
-from art_entropic.benchmark.defences import DEFENCES, VALIDATION_SHARE
+from art_entropic.benchmark.defences import VALIDATION_SHARE
 from art_entropic.benchmark.plan import ResolvedPlan, Variant, check_counts
 from art_entropic.benchmark.progress import describe
 from art_entropic.benchmark.provenance import OTHER_LOAD, Spent, Stopwatch, timestamp
@@ -98,7 +98,7 @@ class Runner:
     def _attack(self, job: Job) -> Done:
         training = self._trained_cell(job)
         findings = self._findings(job, training, range(self.plan.n_examples), job.seed)
-        return self._done(self._evaluation(job, findings, self._stamped(job.framework)))
+        return _evaluated(job, self._evaluation(job, findings, self._stamped(job.framework)))
 
     def _attack_shard(self, shard: Shard) -> Done:
         """A shard of a cell, into its file."""
@@ -128,13 +128,7 @@ class Runner:
             raise FileNotFoundError(f"a shard of {job.title} is gone from {self.store.home / job.attacks}; start again")
         findings = join_findings([record.findings for record in found], N_GALLERY)
         made = msgspec.structs.replace(found[0].provenance, created=timestamp())
-        return self._done(self._evaluation(job, findings, made))
-
-    def _done(self, evaluation: EvaluationRecord) -> Done:
-        variant = f": {evaluation.variant}" if evaluation.variant else ""
-        title = f"{DEFENCES[evaluation.defence].title}{variant} on {FRAMEWORKS[evaluation.framework].title}"
-        shown = f"clean {evaluation.clean.value:.1%}, robust {evaluation.robust.value:.1%}"
-        return Done(evaluation, f"{title}, seed {evaluation.seed}: {shown} ({evaluation.seconds:.1f} s of attacks)")
+        return _evaluated(job, self._evaluation(job, findings, made))
 
     def _trained_cell(self, job: Job) -> TrainingRecord:
         training = self.store.training(job.training_key)
@@ -245,6 +239,12 @@ class Runner:
         )
         _warm.add(job.framework)
 
+    def _measure_of(self, job: Job, training: TrainingRecord) -> Measure | None:
+        """The measure that a network was retrained with, for an attack that knows it."""
+        asked = self.tools.defences[job.defence].measure if job.measure is None else job.measure
+        chosen = training.settings.get("trainer.measure")
+        return MEASURES[chosen]() if asked is None and chosen in MEASURES else asked
+
     def _has_finite_weights(self, estimator: Any) -> bool:
         return all(bool(np.isfinite(array).all()) for array in self.tools.backend_for(estimator).state().values())
 
@@ -319,7 +319,7 @@ class Runner:
             battery=self.plan.battery,
             seeds=seed,
             checks=False,
-            measure=_measure_of(job, training),
+            measure=self._measure_of(job, training),
             folder=self.store.home / job.attacks,
             verbose=False,
         )
@@ -386,11 +386,9 @@ class Runner:
         )
 
 
-def _measure_of(job: Job, training: TrainingRecord) -> Measure | None:
-    """The measure that a network was retrained with, for an attack that knows it."""
-    asked = DEFENCES[job.defence].measure if job.measure is None else job.measure
-    chosen = training.settings.get("trainer.measure")
-    return MEASURES[chosen]() if asked is None and chosen in MEASURES else asked
+def _evaluated(job: Job, evaluation: EvaluationRecord) -> Done:
+    shown = f"clean {evaluation.clean.value:.1%}, robust {evaluation.robust.value:.1%}"
+    return Done(evaluation, f"{job.title}: {shown} ({evaluation.seconds:.1f} s of attacks)")
 
 
 def variant_settings(variant: Variant) -> dict[str, Setting]:

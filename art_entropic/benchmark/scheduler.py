@@ -12,7 +12,6 @@ from art_entropic.benchmark.progress import RunProgress
 from art_entropic.benchmark.runner import Done, Runner
 from art_entropic.benchmark.tasks import is_done, tasks_of
 from art_entropic.benchmark.worker import WorkRequest, work
-from art_entropic.records import EvaluationRecord
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,9 @@ class Scheduler:
         except BaseException:
             for future in running:
                 future.cancel()
-            for future in running:
+            for future, node in running.items():
                 if future.done() and not future.cancelled() and future.exception() is None:
-                    self._keep(future.result())
+                    self._keep(node.task, future.result())
             raise
 
     def _nodes(self, profiles: Sequence[ProfileTask]) -> list[_Node]:
@@ -87,7 +86,7 @@ class Scheduler:
         if is_done(task, runner.store, self.jobs):
             self._advance(node)
         elif isinstance(task, AttackTask) and task.shard is None and shards_of(runner.plan, task.job):
-            self._keep(runner.join(task.job))  # here, where records are written
+            self._keep(task, runner.join(task.job))  # here, where records are written
             self._advance(node)
         else:
             self.progress.begin(task.title)
@@ -95,15 +94,15 @@ class Scheduler:
 
     def _collect(self, done: Iterable[Future[Done]], running: dict[Future[Done], _Node]) -> None:
         for future in done:
-            self._keep(future.result())
-            self._advance(running.pop(future))
+            node = running.pop(future)
+            self._keep(node.task, future.result())
+            self._advance(node)
 
-    def _keep(self, done: Done) -> None:
+    def _keep(self, task: Task, done: Done) -> None:
         if done.record is not None:
             self.runner.store.append(done.record)
-        if isinstance(done.record, EvaluationRecord):
-            (job,) = (job for job in self.jobs if job.evaluation_key == done.record.key)
-            shutil.rmtree(self.runner.store.home / job.attacks, ignore_errors=True)
+        if isinstance(task, AttackTask) and task.shard is None:
+            shutil.rmtree(self.runner.store.home / task.job.attacks, ignore_errors=True)
         self.progress.note(done.note)
 
     def _advance(self, node: _Node) -> None:

@@ -71,7 +71,7 @@ class FakeDefence:
     """A row of DEFENCES that notes its name in the weights."""
 
     def __init__(self, world: World, name: str, row: Defence) -> None:
-        self.world, self.name, self.ours, self.adapt = world, name, row.ours, row.adapt
+        self.world, self.name, self.ours, self.adapt, self.measure = world, name, row.ours, row.adapt, row.measure
 
     def unavailable(self, framework: str) -> str | None:
         return f"no {self.name} here" if (self.name, framework) == ("trades", "tensorflow") else None
