@@ -65,8 +65,9 @@ class FieldSpec:
 
     @property
     def option(self) -> str | None:
-        """The option of the command line; None where there is none."""
-        option: str | None = self.extra.get("option", f"--{self.name.replace('_', '-')}")
+        """The option of the command line, for a switch the one that turns it off; None where there is none."""
+        prefix = "--no-" if self.annotation is bool else "--"
+        option: str | None = self.extra.get("option", f"{prefix}{self.name.replace('_', '-')}")
         return option
 
     @property

@@ -214,7 +214,7 @@ def _option_words(spec: FieldSpec, value: Any) -> str:
     if value is None or value is True or (spec.name == "first_example" and value == spec.default):
         return ""
     if value is False:
-        return f"--no-{str(spec.option).removeprefix('--')}"
+        return str(spec.option)
     return f"{spec.option} {','.join(map(str, value)) if spec.member else value}"
 
 

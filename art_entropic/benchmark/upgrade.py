@@ -173,7 +173,7 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
         name = left.pop(0)
         if not name.startswith("--no-") and not left:
             raise ValueError(f"a recorded command must give {name} a value, got none")
-        found.append((name.replace("--no-", "--"), "false") if name.startswith("--no-") else (name, left.pop(0)))
+        found.append((name, "false" if name.startswith("--no-") else left.pop(0)))
     return found
 
 

@@ -68,8 +68,7 @@ def _add_option(parser: argparse.ArgumentParser, name: str, spec: FieldSpec) -> 
     """The option of a field of BenchmarkPlan; whether a value is a good one, its spec says when the plan is made."""
     option = str(spec.option)
     if spec.annotation is bool:
-        off = f"--no-{option.removeprefix('--')}"
-        parser.add_argument(off, dest=name, action="store_const", const="false", help=f"leave out {spec.description}")
+        parser.add_argument(option, dest=name, action="store_const", const="false", help=f"leave out {spec.description}")
         return
     choices = None if spec.member or spec.choices is None else list(spec.choices)
     known = "" if spec.is_optional else f" (default: {','.join(map(str, spec.default)) if spec.member else spec.default})"
@@ -111,19 +110,12 @@ def _plan(options: argparse.Namespace) -> BenchmarkPlan:
     given = {name: value for name in plan_options() if (value := getattr(options, name)) is not None}
     if options.plan is not None:
         if given:
-            names = ", ".join(_option_of(name, value) for name, value in given.items())
+            names = ", ".join(str(plan_options()[name].option) for name in given)
             raise ValueError(f"`--plan` must stand alone, since its file says what to compare, got {names} beside it")
         return read_plan(options.plan, options.overrides)
     if options.overrides:
         raise ValueError(f"`--set` changes a value of a plan file and needs --plan, got {', '.join(options.overrides)}")
     return plan_of({name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()})
-
-
-def _option_of(name: str, value: Any) -> str:
-    from art_entropic.benchmark.plan import plan_options
-
-    option = str(plan_options()[name].option)
-    return f"--no-{option.removeprefix('--')}" if value == "false" else option
 
 
 def _print_status(cells: Sequence[CellStatus]) -> None:
