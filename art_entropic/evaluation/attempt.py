@@ -49,6 +49,12 @@ class Attempt:
         """What has fallen so far."""
         return Tally.on(self.x)
 
+    def check(self) -> None:
+        """Raise CannotRunError where the attack has nothing to work with here, without running it."""
+        one = self.row.rounds(self.target, self.ball)[0]
+        victim = self.target if one.source is None else one.source
+        self.row.build(victim.twin(one.name, one.objective), self.ball, victim.batch_size)
+
     def run(self) -> Tally:
         """All rounds of the attack.
 

@@ -5,12 +5,10 @@ that something is wrong; none can show that all is well."""
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,37 +16,25 @@ from art_entropic._validate import check_logits
 from art_entropic.evaluation.attacks import ATTACKS, CannotRunError
 from art_entropic.evaluation.attempt import Attempt
 from art_entropic.evaluation.case import Case
-from art_entropic.evaluation.planted import find_planted
+from art_entropic.evaluation.deciding import Finding, above, more_often, share_above, stronger
+from art_entropic.evaluation.planted import Plantation
 from art_entropic.evaluation.tally import Tally
 from art_entropic.evaluation.target import Ball, Target, largest_distance, numpy_seeded, within_ball
 from art_entropic.ops import Array
 from art_entropic.records import Accuracy, CheckOutcome, CheckStatus
-from art_entropic.statistics import mcnemar
 
-# A check attacks so many points, no more.
 # Raised with every change of what a check finds, so that old verdicts are not taken for new ones.
-CHECKS_REVISION = 1
+CHECKS_REVISION = 2
+# A check looks at so many points, no more.
 CHECKED_POINTS = 200
+# Where hundreds of steps a point would only confirm that all is well, a check begins with so many: any, or the likeliest to fall.
+FIRST_LOOK = 20
+NEAREST = 10
 RANDOM_POINTS = 100
-# A check calls for attention where chance alone would make it do so in less than this share of evaluations.
-FALSE_ALARM_RATE = 0.01
 TOLERATED = 0.01
 TOLERATED_FLAT = 0.05
 TOLERATED_MISSES = 0.05
 PLANTED_POINTS = 20
-
-
-class Finding(NamedTuple):
-    """What a check saw.
-
-    Where a share is tolerated, a larger one is suspicious if an exact binomial test would see so many by chance in less than
-    one of a hundred evaluations: a single point of few does not decide.
-    """
-
-    suspicious: bool
-    value: float
-    threshold: float
-    n: int
 
 
 @dataclass(eq=False)
@@ -57,43 +43,113 @@ class CheckContext:
 
     Attributes:
         standing: bool (n,), those that survived the battery.
+        certified: bool (n,), those that no perturbation of the ball can break; no check attacks them there.
         attacks: names of the battery's attacks.
-        battery: what each of them did, as far as that is known.
+        known: by attack, what it has already done to these points with this seed; it does it to no point again.
+        battery: what each attack of the battery did, to all points and with all seeds, as far as that is known.
     """
 
     target: Target
     x: Array
     y: Array
     standing: Array
+    certified: Array
     ball: Ball
     seed: int
     attacks: Sequence[str]
+    known: Mapping[str, Tally] = field(default_factory=dict)
     battery: Mapping[str, Tally] = field(default_factory=dict)
     _tallies: dict[tuple[str, float], Tally] = field(default_factory=dict)
+    _own: list[Tally] = field(default_factory=list)
 
     @classmethod
     def of(
-        cls, case: Case, survived: Array, seed: int, attacks: Sequence[str], battery: Mapping[str, Tally] | None = None
+        cls,
+        case: Case,
+        survived: Array,
+        certified: Array | None,
+        seed: int,
+        attacks: Sequence[str],
+        *,
+        known: Mapping[str, Tally] | None = None,
+        battery: Mapping[str, Tally] | None = None,
     ) -> CheckContext:
-        """The first points of an evaluation that are right; `survived` is of all points, as `battery` is."""
-        (ball,), chosen = case.balls, np.flatnonzero(case.right)[:CHECKED_POINTS]
-        return cls(case.target, case.x[chosen], case.y[chosen], survived[chosen], ball, seed, attacks, battery or {})
+        """The first points of an evaluation that are right; the arrays and tallies given are of all points."""
+        (ball,), chosen = case.balls, checked_points(case)
+        return cls(
+            case.target,
+            case.x[chosen],
+            case.y[chosen],
+            survived[chosen],
+            np.zeros(len(chosen), dtype=bool) if certified is None else certified[chosen],
+            ball,
+            seed,
+            attacks,
+            {name: tally.of(chosen) for name, tally in (known or {}).items()},
+            battery or {},
+        )
 
-    def run(self, attack: str, ball: Ball | None = None) -> Tally:
-        """That attack on all of the points, whoever stands; run once."""
+    def attack(self, name: str, points: Array, ball: Ball | None = None) -> Tally:
+        """The tally of an attack on all points, in which these have met it or have a certificate.
+
+        Raises:
+            CannotRunError: the attack has nothing to work with here, be there a point to attack or not.
+            RuntimeError: a round failed.
+        """
         ball = ball or self.ball
-        if (attack, ball.eps) not in self._tallies:
-            self._tallies[attack, ball.eps] = Attempt(attack, self.target, self.x, self.y, ball, self.seed).run_whole()
-        return self._tallies[attack, ball.eps]
+        if (name, ball.eps) not in self._tallies:
+            Attempt(name, self.target, self.x, self.y, ball, self.seed).check()
+            known = self.known.get(name) if ball == self.ball else None
+            self._tallies[name, ball.eps] = Tally.on(self.x) if known is None else known
+        tally = self._tallies[name, ball.eps]
+        proved = self.certified if ball.eps <= self.ball.eps else np.zeros_like(self.certified)
+        left = points[~(tally.attacked | proved)[points]]
+        if len(left):
+            part = Attempt(name, self.target, self.x[left], self.y[left], ball, self.seed).run_whole()
+            tally.add(left, part)
+            self._own.append(part)
+        return tally
 
-    def broken(self, *attacks: str, ball: Ball | None = None) -> Array:
-        return np.asarray(np.any([self.run(attack, ball).broken for attack in attacks], axis=0))
+    def broken(self, name: str, points: Array, ball: Ball | None = None) -> Array:
+        """Which of these points fall to an attack, bool (len(points),)."""
+        return np.asarray(self.attack(name, points, ball).broken[points])
+
+    def standing_after(self, *attacks: str, ball: Ball | None = None) -> Array:
+        """Indices of the points that survive attacks, each on what those before it left."""
+        points = self.points
+        for name in attacks:
+            points = points[~self.broken(name, points, ball)]
+        return points
+
+    @property
+    def points(self) -> Array:
+        """Indices of all."""
+        return np.arange(len(self.x))
+
+    @property
+    def open(self) -> Array:
+        """Indices of those without a certificate."""
+        return np.flatnonzero(~self.certified)
+
+    def known_first(self, name: str, points: Array, ball: Ball | None = None) -> tuple[Array, int]:
+        """These points, those first that have met the attack, and how many these are."""
+        met = self.attack(name, points[:0], ball).attacked[points]
+        return np.concatenate([points[met], points[~met]]), int(met.sum())
+
+    @property
+    def missed(self) -> Array:
+        """Indices of those that the gradients leave and no certificate protects."""
+        return np.intersect1d(self.standing_after(*WHITE_BOX), self.open)
+
+    @property
+    def part(self) -> int:
+        """How many points are looked at together."""
+        return self.target.batch_size
 
     @property
     def tallies(self) -> Sequence[Tally]:
         """Of all attacks that keep to a ball, the battery's and those of the checks so far."""
-        kept = (tally for attack, tally in self.battery.items() if not ATTACKS[attack].seeks_nearest)
-        return [*kept, *self._tallies.values()]
+        return [*(tally for attack, tally in self.battery.items() if not ATTACKS[attack].seeks_nearest), *self._own]
 
     @property
     def whole_range(self) -> Ball:
@@ -104,13 +160,18 @@ class CheckContext:
         return Ball(largest_distance(clip_values, self.x.shape[1:], self.ball.norm), self.ball.norm)
 
 
+def checked_points(case: Case) -> Array:
+    """Indices of the points that the checks look at."""
+    return np.flatnonzero(case.right)[:CHECKED_POINTS]
+
+
 WHITE_BOX = ("pgd_ce", "pgd_margin")
 
 
 def _deterministic(context: CheckContext) -> Finding:
     one, two = context.target.logits(context.x), context.target.logits(context.x)
     scale = float(np.max(np.abs(one)))
-    return _above(float(np.max(np.abs(one - two))) / max(scale, 1e-30), 1e-5, len(context.x))
+    return above(float(np.max(np.abs(one - two))) / max(scale, 1e-30), 1e-5, len(context.x))
 
 
 def _logits(context: CheckContext) -> Finding:
@@ -122,44 +183,66 @@ def _logits(context: CheckContext) -> Finding:
 
 
 def _gradients(context: CheckContext) -> Finding:
-    tallies = [context.run(name) for name in WHITE_BOX]
+    context.standing_after(*WHITE_BOX)
+    # Where a certificate holds no gradient is needed, be it known from the battery or not.
+    nothing, n = context.points[:0], len(context.open)
+    tallies = [context.attack(name, nothing).of(context.open) for name in WHITE_BOX]
     at_start = max(int(tally.flat_at_start.sum()) for tally in tallies)
     # Gradients of one point hang together: a share of them counts as that share of the points.
     along = max(float((one.flat + one.not_finite).sum() / max(1, one.gradients.sum())) for one in tallies)
-    return _more_often(max(at_start, round(along * len(context.x))), len(context.x), TOLERATED_FLAT)
+    return more_often(max(at_start, round(along * n)), n, TOLERATED_FLAT)
+
+
+def _weaker(context: CheckContext, weak: str, strong: Array, ball: Ball | None = None) -> Finding:
+    """Whether an attack breaks more than a stronger one, of which it is known which points it breaks."""
+    contested, known = context.known_first(weak, np.flatnonzero(~strong & ~context.certified), ball)
+    return stronger(
+        len(context.x),
+        contested,
+        lambda points: context.broken(weak, points, ball),
+        np.flatnonzero(strong),
+        lambda points: ~context.broken(weak, points, ball),
+        part=context.part,
+        known=known,
+    )
 
 
 def _one_step(context: CheckContext) -> Finding:
-    return _stronger(context.run("fgsm").broken, context.run("pgd_ce").broken)
+    return _weaker(context, "fgsm", context.broken("pgd_ce", context.points))
 
 
 def _black_box(context: CheckContext) -> Finding:
-    return _stronger(context.run("square").broken, context.broken(*WHITE_BOX))
+    return _weaker(context, "square", ~np.isin(context.points, context.standing_after(*WHITE_BOX)))
 
 
 def _unbounded(context: CheckContext) -> Finding:
     # With restarts: a single run of few steps that wide may miss a point by chance.
-    broken = context.broken(*WHITE_BOX, "pgd_restarts", ball=context.whole_range)
-    return _above(float((~broken).mean()), 0.0, len(context.x))
+    standing = context.standing_after(*WHITE_BOX, "pgd_restarts", ball=context.whole_range)
+    return above(len(standing) / len(context.x), 0.0, len(context.x))
 
 
 def _random(context: CheckContext) -> Finding:
-    missed = ~context.broken(*WHITE_BOX) & _broken_at_random(context)
-    return _more_often(int(missed.sum()), len(context.x), TOLERATED)
-
-
-def _broken_at_random(context: CheckContext) -> Array:
     rng = np.random.default_rng(context.seed)
+    return share_above(
+        len(context.x),
+        context.missed,
+        lambda points: _broken_at_random(context, points, rng),
+        TOLERATED,
+        part=context.part,
+    )
+
+
+def _broken_at_random(context: CheckContext, points: Array, rng: np.random.Generator) -> Array:
     clip_values = context.target.classifier.clip_values
-    broken = np.zeros(len(context.x), dtype=bool)
+    broken = np.zeros(len(points), dtype=bool)
     for number in range(RANDOM_POINTS):
-        noise = _random_direction(rng, context.x.shape, context.ball, at_the_edge=number % 2 == 0)
-        candidates = context.x + noise
+        left = np.flatnonzero(~broken)
+        x, y = context.x[points[left]], context.y[points[left]]
+        candidates = x + _random_direction(rng, x.shape, context.ball, at_the_edge=number % 2 == 0)
         if clip_values is not None:
             candidates = np.clip(candidates, *clip_values)
         candidates = candidates.astype(np.float32)
-        valid = within_ball(context.x, candidates, context.ball, clip_values)
-        broken |= valid & (context.target.predict(candidates) != context.y)
+        broken[left] = within_ball(x, candidates, context.ball, clip_values) & (context.target.predict(candidates) != y)
     return broken
 
 
@@ -173,70 +256,98 @@ def _random_direction(rng: np.random.Generator, shape: tuple[int, ...], ball: Ba
 
 
 def _monotone(context: CheckContext) -> Finding:
-    radii = [factor * context.ball.eps for factor in (0.5, 1.0, 2.0)]
-    balls = [Ball(radius, context.ball.norm) for radius in radii if radius <= context.whole_range.eps]
-    broken = [context.run("pgd_margin", ball).broken for ball in balls]
-    steps = [_stronger(small, large) for small, large in itertools.pairwise(broken)]
+    half, twice = (Ball(factor * context.ball.eps, context.ball.norm) for factor in (0.5, 2.0))
+    broken = context.broken("pgd_margin", context.points)
+    steps = [_weaker(context, "pgd_margin", broken, half)]
+    if twice.eps <= context.whole_range.eps:
+        larger = stronger(
+            len(context.x),
+            np.flatnonzero(broken),
+            lambda points: ~context.broken("pgd_margin", points, twice),
+            np.flatnonzero(~broken),
+            lambda points: context.broken("pgd_margin", points, twice),
+            part=context.part,
+        )
+        steps.append(larger)
     return max(steps, key=lambda step: (step.suspicious, step.value))
 
 
 def _more_steps(context: CheckContext) -> Finding:
-    standing = np.flatnonzero(context.standing)
-    if not len(standing):
+    if not context.standing.any():
         raise CannotRunError("no point is left standing")
-    x, y = context.x[standing], context.y[standing]
-    tally = Attempt("apgd_long", context.target, x, y, context.ball, context.seed).run()
-    return _more_often(int(tally.broken.sum()), len(context.x), TOLERATED)
+    suspects = np.flatnonzero(context.standing & ~context.certified)
+    nearest = suspects[np.argsort(_margins(context, suspects), kind="stable")]
+    ordered, known = context.known_first("apgd_long", nearest)
+    return share_above(
+        len(context.x),
+        ordered,
+        lambda points: context.broken("apgd_long", points),
+        TOLERATED,
+        part=context.part,
+        known=known,
+        first_look=NEAREST,
+    )
+
+
+def _margins(context: CheckContext, points: Array) -> Array:
+    """z_y - max_{i != y} z_i of the clean points."""
+    logits = np.array(context.target.logits(context.x[points]), np.float64)
+    rows, y = np.arange(len(points)), context.y[points]
+    right = logits[rows, y].copy()
+    logits[rows, y] = -np.inf
+    return np.asarray(right - logits.max(axis=1, initial=-np.inf))
 
 
 def _transfer(context: CheckContext) -> Finding:
     # Against PGD, not against the battery, which may have tried the same examples.
-    missed = context.run("transfer").broken & ~context.broken(*WHITE_BOX)
-    return _more_often(int(missed.sum()), len(context.x), TOLERATED)
+    missed, known = context.known_first("transfer", context.missed)
+    return share_above(
+        len(context.x),
+        missed,
+        lambda points: context.broken("transfer", points),
+        TOLERATED,
+        part=context.part,
+        known=known,
+    )
 
 
 def _path(context: CheckContext) -> Finding:
-    target, ball = context.target, context.ball
+    fell = np.flatnonzero(context.broken("apgd_ce", context.points))
+    return share_above(
+        len(context.x),
+        fell,
+        lambda points: _stands_at_the_end(context, points),
+        TOLERATED_FLAT,
+        part=context.part,
+        first_look=FIRST_LOOK,
+    )
+
+
+def _stands_at_the_end(context: CheckContext, points: Array) -> Array:
+    """Which points survive APGD as ART runs it, whose last step alone counts."""
+    target, ball, x, y = context.target, context.ball, context.x[points], context.y[points]
     (one,) = ATTACKS["apgd_ce"].rounds(target, ball)
-    labels = np.eye(target.nb_classes, dtype=np.float32)[context.y]
     with target.untouched(context.seed), numpy_seeded(context.seed):
         attack = ATTACKS["apgd_ce"].build(target.twin(one.name, one.objective), ball, target.batch_size)
-        end = np.asarray(attack.generate(context.x.copy(), y=labels), np.float32)
-    at_the_end = within_ball(context.x, end, ball, target.classifier.clip_values) & (target.predict(end) != context.y)
-    lost = context.run("apgd_ce").broken & ~at_the_end
-    return _more_often(int(lost.sum()), len(context.x), TOLERATED_FLAT)
+        end = np.asarray(attack.generate(x.copy(), y=np.eye(target.nb_classes, dtype=np.float32)[y]), np.float32)
+    return np.asarray(~within_ball(x, end, ball, target.classifier.clip_values) | (target.predict(end) == y))
 
 
 def _planted(context: CheckContext) -> Finding:
-    found = find_planted(context.target, context.x[:PLANTED_POINTS], context.ball, context.attacks, context.seed)
-    return _more_often(found.n - found.found, found.n, TOLERATED_MISSES)
+    planted = Plantation.of(context.target, context.x[:PLANTED_POINTS], context.ball, context.attacks, context.seed)
+    return share_above(
+        planted.n,
+        np.arange(planted.n),
+        lambda points: np.array([not planted.is_found(place) for place in points]),
+        TOLERATED_MISSES,
+        part=1,
+    )
 
 
 def _bounds(context: CheckContext) -> Finding:
     outside = sum(int(tally.out_of_bounds.sum()) for tally in context.tallies)
     n = sum(int(tally.attacked.sum()) for tally in context.tallies)
-    return _above(outside / max(1, n), 0.0, n)
-
-
-def _above(value: float, threshold: float, n: int) -> Finding:
-    return Finding(not value <= threshold, value, threshold, n)
-
-
-def _more_often(count: int, n: int, tolerated: float) -> Finding:
-    """Whether a share is above the tolerated one, by more than chance at this n would explain."""
-    from scipy.stats import binomtest
-
-    if n == 0:
-        return Finding(False, 0.0, tolerated, 0)
-    chance = binomtest(count, n, tolerated, alternative="greater").pvalue
-    return Finding(bool(chance < FALSE_ALARM_RATE), count / n, tolerated, n)
-
-
-def _stronger(weak: Array, strong: Array) -> Finding:
-    """Whether the attack that ought to be weaker breaks more points; the value is by what share of them."""
-    only_weak, only_strong = int((weak & ~strong).sum()), int((strong & ~weak).sum())
-    value = (only_weak - only_strong) / len(weak)
-    return Finding(value > 0 and mcnemar(only_weak, only_strong) < FALSE_ALARM_RATE, value, 0.0, len(weak))
+    return above(outside / max(1, n), 0.0, n)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from art_entropic._validate import check_logits, choice, file_path, flag, seed_o
 from art_entropic.evaluation.attacks import BATTERIES
 from art_entropic.evaluation.cascade import Cascade, Progress
 from art_entropic.evaluation.case import Case, check_certificates
-from art_entropic.evaluation.checks import CheckContext, run_checks, verdict
+from art_entropic.evaluation.checks import CheckContext, checked_points, run_checks, verdict
 from art_entropic.evaluation.kept import Finished
 from art_entropic.evaluation.result import BatteryError, Evaluation, digest_of
 from art_entropic.measures import Measure
@@ -88,7 +89,14 @@ def evaluate(
         check_certificates(certified, run.broken, f"the battery {battery!r}")
         found: list[CheckOutcome] = []
         if checks:
-            found = run_checks(CheckContext.of(case, run.standing, all_seeds[0], names, run.tallies), progress.show)
+            # Tallies of several seeds are of more than the one attack that a check would run.
+            known = {
+                name: run.tallies[name]
+                for name, outcome in zip(names, outcomes, strict=False)
+                if len(all_seeds) == 1 and not outcome.error
+            }
+            context = CheckContext.of(case, run.standing, certified, all_seeds[0], names, known=known, battery=run.tallies)
+            found = run_checks(context, progress.show)
             progress.advance()
     robust = accuracy(run.standing)
     return Evaluation(
@@ -141,7 +149,26 @@ def check_evaluation(
     survived, n = np.asarray(survived), len(case.x)
     if survived.dtype != bool or survived.shape != (n,):
         raise ValueError(f"`survived` must be bool of shape ({n},), got {survived.dtype} of shape {survived.shape}")
-    return run_checks(CheckContext.of(case, survived, seed_of("seed", seed), names))
+    seed = seed_of("seed", seed)
+    return run_checks(CheckContext.of(case, survived, _certified_of_checked(case), seed, names))
+
+
+def _certified_of_checked(case: Case) -> Array | None:
+    """Bool (n,), those of the points of the checks that have a certificate."""
+    (ball,), chosen = case.balls, checked_points(case)
+    try:
+        check_logits(case.logits, case.target.nb_classes)
+    except ValueError:  # which a check tells; there is no margin to prove
+        return None
+    if not len(chosen):
+        return None
+    checked = replace(case, x=case.x[chosen], y=case.y[chosen], logits=case.logits[chosen], right=case.right[chosen])
+    found, _reason = checked.certified(ball)
+    if found is None:
+        return None
+    certified = np.zeros(len(case.x), dtype=bool)
+    certified[chosen] = found
+    return certified
 
 
 def verdict_on(robust: Accuracy, nb_classes: int, outcomes: Sequence[AttackOutcome], findings: Sequence[CheckOutcome]) -> str:

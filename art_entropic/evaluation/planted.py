@@ -9,7 +9,7 @@ Source: Zimmermann et al., "Increasing Confidence in Adversarial Robustness Eval
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -87,6 +87,72 @@ class _ReadOut:
         return lambda x, y, more: ask(x, y, np.tile(self.weights, (len(x), 1)))
 
 
+@dataclass(eq=False)
+class Plantation:
+    """Planted adversarial examples, and attacks that look for them.
+
+    Attributes:
+        target: the classifier, with the read-out in place of its logits.
+        points: those with an example that chance does not find, (n, ...).
+        weights: of the read-out of each.
+        by_chance: further points, whose example chance finds.
+    """
+
+    target: Target
+    read_out: _ReadOut
+    ball: Ball
+    attacks: Sequence[str]
+    seed: int
+    points: list[Array] = field(default_factory=list)
+    weights: list[Array] = field(default_factory=list)
+    by_chance: int = 0
+
+    @classmethod
+    def of(cls, target: Target, x: Array, ball: Ball, attacks: Sequence[str], seed: int) -> Plantation:
+        """See `find_planted`."""
+        seeking = [name for name in attacks if ATTACKS[name].reads_logits_only]
+        if not seeking:
+            raise CannotRunError(f"none of the attacks can look for it, got {', '.join(attacks) or 'none'}")
+        read_out = _read_out_of(target)
+        planted = replace(target, classifier=read_out.estimator, head=read_out, sources={}, _twins={})
+        plantation = cls(planted, read_out, ball, seeking, seed)
+        rng = np.random.default_rng(seed)
+        for point in x:
+            plantation._plant(point, rng)
+        if not plantation.n:
+            raise CannotRunError("in no ball is there a corner that a read-out of the features tells from the rest")
+        return plantation
+
+    @property
+    def n(self) -> int:
+        return len(self.points)
+
+    def _plant(self, point: Array, rng: np.random.Generator) -> None:
+        clip_values = self.target.classifier.clip_values
+        weights = _weights_at(self.read_out, point, self.ball, clip_values, rng)
+        if weights is None:
+            return
+        self.read_out.weights = weights
+        tries = _points_of_ball(rng, point, self.ball, clip_values, RANDOM_TRIES, self.ball.eps)
+        if (self.target.predict(tries) != 0).any():
+            self.by_chance += 1
+            return
+        self.points.append(point)
+        self.weights.append(weights)
+
+    def is_found(self, number: int) -> bool:
+        """Whether an attack, one after another, breaks that point."""
+        self.read_out.weights, x = self.weights[number], self.points[number][None]
+        for name in self.attacks:
+            try:
+                tally = Attempt(name, self.target, x, np.zeros(1, np.int64), self.ball, self.seed).run_whole()
+            except CannotRunError:
+                continue
+            if tally.broken[0]:
+                return True
+        return False
+
+
 def find_planted(target: Target, x: Array, ball: Ball, attacks: Sequence[str], seed: int) -> Planted:
     """Plant one adversarial example for each point, and let attacks look for it, one after another.
 
@@ -97,27 +163,8 @@ def find_planted(target: Target, x: Array, ball: Ball, attacks: Sequence[str], s
     Raises:
         CannotRunError: the layers of the network cannot be read, or nothing could be planted.
     """
-    seeking = [name for name in attacks if ATTACKS[name].reads_logits_only]
-    if not seeking:
-        raise CannotRunError(f"none of the attacks can look for it, got {', '.join(attacks) or 'none'}")
-    read_out = _read_out_of(target)
-    planted = replace(target, classifier=read_out.estimator, head=read_out, sources={}, _twins={})
-    rng = np.random.default_rng(seed)
-    n = found = by_chance = 0
-    for point in x:
-        weights = _weights_at(read_out, point, ball, target.classifier.clip_values, rng)
-        if weights is None:
-            continue
-        read_out.weights = weights
-        tries = _points_of_ball(rng, point, ball, target.classifier.clip_values, RANDOM_TRIES, ball.eps)
-        if (planted.predict(tries) != 0).any():
-            by_chance += 1
-            continue
-        n += 1
-        found += _is_found(planted, point, ball, seeking, seed)
-    if not n:
-        raise CannotRunError("in no ball is there a corner that a read-out of the features tells from the rest")
-    return Planted(n, found, by_chance)
+    planted = Plantation.of(target, x, ball, attacks, seed)
+    return Planted(planted.n, sum(planted.is_found(number) for number in range(planted.n)), planted.by_chance)
 
 
 def _read_out_of(target: Target) -> _ReadOut:
@@ -130,17 +177,6 @@ def _read_out_of(target: Target) -> _ReadOut:
     estimator = SimpleNamespace(**facts, nb_classes=2)
     # The last layer below the logits; a network without one is read at the logits.
     return _ReadOut(target.backend, names[max(len(names) - 2, 0)], estimator)
-
-
-def _is_found(planted: Target, point: Array, ball: Ball, attacks: Sequence[str], seed: int) -> bool:
-    for name in attacks:
-        try:
-            tally = Attempt(name, planted, point[None], np.zeros(1, np.int64), ball, seed).run_whole()
-        except CannotRunError:
-            continue
-        if tally.broken[0]:
-            return True
-    return False
 
 
 def _weights_at(read_out: _ReadOut, point: Array, ball: Ball, clip_values: Any, rng: np.random.Generator) -> Array | None:

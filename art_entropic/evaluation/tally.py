@@ -53,6 +53,10 @@ class Tally:
         no, zero = np.zeros((4, n), dtype=bool), np.zeros((4, n), np.int64)
         return cls(no[0], no[1], x.copy(), np.full(n, np.nan), zero[0], no[2], no[3], *zero[1:])
 
+    def of(self, points: Array) -> Tally:
+        """Of some of the points, in a copy."""
+        return Tally(**{name: value[points] for name, value in vars(self).items() if name != "errors"})
+
     @property
     def distances(self) -> Array:
         """Of the points with an adversarial example, inside the ball or not."""
