@@ -166,7 +166,7 @@ class Attacked(ClassGradientsMixin, LossGradientsMixin, ClassifierMixin, NeuralN
     @contextlib.contextmanager
     def following(self, path: Trail) -> Iterator[None]:
         """Watch a path inside, which each query that fits it is taken to be about."""
-        self._path = path
+        self._path, self._last = path, None
         self._answers.clear()
         try:
             yield

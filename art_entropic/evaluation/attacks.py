@@ -61,6 +61,7 @@ class Attack:
         remark: what differs from the title for a model with that many classes.
         reads_logits_only: needs nothing of a classifier but its logits and their gradient.
         seeks_nearest: looks for the nearest adversarial example, inside the ball or not.
+        spares_certified: too costly to try a certificate with; PROOF_ATTACK tries them in its place.
     """
 
     title: str
@@ -70,6 +71,7 @@ class Attack:
     remark: Callable[[int], str] = lambda nb_classes: ""
     reads_logits_only: bool = True
     seeks_nearest: bool = False
+    spares_certified: bool = False
 
     def title_for(self, nb_classes: int) -> str:
         remark = self.remark(nb_classes)
@@ -243,7 +245,9 @@ ATTACKS: dict[str, Attack] = {
     "apgd_t": Attack("APGD-T on DLR", _apgd(100), _each_rival, remark=_no_dlr),
     "pgd_restarts": Attack(f"PGD-20 on margin, {PGD_RESTARTS} restarts", _pgd(20), _times(PGD_RESTARTS, "margin")),
     "apgd_long": Attack("APGD on margin, 500 steps", _apgd(500), _one("margin")),
-    "autoattack": Attack("AutoAttack, standard, of torchattacks", _reference, _one("margin"), reads_logits_only=False),
+    "autoattack": Attack(
+        "AutoAttack, standard, of torchattacks", _reference, _one("margin"), reads_logits_only=False, spares_certified=True
+    ),
     "square": Attack("Square", _square, _one("margin")),
     "entropic": Attack("PGD-40 on margin and information, 4 weights", _pgd(40), _entropic, reads_logits_only=False),
     "features": Attack("PGD-40 on margin and features, each layer", _pgd(40), _each_layer, reads_logits_only=False),
@@ -269,6 +273,7 @@ ATTACKS: dict[str, Attack] = {
         seeks_nearest=True,
     ),
 }
+PROOF_ATTACK = "pgd_margin"
 _STANDARD = ("apgd_ce", "apgd_t", "pgd_restarts", "square")
 BATTERIES: dict[str, tuple[str, ...]] = {
     "quick": ("pgd_ce", "pgd_margin"),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from art_entropic.evaluation.attacks import ATTACKS, CannotRunError
+from art_entropic.evaluation.attacks import ATTACKS, PROOF_ATTACK, CannotRunError
 from art_entropic.evaluation.attempt import Attempt
 from art_entropic.evaluation.case import Case
 from art_entropic.evaluation.kept import Finished
@@ -40,10 +40,12 @@ class Cascade:
         return np.flatnonzero(self.standing & ~self._certified if self._certified_were_attacked else self.standing)
 
     def attack(self, name: str, ball: Ball, seed: int, progress: Progress) -> AttackOutcome:
+        if ATTACKS[name].spares_certified and not self._certified_were_attacked:
+            self._try_certificates(ball, seed)
         target, points = self._case.target, self._points()
         title = ATTACKS[name].title_for(target.nb_classes)
         progress.show(f"{title} at {ball.eps:g}")
-        attempt = Attempt(name, target, self._case.x[points], self._case.y[points], ball, seed)
+        attempt = self._attempt(name, points, ball, seed)
         watch, tally, cost, facts = _Watch(target), Tally.on(attempt.x), None, {}
         if len(points):
             try:
@@ -68,6 +70,17 @@ class Cascade:
             **facts,
         )
 
+    def _attempt(self, name: str, points: Array, ball: Ball, seed: int) -> Attempt:
+        return Attempt(name, self._case.target, self._case.x[points], self._case.y[points], ball, seed)
+
+    def _try_certificates(self, ball: Ball, seed: int) -> None:
+        """Let a cheap attack meet the certified points; if it fails, the next attack of the battery meets them."""
+        points = np.flatnonzero(self.standing & self._certified)
+        if len(points):
+            tally, _cost = self._run(self._attempt(PROOF_ATTACK, points, ball, seed), points)
+            self._certified_were_attacked = not tally.errors
+            self._fell(points[tally.broken])
+
     def _run(self, attempt: Attempt, points: Array) -> tuple[Tally, Cost]:
         """What became of the points, and what that took when it was done, which may be an earlier start."""
         kept = None if self._store is None else self._store.read(attempt, points)
@@ -80,10 +93,12 @@ class Cascade:
         return tally, cost
 
     def _count(self, name: str, points: Array, tally: Tally) -> None:
-        fell = points[tally.broken]
-        self.standing[fell], self.broken[fell] = False, True
+        self._fell(points[tally.broken])
         self.tallies.setdefault(name, Tally.on(self._case.x)).add(points, tally)
         self.distances.append(tally.distances.tolist())
+
+    def _fell(self, points: Array) -> None:
+        self.standing[points], self.broken[points] = False, True
 
 
 class _Watch:

@@ -27,7 +27,7 @@ from art_entropic.records import Accuracy, CheckOutcome, CheckStatus
 CHECKS_REVISION = 2
 # A check looks at so many points, no more.
 CHECKED_POINTS = 200
-# Where hundreds of steps a point would only confirm that all is well, a check begins with so many: any, or the likeliest to fall.
+# Where many steps would only confirm that all is well, a check begins with so many: any, or the nearest to falling.
 FIRST_LOOK = 20
 NEAREST = 10
 RANDOM_POINTS = 100

@@ -1,5 +1,6 @@
 """Controls: what masks gradients must be found out, what is robust must be left in peace."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +8,9 @@ import pytest
 
 from art_entropic.backends.registry import backend_for
 from art_entropic.benchmark.defences import DEFENCES
-from art_entropic.evaluation.attacks import BATTERIES, CannotRunError
-from art_entropic.evaluation.checks import CHECKS, verdict
-from art_entropic.evaluation.evaluate import evaluate
+from art_entropic.evaluation.attacks import ATTACKS, BATTERIES, CannotRunError
+from art_entropic.evaluation.checks import CHECKS, CheckContext, verdict
+from art_entropic.evaluation.evaluate import check_evaluation, evaluate
 from art_entropic.evaluation.planted import find_planted
 from art_entropic.evaluation.target import Ball, Target
 from art_entropic.records import CheckOutcome
@@ -48,6 +49,9 @@ def test_an_adversarially_trained_network_is_left_in_peace(framework, make_class
     assert {name for name, one in seen.items() if one != "pass"} == set(), result.checks
     assert result.verdict == f"no symptom found in {len(CHECKS)} of {len(CHECKS)} checks"
     assert "upper bound" in str(result)
+    x, y = points(framework, n=60, seed=1)
+    later = check_evaluation(classifier, x, y, result.survived, EPS, transfer_from={"natural": natural})
+    assert [one.status for one in later] == list(seen.values())
 
 
 def scale_logits(classifier, factor):
@@ -103,6 +107,9 @@ def test_quantised_inputs_are_found_out(wrapped, points):
     assert result.robust.value > 0.9  # what a naive evaluation would have believed
     assert {seen["gradients"], seen["black_box"], seen["unbounded"]} == {"flag"}
     assert result.verdict.startswith("suspicious: ")
+    x, y = points("pytorch", n=60, seed=1)
+    later = check_evaluation(classifier, x, y, result.survived, EPS, battery="quick")
+    assert {one.check: one.status for one in later} == seen
 
 
 def test_a_network_without_any_gradient_is_found_out(wrapped, points):
@@ -130,8 +137,6 @@ def test_a_check_that_breaks_is_not_harmless(framework, make_classifier, points,
 
 def test_probabilities_fail_their_check(make_classifier, points):
     torch = pytest.importorskip("torch")
-    from art_entropic.evaluation.evaluate import check_evaluation
-
     classifier = make_classifier("pytorch")
     classifier.model.append(torch.nn.Softmax(dim=1))
     x, _ = points("pytorch", n=10)
@@ -227,3 +232,70 @@ def test_a_check_that_cannot_run_says_why(make_classifier, points, framework):
     assert set(skipped) >= {"black_box", "unbounded", "transfer"}
     assert "`classifier` must have clip_values" in skipped["unbounded"] and "transfer_from" in skipped["transfer"]
     assert all(one.value is None and not one.advice for one in result.checks if one.status == "skipped")
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Puts an attack that breaks nothing in the place of another, and tells how often it was given each point."""
+
+    def record(name):
+        given = Counter()
+
+        class Recorder:
+            def generate(self, x, y):
+                given.update(point.tobytes() for point in x)
+                return x.copy()
+
+        row = replace(ATTACKS[name], build=lambda *_: Recorder(), rounds=ATTACKS["pgd_margin"].rounds)
+        monkeypatch.setitem(ATTACKS, name, row)
+        return given
+
+    return record
+
+
+def test_no_check_repeats_what_the_battery_did(framework, make_classifier, points, recorded):
+    weak, white = recorded("square"), [recorded(name) for name in ("pgd_ce", "pgd_margin")]
+    classifier = make_classifier(framework)
+    x, _ = points(framework, n=40)
+    y = np.argmax(classifier.predict(x), axis=1)
+    result = evaluate(classifier, x, y, eps=0.03, battery="standard", verbose=False)
+    # The battery's APGD broke some, which Square then never met; too few for it to matter, or met by the check alone.
+    assert 0 < result.runs["square"].attacked.sum() < 40 and set(weak.values()) == {1}
+    # At the radius itself, at half of it or at twice, and without a bound.
+    assert max(white[0].values()) == 2 and max(white[1].values()) <= 4
+
+
+def test_a_certified_point_is_attacked_by_no_check(framework, make_classifier, points, recorded):
+    given = {name: recorded(name) for name in ("fgsm", "square", "apgd_long", "transfer", "pgd_ce", "pgd_margin")}
+    target = Target.of(make_classifier(framework))
+    x, _ = points(framework, n=30)
+    certified = np.arange(30) < 20
+    context = CheckContext(
+        target, x, target.predict(x), np.ones(30, bool), certified, Ball(1e-4, np.inf), seed=0, attacks=BATTERIES["quick"]
+    )
+    for name in ("gradients", "one_step", "black_box", "random", "more_steps"):
+        found = CHECKS[name].run(context)
+        assert not found.suspicious and found.n == (10 if name == "gradients" else 30)
+    met = set().union(*given.values())
+    assert met == {point.tobytes() for point in x[20:]}
+    # Nobody has proved anything for more room.
+    assert CHECKS["unbounded"].run(context).n == 30 and max(given["pgd_ce"].values()) == 2
+
+
+def test_what_is_known_of_an_attack_is_not_asked_again(framework, make_classifier, points):
+    target = Target.of(make_classifier(framework))
+    x, _ = points(framework, n=12)
+    context = CheckContext(
+        target, x, target.predict(x), np.ones(12, bool), np.zeros(12, bool), Ball(0.1, np.inf), seed=0, attacks=()
+    )
+    first = context.broken("pgd_margin", np.arange(8)).copy()
+    asked = target.forward_passes
+    assert asked >= 8
+    np.testing.assert_array_equal(context.broken("pgd_margin", np.arange(8)), first)
+    assert target.forward_passes == asked
+    later = replace(context, known={"pgd_margin": context.attack("pgd_margin", np.arange(8)).of(np.arange(12))}, _tallies={})
+    assert later.known_first("pgd_margin", np.array([9, 3, 11, 2]))[0].tolist() == [3, 2, 9, 11]
+    np.testing.assert_array_equal(later.broken("pgd_margin", np.arange(8)), first)
+    assert target.forward_passes == asked
+    later.attack("pgd_margin", np.arange(12))
+    assert target.forward_passes > asked

@@ -1,5 +1,6 @@
 import re
 import typing
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from art_entropic.backends.architecture import Dense, Flatten
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.registry import FRAMEWORKS, framework_module
-from art_entropic.evaluation.attacks import ATTACKS, BATTERIES, Attack
+from art_entropic.evaluation.attacks import ATTACKS, BATTERIES, PROOF_ATTACK, Attack
 from art_entropic.evaluation.curve import security_curve
 from art_entropic.evaluation.evaluate import evaluate
 from art_entropic.evaluation.gallery import attacked_examples
@@ -128,6 +129,29 @@ def test_certified_points_meet_the_first_attack_that_runs_and_no_other(
     result = evaluate(make_classifier(framework), x, [0] * 4, eps=0.2, battery="planted", **QUIET)
     assert [(outcome.attacked, outcome.broken) for outcome in result.attacks] == [(4, 0), (4, 0), (2, 1)]
     np.testing.assert_array_equal(result.survived, [1, 1, 0, 1])
+
+
+def test_a_costly_attack_leaves_the_trial_of_certificates_to_a_cheap_one(
+    framework, make_classifier, bright, battery, monkeypatch
+):
+    battery(Shift(0.1, 4))
+    monkeypatch.setitem(ATTACKS, "planted0", replace(ATTACKS["planted0"], spares_certified=True))
+    monkeypatch.setattr(
+        "art_entropic.evaluation.case.certify", lambda classifier, x, y, eps: np.array([True, True, False, False])
+    )
+
+    def judged(step):
+        cheap = Attack("cheap", lambda *_: Shift(step, 4), ATTACKS["square"].rounds)
+        monkeypatch.setitem(ATTACKS, PROOF_ATTACK, cheap)
+        return evaluate(
+            make_classifier(framework), flat(framework, [0.45, 0.2, 0.45, 0.2]), [0] * 4, eps=0.2, battery="planted", **QUIET
+        )
+
+    result = judged(0.0)
+    assert [(outcome.attacked, outcome.broken) for outcome in result.attacks] == [(2, 1)]
+    np.testing.assert_array_equal(result.survived, [1, 1, 0, 1])
+    with pytest.raises(RuntimeError, match=r"1 points are certified and yet broken by the battery 'planted'.*index 0"):
+        judged(0.1)
 
 
 def test_no_interval_rule_means_no_certificate(framework, make_classifier, bright, battery, monkeypatch):
