@@ -4,8 +4,9 @@ another with ART's defaults, and both batteries beside adversarial examples that
     python benchmarks/evaluation.py benchmarks/plans/mnist-0.3.toml runs/mnist-0.3
 
 The folder is that of a finished run of the plan, for its weights. One record per defence is appended to
-results/evaluation.jsonl. Run it on a quiet machine: seconds are compared. For a plan on TensorFlow the same battery runs on
-the same weights in both frameworks, into results/frameworks.jsonl.
+results/evaluation.jsonl, and one to results/evaluation_cost.jsonl that holds the whole of `evaluate`, with checks and without,
+beside torchattacks and ART used alone, on an undefended and on a certified network. Run it on a quiet machine: seconds are
+compared. For a plan on TensorFlow the same battery runs on the same weights in both frameworks, into results/frameworks.jsonl.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import RESULTS, keep
 
 from art_entropic.backends.registry import backend_for
 from art_entropic.benchmark.cells import plan_jobs
@@ -32,9 +34,10 @@ from art_entropic.evaluation.result import Evaluation
 from art_entropic.evaluation.target import Ball, Target
 from art_entropic.records import MeasurementRecord, append_record
 
-RESULTS = Path(__file__).parent.parent / "results"
 DEFENCES = ("entropic", "madry_pgd")
-N, N_PLAIN, N_PLANTED = 1000, 100, 100
+COMPARED = {"undefended": "natural", "certified": "entropic"}
+SEED = 0
+N, N_PLAIN, N_PLANTED, BATCH = 1000, 100, 100, 250
 
 
 def attacked(classifier: Any, x: np.ndarray, y: np.ndarray, eps: float, battery: str) -> tuple[Evaluation, float]:
@@ -44,29 +47,74 @@ def attacked(classifier: Any, x: np.ndarray, y: np.ndarray, eps: float, battery:
     return result, sum(outcome.seconds for outcome in result.attacks)
 
 
-def plain_seconds(classifier: Any, x: np.ndarray, y: np.ndarray, eps: float, nb_classes: int) -> float:
+def plainly(classifier: Any, x: np.ndarray, y: np.ndarray, eps: float, nb_classes: int) -> tuple[np.ndarray, float]:
     """The attacks of the standard battery, each on every point, on ART's own estimator with ART's defaults.
 
-    Steps and rounds are those of the battery; restarts and batches are ART's.
+    Steps and rounds are those of the battery; restarts and batches are ART's. Returns which points survive all, and seconds.
     """
     from art.attacks.evasion import AutoProjectedGradientDescent, ProjectedGradientDescent, SquareAttack
 
     began = time.perf_counter()
     apgd = AutoProjectedGradientDescent(classifier, eps=eps, eps_step=2 * eps, loss_type="cross_entropy", verbose=False)
-    apgd.generate(x, y=y)
+    found = [apgd.generate(x, y=y)]
     apgd.set_params(targeted=True)
-    for shift in range(1, nb_classes):
-        apgd.generate(x, y=(y + shift) % nb_classes)
+    found += [apgd.generate(x, y=(y + shift) % nb_classes) for shift in range(1, nb_classes)]
     pgd = ProjectedGradientDescent(classifier, eps=eps, eps_step=eps / 8, max_iter=20, num_random_init=10, verbose=False)
-    pgd.generate(x, y=y)
-    SquareAttack(classifier, eps=eps, max_iter=1000, verbose=False).generate(x, y=y)
-    return time.perf_counter() - began
+    found.append(pgd.generate(x, y=y))
+    found.append(SquareAttack(classifier, eps=eps, max_iter=1000, verbose=False).generate(x, y=y))
+    seconds = time.perf_counter() - began
+    return np.all([classifier.predict(one).argmax(axis=1) == y for one in (x, *found)], axis=0), seconds
+
+
+def torchattacks_alone(classifier: Any, x: np.ndarray, y: np.ndarray, eps: float) -> tuple[np.ndarray, float]:
+    """Its standard AutoAttack as its users call it, batch by batch: which points survive, and seconds."""
+    import torch
+    import torchattacks
+
+    began, survived = time.perf_counter(), []
+    model = classifier.model.eval()
+    attack = torchattacks.AutoAttack(model, eps=eps, n_classes=classifier.nb_classes, seed=SEED)
+    for start in range(0, len(x), BATCH):
+        points, labels = torch.from_numpy(x[start : start + BATCH]), torch.from_numpy(y[start : start + BATCH].astype(np.int64))
+        found = attack(points, labels)
+        with torch.no_grad():
+            survived.append(((model(found).argmax(dim=1) == labels) & (model(points).argmax(dim=1) == labels)).numpy())
+    return np.concatenate(survived), time.perf_counter() - began
+
+
+def cost(classifier: Any, x: np.ndarray, y: np.ndarray, eps: float, natural: Any | None) -> dict[str, float]:
+    """The whole of `evaluate`, certificates included, beside torchattacks and, on some of the points, ART's attacks."""
+    told = dict(eps=eps, seeds=SEED, verbose=False, transfer_from=None if natural is None else {"natural": natural})
+    bare = evaluate(classifier, x, y, battery="standard", checks=False, **told)
+    checked = evaluate(classifier, x, y, battery="standard", **told)
+    reference = evaluate(classifier, x, y, battery="reference", checks=False, **told)
+    theirs, their_seconds = torchattacks_alone(classifier, x, y, eps)
+    plain, plain_seconds = plainly(classifier, x[:N_PLAIN], y[:N_PLAIN], eps, classifier.nb_classes)
+    return {
+        "clean": bare.clean.value,
+        "certified": 0.0 if bare.certified is None else bare.certified.value,
+        "robust_standard": bare.robust.value,
+        "robust_reference": reference.robust.value,
+        "robust_torchattacks": float(theirs.mean()),
+        "robust_standard_first": float(bare.survived[:N_PLAIN].mean()),
+        "robust_art_first": float(plain.mean()),
+        "symptoms": float(sum(one.status in ("flag", "fail") for one in checked.checks)),
+        "seconds_standard": bare.seconds,
+        "seconds_standard_checked": checked.seconds,
+        "seconds_reference": reference.seconds,
+        "seconds_torchattacks": their_seconds,
+        "seconds_art": plain_seconds * len(x) / N_PLAIN,
+        "ratio_of_checks": checked.seconds / bare.seconds,
+        "standard_to_torchattacks": bare.seconds / their_seconds,
+        "reference_to_torchattacks": reference.seconds / their_seconds,
+    }
 
 
 def beside_autoattack(classifier: Any, x: np.ndarray, y: np.ndarray, eps: float, problem: Problem) -> dict[str, float]:
     ours, our_seconds = attacked(classifier, x, y, eps, "standard")
     theirs, their_seconds = attacked(classifier, x, y, eps, "reference")
-    plain = plain_seconds(classifier, x[:N_PLAIN], y[:N_PLAIN], eps, problem.nb_classes) * len(x) / N_PLAIN
+    _survived, seconds = plainly(classifier, x[:N_PLAIN], y[:N_PLAIN], eps, problem.nb_classes)
+    plain = seconds * len(x) / N_PLAIN
     target, right = Target.of(classifier), x[ours.clean_correct][:N_PLANTED]
     values = {
         "robust_standard": ours.robust.value,
@@ -111,12 +159,16 @@ def main(file: str, folder: str) -> None:
     (framework,) = plan.frameworks
     x, y = for_framework(data.x_test[:N], framework), data.y_test[:N]
     name = "evaluation" if framework == "pytorch" else "frameworks"
+    classifiers: dict[str, Any] = {}
     for job in plan_jobs(plan, data.sha256):
         training = store.training(job.training_key)
-        if job.defence not in DEFENCES or job.variant or job.seed or training is None:
+        if job.variant or job.seed or training is None:
             continue
         classifier = build_classifier(plan.problem_spec, framework, 0, plan.network)
         backend_for(classifier).load_weights(store.home / str(training.weights))
+        classifiers[job.defence] = classifier
+        if job.defence not in DEFENCES:
+            continue
         if framework == "pytorch":
             values = beside_autoattack(classifier, x, y, plan.eps, plan.problem_spec)
         else:
@@ -135,6 +187,22 @@ def main(file: str, folder: str) -> None:
         )
         append_record(RESULTS / f"{name}.jsonl", record)
         print(job.defence, record.values, flush=True)
+    if framework == "pytorch" and classifiers.keys() >= set(COMPARED.values()):
+        natural = classifiers["natural"]
+        costs = {
+            f"{kind}_{key}": value
+            for kind, defence in COMPARED.items()
+            for key, value in cost(classifiers[defence], x, y, plan.eps, None if defence == "natural" else natural).items()
+        }
+        keep(
+            "evaluation_cost",
+            costs,
+            {"plan": Path(file).stem, "n": N, "n_art": N_PLAIN, "eps": plan.eps, "seed": SEED, "batch_torchattacks": BATCH},
+            command=f"python benchmarks/evaluation.py {file} {folder}",
+            frameworks=["pytorch"],
+            data=data.sha256,
+            digits=4,
+        )
 
 
 if __name__ == "__main__":
