@@ -140,6 +140,53 @@ def check_eps(eps: Any, clip_values: ClipValues) -> float:
     return radius
 
 
+def norm_of(norm: Any, known: tuple[float, ...] = (math.inf, 2.0, 1.0)) -> float:
+    """The norm of a perturbation as a number, from what ART takes: infinity or "inf", 2, 1.
+
+    Args:
+        known: those that the caller can do.
+    Raises:
+        ValueError: none of them.
+    """
+    words = {"inf": math.inf, "2": 2.0, "1": 1.0}
+    given = words.get(norm) if isinstance(norm, str) else norm
+    if isinstance(given, Real) and not isinstance(given, bool) and given in known:
+        return float(given)
+    *others, last = ["'inf', np.inf" if math.isinf(one) else f"{one:g}" for one in known]
+    raise ValueError(f"`norm` must be {', '.join(others)} or {last}, got {norm!r}")
+
+
+def norm_name(norm: float) -> str:
+    """As it is written behind an L."""
+    return "inf" if math.isinf(norm) else f"{norm:g}"
+
+
+def largest_distance(clip_values: Any, shape: tuple[int | None, ...], norm: float) -> float:
+    """Of two inputs of that shape within clip_values; infinite where a length is open."""
+    span = float(np.max(np.asarray(clip_values[1]) - np.asarray(clip_values[0])))
+    if math.isinf(norm):
+        return span
+    return math.inf if None in shape else span * float(math.prod(map(int, filter(None, shape))) ** (1 / norm))
+
+
+def check_radius(eps: Any, norm: float, clip_values: ClipValues, shape: tuple[int | None, ...]) -> float:
+    """A radius of the ball of that norm, in the units of the raw input of that shape.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: not positive and finite, or larger than the distance of the farthest points in clip_values.
+    """
+    if math.isinf(norm) or clip_values is None:
+        return check_eps(eps, clip_values)
+    radius, largest = check_eps(eps, None), largest_distance(clip_values, shape, norm)
+    if radius > largest:
+        raise ValueError(
+            f"`eps` must not exceed {largest:g}, the L{norm_name(norm)} distance of the farthest points in `clip_values`, "
+            f"got {eps!r}"
+        )
+    return radius
+
+
 def check_points(classifier: Any, x: Any, y: Any, *, names: tuple[str, str] = ("x", "y")) -> tuple[np.ndarray, np.ndarray]:
     """Data of an ART classifier: `check_inputs` and `check_labels` with the shape, range and classes that it states.
 

@@ -36,6 +36,31 @@ def ball(ops: Ops, x: Tensor, eps: Tensor, clip_values: tuple[Tensor, Tensor] | 
     )
 
 
+# Keeps the gradient of a square root at 0 finite; as a width it is below every rounding.
+_TINY = 1e-30
+
+
+def within_ellipsoid(ops: Ops, box: Box, centre: Tensor, square: Map, spread: Tensor) -> Box:
+    """The part of a box around an affine map W t + b that t = t0 + r d can reach, |d|_2 <= 1: exact for each unit alone.
+
+    The L2 ball of radius eps around x is such a set, and so is what normalisation by channel makes of it.
+
+    Args:
+        box: around the map over a box around all t; of the shape (n, ...), as all that follows.
+        centre: the map at t0, W t0 + b.
+        square: the map without its constant and with the squares of its coefficients, W**2 t.
+        spread: r, how far each feature may go, >= 0, of the shape of t, or of one of its points for all.
+    Source: the maximum of W r d over |d|_2 <= 1 is the norm of its row, sqrt(sum_j W_ij^2 r_j^2) (Cauchy-Schwarz).
+
+    >>> weight = np.array([[3.0], [-4.0]])
+    >>> box = Box(np.array([[-7.0]]), np.array([[6.0]]))  # the ball of radius 1, but one feature ends at 2/3
+    >>> within_ellipsoid(ops, box, np.zeros((1, 1)), lambda t: t @ weight**2, np.ones((1, 2)))
+    Box(lower=array([[-5.]]), upper=array([[5.]]))
+    """
+    radius = ops.sqrt(square(spread * spread) + _TINY)
+    return Box(ops.maximum(box.lower, centre - radius), ops.minimum(box.upper, centre + radius))
+
+
 def monotone(f: Map, box: Box) -> Box:
     """A map that never decreases in any of its inputs: ReLU, sigmoid, max and average pooling, reshape, padding.
 

@@ -7,6 +7,7 @@ they are imported when an estimator of it turns up.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -97,12 +98,15 @@ class View(Protocol):
         """Logits at x, (n, nb_classes), in the step's own mode (dropout and batch statistics active in training)."""
 
     def ball(self, x: Tensor, eps: Tensor) -> Box:
-        """The ball |d|_inf <= eps around raw x, cut at clip_values."""
+        """The ball |d|_inf <= eps around raw x, cut at clip_values; it holds the other balls of that radius."""
 
-    def propagate(self, x: Tensor, eps: Tensor) -> Propagation:
-        """The data and the ball |d|_inf <= eps, cut at clip_values, through the network in one pass and one mode.
+    def propagate(self, x: Tensor, eps: Tensor, norm: float = math.inf) -> Propagation:
+        """The data and the ball |d|_norm <= eps, cut at clip_values, through the network in one pass and one mode.
 
         Dropout masks and batch statistics of the data are applied to the ball too.
+
+        Args:
+            norm: infinity or 2; of an L2 ball the first layer has its exact range in each unit, and all later ones intervals.
         """
 
     def activations(self, x: Tensor) -> Activations:
@@ -169,7 +173,7 @@ class Backend(Protocol):
     def predict(self, x: Array) -> Array:
         """What `estimator.predict` says at x; modes, gradients and random generators are as before."""
 
-    def both_logits(self, x: Array, eps: float, *, training: bool) -> tuple[Array, Array]:
+    def both_logits(self, x: Array, eps: float, *, training: bool, norm: float = math.inf) -> tuple[Array, Array]:
         """Logits at x of the ordinary pass and of the joint pass in one mode, with the same random numbers.
 
         Weights, buffers, modes and generators are as before.
@@ -191,15 +195,15 @@ class Backend(Protocol):
     def activations(self, x: Array, batch_size: int = 256) -> dict[str, Array]:
         """Values of the measured layers at x in inference mode."""
 
-    def intervals(self, x: Array, eps: float, batch_size: int = 256) -> dict[str, Box]:
-        """Bounds of the measured layers over the ball, in inference mode.
+    def intervals(self, x: Array, eps: float, batch_size: int = 256, norm: float = math.inf) -> dict[str, Box]:
+        """Bounds of the measured layers over the ball of `View.propagate`, in inference mode.
 
         Raises:
             NoIntervalRuleError: an operation has no rule.
             BoundsMismatchError: the pass that carries bounds gives other logits than the network itself.
         """
 
-    def logit_bounds(self, x: Array, eps: float, batch_size: int = 256) -> Box:
+    def logit_bounds(self, x: Array, eps: float, batch_size: int = 256, norm: float = math.inf) -> Box:
         """The last of `intervals`, without holding those of the other layers for all points."""
         ...
 

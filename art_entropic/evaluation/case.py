@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from art_entropic._validate import check_eps, check_points
+from art_entropic._validate import check_points, check_radius, largest_distance, norm_of
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.registry import backend_for
 from art_entropic.certificates import certify
-from art_entropic.evaluation.target import Ball, Target, check_norm, largest_distance
+from art_entropic.evaluation.target import Ball, Target
 from art_entropic.guards import check_predictions
 from art_entropic.measures import Measure, measure_of
 from art_entropic.ops import Array
@@ -107,14 +107,5 @@ def _check_sources(classifier: Any, sources: Mapping[str, Any] | None) -> Mappin
 
 
 def _check_ball(eps: Any, norm: Any, target: Target) -> Ball:
-    exponent, clip_values = check_norm(norm), target.classifier.clip_values
-    if math.isinf(exponent) or clip_values is None:
-        return Ball(check_eps(eps, clip_values), exponent)
-    ball = Ball(check_eps(eps, None), exponent)
-    largest = largest_distance(clip_values, target.input_shape, exponent)
-    if ball.eps > largest:
-        raise ValueError(
-            f"`eps` must not exceed {largest:g}, the L{ball.norm_name} distance of the farthest points in `clip_values`, "
-            f"got {eps!r}"
-        )
-    return ball
+    exponent = norm_of(norm)
+    return Ball(check_radius(eps, exponent, target.classifier.clip_values, target.input_shape), exponent)

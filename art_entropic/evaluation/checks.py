@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from art_entropic._validate import check_logits
+from art_entropic._validate import check_logits, largest_distance
 from art_entropic.evaluation.attacks import ATTACKS, CannotRunError
 from art_entropic.evaluation.attempt import Attempt
 from art_entropic.evaluation.case import Case
 from art_entropic.evaluation.deciding import Finding, above, more_often, share_above, stronger
 from art_entropic.evaluation.planted import Plantation
 from art_entropic.evaluation.tally import Tally
-from art_entropic.evaluation.target import Ball, Target, largest_distance, numpy_seeded, within_ball
+from art_entropic.evaluation.target import Ball, Target, numpy_seeded, within_ball
 from art_entropic.ops import Array
 from art_entropic.records import Accuracy, CheckOutcome, CheckStatus
 

@@ -7,11 +7,11 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from art_entropic._validate import norm_name
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.protocol import AttackObjective, Backend
 from art_entropic.backends.registry import backend_for, framework_module, framework_of
@@ -37,20 +37,7 @@ class Ball:
 
     @property
     def norm_name(self) -> str:
-        return "inf" if math.isinf(self.norm) else f"{self.norm:g}"
-
-
-def check_norm(norm: Any) -> float:
-    """The norm of the ball as a number.
-
-    Raises:
-        ValueError: none of infinity, 2 and 1.
-    """
-    if isinstance(norm, (str, Real)) and norm in ("inf", np.inf):
-        return math.inf
-    if isinstance(norm, (str, Real)) and norm in ("2", 2, "1", 1) and not isinstance(norm, bool):
-        return float(norm)
-    raise ValueError(f"`norm` must be 'inf', np.inf, 2 or 1, got {norm!r}")
+        return norm_name(self.norm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,12 +160,6 @@ def within_ball(x: Array, x_adv: Array, ball: Ball, clip_values: Any) -> Array:
     # The rounding of every feature adds up in the norm.
     allowed = ball.eps + slack * math.prod(x.shape[1:]) ** (1 / ball.norm)
     return np.asarray(finite & inside & (distances(x, x_adv, ball.norm) <= allowed))
-
-
-def largest_distance(clip_values: Any, shape: tuple[int, ...], norm: float) -> float:
-    """Of two inputs of that shape."""
-    span = float(np.max(np.asarray(clip_values[1]) - np.asarray(clip_values[0])))
-    return span * float(math.prod(shape) ** (1 / norm))
 
 
 def distances(x: Array, x_adv: Array, norm: float) -> Array:

@@ -92,6 +92,9 @@ class Reference:
     def _inputs(self, x: Array) -> Array:
         return ((x - self._mean) / self._std).reshape(len(x), -1)
 
+    def _per_input(self, x: Array) -> Array:
+        return np.broadcast_to(self._std, x.shape[1:]).reshape(-1, 1)
+
     def activations(self, x: Array) -> Activations:
         values, h = [], self._inputs(x)
         for layer in self._layers:
@@ -106,10 +109,14 @@ class Reference:
         low, high = (-np.inf, np.inf) if self._clip_values is None else self._clip_values
         return Box(np.clip(x - eps, low, high), np.clip(x + eps, low, high))
 
-    def propagate(self, x: Array, eps: float) -> Propagation:
+    def propagate(self, x: Array, eps: float, norm: float = np.inf) -> Propagation:
         boxes, box = [], Box(*map(self._inputs, self.ball(x, eps)))
-        for layer in self._layers:
+        for index, layer in enumerate(self._layers):
             boxes.append(layer.bounds(box))
+            if norm == 2 and index == 0:
+                far = eps * np.linalg.norm(layer.weight / self._per_input(x), axis=0)
+                value = self._inputs(x) @ layer.weight + layer.bias
+                boxes = [Box(np.maximum(boxes[0].lower, value - far), np.minimum(boxes[0].upper, value + far))]
             box = layer.bounds_out(boxes[-1])
         return Propagation(self.logits(x), box, tuple(LayerInterval(str(index), one) for index, one in enumerate(boxes)))
 
@@ -267,19 +274,22 @@ def test_logits_and_gradients_are_those_of_the_reference_and_of_art(kind: str, m
     close(gradient, estimator.class_gradient(pair.inputs(x), label=np.argmax(v, 1))[:, 0])
 
 
+@pytest.mark.parametrize("norm", [np.inf, 2.0])
 @pytest.mark.parametrize("kind", STANDARDISATIONS)
 @pytest.mark.parametrize("clip_values", [(0.0, 1.0), None], ids=["clipped", "whole"])
-def test_values_and_bounds_of_the_layers_are_those_of_the_reference(kind: str, clip_values: Any, make_pair: Any) -> None:
+def test_values_and_bounds_of_the_layers_are_those_of_the_reference(
+    kind: str, clip_values: Any, norm: float, make_pair: Any
+) -> None:
     pair, x = make_pair(STANDARDISATIONS[kind], clip_values), images(9)
     values = pair.backend.activations(pair.inputs(x), batch_size=4)
-    bounds = pair.backend.intervals(pair.inputs(x), EPS, batch_size=4)
+    bounds = pair.backend.intervals(pair.inputs(x), EPS, batch_size=4, norm=norm)
     assert tuple(values) == tuple(bounds) == pair.backend.layer_names()
     for value, wanted in zip(values.values(), pair.oracle.activations(x).layers, strict=True):
         close(pair.units(value), wanted.value)
-    for box, wanted in zip(bounds.values(), pair.oracle.propagate(x, EPS).layers, strict=True):
+    for box, wanted in zip(bounds.values(), pair.oracle.propagate(x, EPS, norm).layers, strict=True):
         assert isinstance(box, Box) and isinstance(box.lower, np.ndarray)
         close([pair.units(end) for end in box], wanted.box)
-    close(pair.backend.logit_bounds(pair.inputs(x), EPS, batch_size=4), box)
+    close(pair.backend.logit_bounds(pair.inputs(x), EPS, batch_size=4, norm=norm), box)
 
 
 def test_no_point_of_the_ball_leaves_the_bounds_of_any_layer_nor_does_a_climb_on_the_margin(pair: Pair) -> None:
@@ -310,6 +320,7 @@ PASSES: dict[str, Callable[[Any, Any], Any]] = {
     "logits of the joint pass": lambda view, x: view.propagate(x, EPS).logits,
     "lower": lambda view, x: view.propagate(x, EPS).box.lower,
     "upper": lambda view, x: view.propagate(x, EPS).box.upper,
+    "lower over the L2 ball": lambda view, x: view.propagate(x, EPS, 2.0).box.lower,
     "half width": lambda view, x: view.propagate(x, EPS).layers[1].half_width,
     "activation": lambda view, x: view.activations(x).layers[1].value,
     "logits of the traced pass": lambda view, x: view.activations(x).logits,

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from art_entropic._validate import norm_of
 from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool
 from art_entropic.backends.numpy import ops as numpy_ops
 from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module
@@ -11,7 +12,7 @@ from art_entropic.evaluation.attacked import Trail
 from art_entropic.evaluation.attacks import ATTACKS, BATTERIES, ENTROPIC_WEIGHTS, Attack, CannotRunError
 from art_entropic.evaluation.attempt import Attempt
 from art_entropic.evaluation.objectives import LOSSES, OfLogits
-from art_entropic.evaluation.target import Ball, Target, check_norm, within_ball
+from art_entropic.evaluation.target import Ball, Target, within_ball
 from art_entropic.measures import MEASURES
 
 LINEAR = (Flatten(), Dense(5, None))
@@ -302,13 +303,13 @@ def test_square_says_that_small_images_have_no_tiles_in_l2(framework):
 
 @pytest.mark.parametrize(("norm", "expected"), [("inf", np.inf), (np.inf, np.inf), (2, 2.0), ("2", 2.0), (1, 1.0)])
 def test_norms_have_names_and_numbers(norm, expected):
-    assert check_norm(norm) == expected
+    assert norm_of(norm) == expected
 
 
 @pytest.mark.parametrize("norm", [3, "l2", None, np.nan, True])
 def test_other_norms_are_refused(norm):
     with pytest.raises(ValueError, match=r"`norm` must be 'inf', np\.inf, 2 or 1, got"):
-        check_norm(norm)
+        norm_of(norm)
 
 
 def test_a_costly_attack_stops_after_its_number_of_points(framework, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,16 @@ class TensorFlowView:
     ops = ops
 
     def __init__(
-        self, model: Any, standardise: Standardise, clip_values: tuple[tf.Tensor, tf.Tensor] | None, *, training: bool
+        self,
+        model: Any,
+        standardise: Standardise,
+        spread: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+        clip_values: tuple[tf.Tensor, tf.Tensor] | None,
+        *,
+        training: bool,
     ) -> None:
         self._model = model
-        self._standardise = standardise
+        self._standardise, self._spread = standardise, spread
         self._clip_values = clip_values
         self._training = training
         self._added: list[tuple[tf.Tensor, tf.Tensor]] = []  # of each pass in training: rows, and what layers add to the loss
@@ -90,10 +97,11 @@ class TensorFlowView:
     def ball(self, x: tf.Tensor, eps: tf.Tensor) -> Box:
         return intervals.ball(ops, x, eps, self._clip_values)
 
-    def propagate(self, x: tf.Tensor, eps: tf.Tensor) -> Propagation:
+    def propagate(self, x: tf.Tensor, eps: tf.Tensor, norm: float = math.inf) -> Propagation:
         box = Box(*map(self._standardise, self.ball(x, eps)))
+        spread = None if math.isinf(norm) else self._spread(x, eps)
         walk = Walk(training=self._training)
-        logits = walk.logits(self._model, Joint(self._standardise(x), box, "input"))
+        logits = walk.logits(self._model, Joint(self._standardise(x), box, "input", spread=spread))
         self._keep(x, lambda: walk.losses)
         layers = tuple(LayerInterval(name, _single(box_of(layer))) for name, layer in walk.layers())
         return Propagation(tf.cast(logits.value, tf.float32), layers[-1].box, layers)
@@ -231,8 +239,13 @@ class TensorFlowBackend:
         mean, std = self._mean_std
         return (x - mean) / std
 
+    def _spread(self, x: tf.Tensor, eps: tf.Tensor) -> tf.Tensor:
+        """How far each feature may go in an L2 ball, of the shape of x."""
+        radius = tf.ones_like(x) * eps
+        return radius if self._mean_std is None else radius / self._mean_std[1]
+
     def _view(self, *, training: bool) -> TensorFlowView:
-        return TensorFlowView(self.model, self._standardise, self._clip_values, training=training)
+        return TensorFlowView(self.model, self._standardise, self._spread, self._clip_values, training=training)
 
     def _passes(self, shape: Sequence[int]) -> Inference:
         """The passes for examples of this shape."""
@@ -254,7 +267,7 @@ class TensorFlowBackend:
         return predictions
 
     @full_float32
-    def both_logits(self, x: Array, eps: float, *, training: bool) -> tuple[Array, Array]:
+    def both_logits(self, x: Array, eps: float, *, training: bool, norm: float = math.inf) -> tuple[Array, Array]:
         view = self._view(training=training)
         points = tf.constant(x, tf.float32)
 
@@ -263,7 +276,7 @@ class TensorFlowBackend:
                 array: Array = compute().numpy()
             return array
 
-        joint = logits(lambda: view.propagate(points, tf.constant(eps, tf.float32)).logits)
+        joint = logits(lambda: view.propagate(points, tf.constant(eps, tf.float32), norm).logits)
         return logits(lambda: view.logits(points)), joint
 
     @full_float32
@@ -286,21 +299,25 @@ class TensorFlowBackend:
         return dict(zip(passes.names, values, strict=True))
 
     @full_float32
-    def intervals(self, x: Array, eps: float, batch_size: int = 256) -> dict[str, Box]:
+    def intervals(self, x: Array, eps: float, batch_size: int = 256, norm: float = math.inf) -> dict[str, Box]:
         passes = self._passes(x.shape[1:])
-        layers = zip(*self._bounds(passes, passes.bounds, x, eps, batch_size), strict=True)
+        layers = zip(*self._bounds(passes, passes.bounds, x, eps, batch_size, norm), strict=True)
         return dict(zip(passes.names, map(concatenated, layers), strict=True))
 
     @full_float32
-    def logit_bounds(self, x: Array, eps: float, batch_size: int = 256) -> Box:
+    def logit_bounds(self, x: Array, eps: float, batch_size: int = 256, norm: float = math.inf) -> Box:
         passes = self._passes(x.shape[1:])
-        return concatenated([box for (box,) in self._bounds(passes, passes.logit_bounds, x, eps, batch_size)])
+        return concatenated([box for (box,) in self._bounds(passes, passes.logit_bounds, x, eps, batch_size, norm)])
 
-    def _bounds(self, passes: Inference, ask: Any, x: Array, eps: float, batch_size: int) -> Iterator[list[Box]]:
-        """Of each batch the bounds of the layers that `ask` returns."""
+    def _bounds(
+        self, passes: Inference, asks: Mapping[float, Any], x: Array, eps: float, batch_size: int, norm: float
+    ) -> Iterator[list[Box]]:
+        """Of each batch the bounds of the layers that the pass of that norm in `asks` returns."""
+        radius = tf.constant(eps, tf.float32)
         for chunk in self._chunks(x, batch_size):
-            box = intervals.ball(ops, chunk, tf.constant(eps, tf.float32), self._clip_values)
-            layers, joint, plain = ask(*map(self._standardise, (chunk, *box)))
+            box = intervals.ball(ops, chunk, radius, self._clip_values)
+            spread = [] if math.isinf(norm) else [self._spread(chunk, radius)]
+            layers, joint, plain = asks[norm](*map(self._standardise, (chunk, *box)), *spread)
             check_joint_pass(plain.numpy(), joint.numpy(), lambda: passes.names[-1])
             yield [Box(lower.numpy(), upper.numpy()) for lower, upper in layers]
 

@@ -25,6 +25,9 @@ class Joint:
     box: Box | None
     source: str  # name of the operation that computed it
     batch_axis: int | None = 0  # which tells the points of a batch apart, None where nobody knows
+    # r, of the tensor's shape, where the tensor is its value + r d for a d with |d|_2 <= 1: an L2 ball of inputs of which each
+    # feature was at most moved, shifted and scaled.
+    spread: tf.Tensor | None = None
 
 
 def box_of(x: Joint) -> Box:

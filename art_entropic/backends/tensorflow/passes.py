@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -101,16 +102,15 @@ class Inference:
         def values(x: tf.Tensor) -> list[tf.Tensor]:
             return [layer.value for layer in self._walk(_alive(reference), Joint(x, None, "input"))]
 
-        # Bounds, and the logits of the pass that carries them and of the network's own. In one graph, TensorFlow computes once
-        # what both have in common, and the comparison costs what they have not.
-        def bounds_of(chosen: slice) -> Any:
-            @compiled(images, images, images)
-            def bounds(x: tf.Tensor, lower: tf.Tensor, upper: tf.Tensor) -> tuple[list[Box], tf.Tensor, tf.Tensor]:
-                model = _alive(reference)
-                layers = self._walk(model, Joint(x, Box(lower, upper), "input"))
+        # For each norm: bounds, and the logits of the pass that carries them and of the network's own. In one graph, TensorFlow
+        # computes once what both have in common, and the comparison costs what they have not.
+        def bounds_of(chosen: slice) -> dict[float, Any]:
+            def bounds(x: tf.Tensor, *ball: tf.Tensor) -> tuple[list[Box], tf.Tensor, tf.Tensor]:
+                model, (lower, upper, *spread) = _alive(reference), ball
+                layers = self._walk(model, Joint(x, Box(lower, upper), "input", spread=spread[0] if spread else None))
                 return [box_of(layer) for layer in layers[chosen]], layers[-1].value, one_output(model(x, training=False))
 
-            return bounds
+            return {math.inf: compiled(*[images] * 3)(bounds), 2.0: compiled(*[images] * 4)(bounds)}
 
         self.logits, self.gradient, self.values = logits, gradient, values
         self.bounds, self.logit_bounds = bounds_of(slice(None)), bounds_of(slice(-1, None))

@@ -38,6 +38,42 @@ def _monotone(call: Call) -> Any:
     )
 
 
+def _moved(call: Call) -> Any:
+    """Each number goes to one place at most, unchanged; what is new is constant."""
+    result = _monotone(call)
+    spread = call.joints[0].spread if len(call.joints) == 1 else None
+    if spread is None:
+        return result
+    parts = call.on([spread]), call.on([tf.zeros_like(spread)])
+    return keras.tree.map_structure(lambda x, part, zero: replace(x, spread=part - zero), result, *parts)
+
+
+def _index(call: Call) -> Any:
+    # A list of places may name one twice.
+    plain = all(part is None or part is Ellipsis or isinstance(part, (int, slice)) for part in call.leaves[1:])
+    return (_moved if plain else _monotone)(call)
+
+
+def _pad(call: Call) -> Any:
+    return (_moved if call.operation.mode == "constant" else _monotone)(call)
+
+
+def _scaled(call: Call, result: Joint, scale: Callable[[tf.Tensor], tf.Tensor]) -> Joint:
+    """A result of one tensor and of constants whose numbers are those of the tensor, scaled, each in its place."""
+    if len(call.joints) != 1 or call.only.spread is None:
+        return result
+    x, (before, after) = call.only, (one.value.shape.as_list() for one in (call.only, result))
+    # A constant of a larger shape repeats them.
+    same = len(before) == len(after) and all(
+        axis == x.batch_axis or (length is not None and length == after[axis]) for axis, length in enumerate(before)
+    )
+    return replace(result, spread=tf.abs(scale(x.spread))) if same else result
+
+
+def _add(call: Call) -> Any:
+    return _scaled(call, _monotone(call), tf.identity)
+
+
 def _multilinear(call: Call) -> Joint:
     """Affine in each of its tensors alone, so that the extremes lie at corners: products, and lines of either slope."""
     value = call.on([x.value for x in call.joints])
@@ -46,6 +82,28 @@ def _multilinear(call: Call) -> Joint:
     corners = [call.on(corner) for corner in itertools.product(*(box_of(x) for x in call.joints))]
     box = Box(functools.reduce(tf.minimum, corners), functools.reduce(tf.maximum, corners))
     return Joint(value, box, call.name)
+
+
+def _multiply(call: Call) -> Joint:
+    """A product, or a quotient, that has no constant term."""
+    return _scaled(call, _multilinear(call), call.one)
+
+
+def _rescaling(call: Call) -> Joint:
+    result, scale = _multilinear(call), call.operation.scale
+    if np.ndim(scale) and keras.config.image_data_format() == "channels_first":
+        return result  # where Keras adds axes to the scale
+    return _scaled(call, result, lambda t: t * tf.cast(scale, t.dtype))
+
+
+def _normalization(call: Call) -> Joint:
+    layer = call.operation
+
+    def scale(t: tf.Tensor) -> tf.Tensor:
+        deviation = tf.maximum(tf.sqrt(tf.cast(layer.variance, t.dtype)), keras.backend.epsilon())
+        return t * deviation if layer.invert else t / deviation
+
+    return _scaled(call, _monotone(call), scale)
 
 
 def _within_points(call: Call) -> Any:
@@ -60,7 +118,7 @@ def _within_points(call: Call) -> Any:
 
 def _subtract(call: Call) -> Joint:
     if len(call.joints) == 1:
-        return _multilinear(call)
+        return _scaled(call, _multilinear(call), tf.identity)
     value = call.on([x.value for x in call.joints])
     if not call.bounded:
         return Joint(value, None, call.name)
@@ -72,7 +130,7 @@ def _subtract(call: Call) -> Joint:
 def _divide(call: Call) -> Joint:
     if len(call.joints) > 1 or not isinstance(call.leaves[0], Joint):
         call.refuse("the divisor depends on the input")
-    return _multilinear(call)
+    return _multiply(call)
 
 
 def _power(call: Call) -> Joint:
@@ -91,7 +149,7 @@ def _interpolated(call: Call) -> Any:
 def _change_precision(call: Call) -> Any:
     if call.operation.dtype not in PRECISIONS:
         call.refuse(f"bounds need float32 or float64 arithmetic, it casts to {call.operation.dtype}")
-    return _monotone(call)
+    return _moved(call)
 
 
 def _activate(call: Call, f: Callable[[tf.Tensor], tf.Tensor], argmin: float | None, x: Joint) -> Joint:
@@ -258,7 +316,10 @@ def _affine(x: Joint, linear: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], kerne
     centre, width = _spread(*x.box)
     # Half of the small kernel instead of half of the large width.
     radius = linear(width, tf.abs(kernel) * 0.5)
-    return Joint(value, Box(*_ends(signed(centre), radius)), source)
+    box = Box(*_ends(signed(centre), radius))
+    if x.spread is not None:
+        box = intervals.within_ellipsoid(ops, box, value, lambda t: linear(t, tf.square(kernel)), x.spread)
+    return Joint(value, box, source)
 
 
 def _bias(layer: Any) -> Any:
@@ -270,12 +331,16 @@ def _bias(layer: Any) -> Any:
     return bias
 
 
-def _layer(linear: Linear) -> Rule:
-    """A layer with `kernel`, `bias` and `activation`."""
+def _layer(linear: Linear, *, once: bool = True) -> Rule:
+    """A layer with `kernel`, `bias` and `activation`.
+
+    Args:
+        once: no output takes one input through several entries of the kernel, whose squares would not add up.
+    """
 
     def rule(call: Call) -> Any:
-        layer = call.operation
-        x = _affine(call.only, functools.partial(linear, layer), layer.kernel, _bias(layer), call.name)
+        layer, x = call.operation, call.only if once else replace(call.only, spread=None)
+        x = _affine(x, functools.partial(linear, layer), layer.kernel, _bias(layer), call.name)
         return _apply_activation(call, layer.activation, x)
 
     return rule
@@ -364,7 +429,8 @@ def _batch_norm(call: Call) -> Joint:
         return Joint(value, None, call.name)
     if not by_batch:
         ends = [call.on([end], training=False) for end in x.box]
-        return Joint(value, Box(tf.minimum(*ends), tf.maximum(*ends)), call.name)
+        result = Joint(value, Box(tf.minimum(*ends), tf.maximum(*ends)), call.name)
+        return _scaled(call, result, lambda t: t * _factor(layer, layer.moving_variance, t))
     if getattr(layer, "renorm", False):
         call.refuse("renorm=True has none in training")
     if call.option("mask") is not None:
@@ -373,10 +439,17 @@ def _batch_norm(call: Call) -> Joint:
     axes = [axis for axis, length in enumerate(shape) if axis != layer.axis % len(shape)]
     # Over all replicas of a tf.distribute strategy where the layer does so.
     mean, variance = keras.ops.moments(x.value, axes, synchronized=True) if layer.synchronized else tf.nn.moments(x.value, axes)
-    factor = tf.math.rsqrt(variance + layer.epsilon)
-    factor = factor * layer.gamma if layer.scale else factor
+    factor = _factor(layer, variance, mean)
     shift = (tf.convert_to_tensor(layer.beta) if layer.center else 0.0) - mean * factor
-    return Joint(value, in_precision(_gain(x.box, factor, shift, shape), value), call.name)
+    result = Joint(value, in_precision(_gain(x.box, factor, shift, shape), value), call.name)
+    return _scaled(call, result, lambda t: t * tf.reshape(factor, shape))
+
+
+def _factor(layer: Any, variance: Any, like: tf.Tensor) -> tf.Tensor:
+    """What batch norm multiplies each channel by, so that it lies along the channels of `like`."""
+    factor = tf.math.rsqrt(tf.cast(variance, like.dtype) + layer.epsilon)
+    factor = factor * tf.cast(layer.gamma, like.dtype) if layer.scale else factor
+    return tf.reshape(factor, _along([layer.axis], like))
 
 
 def _layer_norm(call: Call) -> Joint:
@@ -424,14 +497,16 @@ def _dropout(call: Call) -> Joint:
     if not call.walk.training:
         return _same(call)
     mask = call.on([tf.ones_like(call.only.value)], training=True)
-    return call.through(lambda t: t * mask, lambda box: intervals.scale(ops, box, mask))
+    result = call.through(lambda t: t * mask, lambda box: intervals.scale(ops, box, mask))
+    return _scaled(call, result, lambda t: t * mask)
 
 
 def _gaussian_noise(call: Call) -> Joint:
     if not call.walk.training:
         return _same(call)
     noise = call.on([tf.zeros_like(call.only.value)], training=True)
-    return call.through(lambda t: t + noise, lambda box: Box(box.lower + noise, box.upper + noise))
+    result = call.through(lambda t: t + noise, lambda box: Box(box.lower + noise, box.upper + noise))
+    return _scaled(call, result, tf.identity)
 
 
 _SELU_FLOOR = -1.0507009873554805 * 1.6732632423543772
@@ -458,7 +533,7 @@ def _alpha_dropout(call: Call) -> Joint:
 # something else.
 LAYERS: dict[str, Rule] = _by_name(
     (_layer(_dense), "Dense"),
-    (_layer(_einsum), "EinsumDense"),
+    (_layer(_einsum, once=False), "EinsumDense"),
     (_layer(_convolve), "Conv1D Conv2D Conv3D"),
     (_layer(_convolve_depthwise), "DepthwiseConv1D DepthwiseConv2D"),
     (_layer(_convolve_transposed), "Conv1DTranspose Conv2DTranspose Conv3DTranspose"),
@@ -476,12 +551,13 @@ LAYERS: dict[str, Rule] = _by_name(
     (_monotone, "GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D"),
     (_monotone, "AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D"),
     (_monotone, "AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D"),
-    (_monotone, "Add Average Maximum Minimum Concatenate"),
-    (_monotone, "Flatten Reshape Permute RepeatVector Cropping1D Cropping2D Cropping3D"),
-    (_monotone, "ZeroPadding1D ZeroPadding2D ZeroPadding3D UpSampling1D UpSampling3D Normalization"),
+    (_monotone, "Add Average Maximum Minimum Concatenate RepeatVector UpSampling1D UpSampling3D"),
+    (_moved, "Flatten Reshape Permute Cropping1D Cropping2D Cropping3D ZeroPadding1D ZeroPadding2D ZeroPadding3D"),
+    (_normalization, "Normalization"),
     (_interpolated, "UpSampling2D"),
     (_subtract, "Subtract"),
-    (_multilinear, "Multiply Rescaling"),
+    (_multilinear, "Multiply"),
+    (_rescaling, "Rescaling"),
     (_dropout, "Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D GaussianDropout"),
     (_gaussian_noise, "GaussianNoise"),
     (_alpha_dropout, "AlphaDropout"),
@@ -489,12 +565,16 @@ LAYERS: dict[str, Rule] = _by_name(
 )
 # What Keras records of `keras.ops`, `keras.activations` and the operators of symbolic tensors, by class name.
 OPERATIONS: dict[str, Rule] = _by_name(
-    (_monotone, "Add Maximum Minimum Clip MaxPool AveragePool AdaptiveMaxPool AdaptiveAveragePool"),
-    (_monotone, "Reshape Ravel Transpose Swapaxes Moveaxis Squeeze ExpandDims BroadcastTo DepthToSpace SpaceToDepth"),
-    (_monotone, "Concatenate Stack Hstack Vstack Split Unstack GetItem Pad Repeat Tile Copy StopGradient"),
+    (_add, "Add"),
+    (_monotone, "Maximum Minimum Clip MaxPool AveragePool AdaptiveMaxPool AdaptiveAveragePool"),
+    (_moved, "Reshape Ravel Transpose Swapaxes Moveaxis Squeeze ExpandDims DepthToSpace SpaceToDepth"),
+    (_moved, "Split Unstack Copy StopGradient"),
+    (_index, "GetItem"),
+    (_monotone, "BroadcastTo Concatenate Stack Hstack Vstack Repeat Tile"),
+    (_pad, "Pad"),
     (_within_points, "Mean Sum Max Min Amax Amin Logsumexp Flip Roll"),
     (_subtract, "Subtract"),
-    (_multilinear, "Multiply Negative"),
+    (_multiply, "Multiply Negative"),
     (_divide, "Divide TrueDivide"),
     (_power, "Power"),
     (_change_precision, "Cast"),

@@ -234,7 +234,8 @@ def _as_input(call: Call, x: Joint, like: Any) -> Joint:
 
     if x.value.dtype == like.dtype and rank == wanted:
         return x
-    return replace(x, value=adjust(x.value), box=None if x.box is None else Box(*map(adjust, x.box)))
+    box, spread = None if x.box is None else Box(*map(adjust, x.box)), None if x.spread is None else adjust(x.spread)
+    return replace(x, value=adjust(x.value), box=box, spread=spread)
 
 
 def _cast(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -247,7 +248,8 @@ def _cast(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
         if not isinstance(leaf, Joint) or leaf.value.dtype == dtype or not leaf.value.dtype.is_floating:
             return leaf
         box = None if leaf.box is None else Box(*(tf.cast(end, dtype) for end in leaf.box))
-        return replace(leaf, value=tf.cast(leaf.value, dtype), box=box)
+        spread = None if leaf.spread is None else tf.cast(leaf.spread, dtype)
+        return replace(leaf, value=tf.cast(leaf.value, dtype), box=box, spread=spread)
 
     args, kwargs = keras.tree.map_structure(cast, (args, kwargs))
     return args, kwargs

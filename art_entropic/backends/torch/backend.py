@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -59,7 +60,7 @@ from art_entropic.backends.torch.ops import ops
 from art_entropic.backends.torch.optimizer import follow, load_optimizer_state, optimizer_state
 from art_entropic.backends.torch.precision import full_float32
 from art_entropic.backends.torch.shares import Shares
-from art_entropic.backends.torch.tensor import BoundTensor
+from art_entropic.backends.torch.tensor import Bounds, BoundTensor
 from art_entropic.ops import Array, Box, concatenated
 
 
@@ -78,8 +79,8 @@ class TorchView:
     def ball(self, x: torch.Tensor, eps: torch.Tensor | float) -> Box:
         return self._backend.ball(x, eps)
 
-    def propagate(self, x: torch.Tensor, eps: torch.Tensor | float) -> Propagation:
-        return self._backend.propagate(x, eps)
+    def propagate(self, x: torch.Tensor, eps: torch.Tensor | float, norm: float = math.inf) -> Propagation:
+        return self._backend.propagate(x, eps, norm)
 
     def activations(self, x: torch.Tensor) -> Activations:
         return self._backend.traced(x)
@@ -242,14 +243,20 @@ class TorchBackend:
     def ball(self, x: torch.Tensor, eps: torch.Tensor | float) -> Box:
         return intervals.ball(ops, x, eps, self._clip_values)
 
-    def propagate(self, x: torch.Tensor, eps: torch.Tensor | float) -> Propagation:
-        """The joint pass of `View.propagate`, in the modules' present mode."""
-        return self._propagate(x, eps, Trace(self.model))
+    def _spread(self, x: torch.Tensor, eps: torch.Tensor | float) -> torch.Tensor:
+        """How far each feature may go in an L2 ball, of the shape of x without the memory of it."""
+        one = torch.ones_like(x[:1]) * eps
+        return (one if self._standardisation is None else one / self._standardisation[1]).expand(x.shape)
 
-    def _propagate(self, x: torch.Tensor, eps: torch.Tensor | float, trace: Trace) -> Propagation:
+    def propagate(self, x: torch.Tensor, eps: torch.Tensor | float, norm: float = math.inf) -> Propagation:
+        """The joint pass of `View.propagate`, in the modules' present mode."""
+        return self._propagate(x, eps, Trace(self.model), norm)
+
+    def _propagate(self, x: torch.Tensor, eps: torch.Tensor | float, trace: Trace, norm: float = math.inf) -> Propagation:
         box = Box(*map(self._standardised, self.ball(x, eps)))
+        bounds = Bounds(box, spread=None if math.isinf(norm) else self._spread(x, eps))
         with as_written(), trace.refusing(self.model):
-            outputs = self.model(self._processed(BoundTensor(self._own(x), box, "input", trace)))
+            outputs = self.model(self._processed(BoundTensor(self._own(x), bounds, "input", trace)))
         logits = self._logits_of(outputs)
         if not isinstance(logits, BoundTensor):
             raise NoIntervalRuleError(
@@ -294,7 +301,7 @@ class TorchBackend:
         return predictions
 
     @full_float32
-    def both_logits(self, x: Array, eps: float, *, training: bool) -> tuple[Array, Array]:
+    def both_logits(self, x: Array, eps: float, *, training: bool, norm: float = math.inf) -> tuple[Array, Array]:
         chunk = self._tensor(x)
 
         def logits(compute: Callable[[], torch.Tensor]) -> Array:
@@ -302,7 +309,7 @@ class TorchBackend:
                 self.model.train(training)
                 return _array(compute())
 
-        return logits(lambda: self.forward(chunk)), logits(lambda: self.propagate(chunk, eps).logits)
+        return logits(lambda: self.forward(chunk)), logits(lambda: self.propagate(chunk, eps, norm).logits)
 
     def _record(self, x: torch.Tensor) -> tuple[LayerActivation, ...]:
         with self.inference(), torch.no_grad():
@@ -328,19 +335,20 @@ class TorchBackend:
         return {name: np.concatenate(values) for name, values in parts.items()}
 
     @full_float32
-    def intervals(self, x: Array, eps: float, batch_size: int = 256) -> dict[str, Box]:
-        parts = list(self._bounds(x, eps, batch_size, slice(None)))
+    def intervals(self, x: Array, eps: float, batch_size: int = 256, norm: float = math.inf) -> dict[str, Box]:
+        parts = list(self._bounds(x, eps, batch_size, slice(None), norm))
         return {name: concatenated([part[name] for part in parts]) for name in parts[0]}
 
     @full_float32
-    def logit_bounds(self, x: Array, eps: float, batch_size: int = 256) -> Box:
-        return concatenated([box for part in self._bounds(x, eps, batch_size, slice(-1, None)) for box in part.values()])
+    def logit_bounds(self, x: Array, eps: float, batch_size: int = 256, norm: float = math.inf) -> Box:
+        parts = self._bounds(x, eps, batch_size, slice(-1, None), norm)
+        return concatenated([box for part in parts for box in part.values()])
 
-    def _bounds(self, x: Array, eps: float, batch_size: int, chosen: slice) -> Iterator[dict[str, Box]]:
+    def _bounds(self, x: Array, eps: float, batch_size: int, chosen: slice, norm: float) -> Iterator[dict[str, Box]]:
         """Of each batch the bounds of the chosen layers."""
         with self.inference(), torch.no_grad():
             for chunk in self._chunks(x, batch_size):
-                joint, plain = self.propagate(chunk, eps), self.forward(chunk)
+                joint, plain = self.propagate(chunk, eps, norm), self.forward(chunk)
                 check_joint_pass(_array(plain), _array(joint.logits), lambda: self._first_other(chunk, joint))  # noqa: B023
                 yield {
                     layer.name: Box(layer.box.lower.cpu().numpy(), layer.box.upper.cpu().numpy())

@@ -63,7 +63,8 @@ def _changed(call: Call, rule: Rule) -> BoundTensor:
     updates = [_seen_through(alias, target, parts) for alias in aliases]
     for bound, (value, lower, upper) in zip((target, *aliases), (parts, *updates), strict=True):
         same = bound is target and result.dtype == target.dtype
-        bound.value, bound.bounds = value, Bounds(Box(lower, upper), result.bounds.radius if same else None)
+        radius, spread = (result.bounds.radius, result.bounds.spread) if same else (None, None)
+        bound.value, bound.bounds = value, Bounds(Box(lower, upper), radius, spread)
         bound.source = result.source
     if aliases:
         call.trace.sever((target, *aliases))
@@ -142,27 +143,32 @@ _ROWS: list[tuple[Rule, list[Any]]] = [
     (rules.avg_pool, [F.avg_pool2d, F.avg_pool3d]),
     (rules.interpolate, [F.interpolate, F.upsample]),
     (rules.joined, [torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack, torch.dstack]),
-    (rules.alike, [_T.reshape_as, _T.view_as, _T.expand_as, _T.to, _T.type_as]),
+    (rules.alike, [_T.expand_as]),
+    (rules.moved_alike, [_T.reshape_as, _T.view_as, _T.to, _T.type_as]),
     (rules.view, [_T.view]),
+    (rules.index, [_T.__getitem__]),
+    (rules.pad, [F.pad, torch.constant_pad_nd]),
     (rules.where, [torch.where, _T.where]),
     (rules.monotone_in_all,
      [torch.clamp, _T.clamp, torch.clamp_min, _T.clamp_min, torch.clamp_max, _T.clamp_max, torch.clip, _T.clip,
       torch.maximum, torch.minimum, _T.maximum, _T.minimum]),
-    (rules.monotone,
-     [F.avg_pool1d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, torch.adaptive_avg_pool1d,
-      torch.flatten, _T.flatten, torch.ravel, _T.ravel, torch.reshape, _T.reshape, torch.unflatten, _T.unflatten,
+    (rules.moved,
+     [torch.flatten, _T.flatten, torch.ravel, _T.ravel, torch.reshape, _T.reshape, torch.unflatten, _T.unflatten,
       torch.permute, _T.permute, torch.transpose, _T.transpose, _T.t, torch.t, torch.movedim, _T.movedim,
       torch.moveaxis, _T.moveaxis, torch.swapaxes, _T.swapaxes, torch.swapdims, _T.swapdims, *getters("T", "mT"),
       torch.squeeze, _T.squeeze, torch.unsqueeze, _T.unsqueeze, _T.contiguous, torch.clone, _T.clone,
-      _T.expand, torch.broadcast_to, _T.broadcast_to, _T.repeat, torch.repeat_interleave, _T.repeat_interleave,
-      torch.tile, _T.tile, torch.chunk, _T.chunk, torch.split, _T.split, torch.tensor_split, _T.tensor_split,
-      torch.unbind, _T.unbind, _T.__getitem__, torch.select, _T.select, torch.narrow, _T.narrow,
-      torch.index_select, _T.index_select, torch.gather, _T.gather, torch.masked_fill, _T.masked_fill,
-      torch.diagonal, _T.diagonal, torch.tril, _T.tril, torch.triu, _T.triu, _T.unfold, F.unfold, F.fold,
-      torch.roll, _T.roll, torch.flip, _T.flip, F.pad, torch.constant_pad_nd,
-      torch.mean, _T.mean, torch.sum, _T.sum, torch.cumsum, _T.cumsum, torch.amax, _T.amax, torch.amin, _T.amin,
-      torch.logsumexp, _T.logsumexp, torch.positive, _T.positive, _T.__pos__,
+      torch.chunk, _T.chunk, torch.split, _T.split, torch.tensor_split, _T.tensor_split,
+      torch.unbind, _T.unbind, torch.select, _T.select, torch.narrow, _T.narrow,
+      torch.diagonal, _T.diagonal, torch.tril, _T.tril, torch.triu, _T.triu,
+      torch.roll, _T.roll, torch.flip, _T.flip, torch.positive, _T.positive, _T.__pos__,
       F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, _T.float, _T.double, _T.cpu, _T.cuda]),
+    (rules.monotone,
+     [F.avg_pool1d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, torch.adaptive_avg_pool1d,
+      _T.expand, torch.broadcast_to, _T.broadcast_to, _T.repeat, torch.repeat_interleave, _T.repeat_interleave,
+      torch.tile, _T.tile, torch.index_select, _T.index_select, torch.gather, _T.gather, torch.masked_fill, _T.masked_fill,
+      _T.unfold, F.unfold, F.fold,
+      torch.mean, _T.mean, torch.sum, _T.sum, torch.cumsum, _T.cumsum, torch.amax, _T.amax, torch.amin, _T.amin,
+      torch.logsumexp, _T.logsumexp]),
     (rules.constant,
      [torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, _T.new_zeros, _T.new_ones, _T.new_full,
       _T.new_empty, _T.new_tensor]),

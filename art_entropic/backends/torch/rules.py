@@ -15,7 +15,7 @@ from art_entropic import intervals
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.torch.call import NUMBERS, Call, Part, Rule, is_bound, lower_of, upper_of, value_of
 from art_entropic.backends.torch.ops import ops
-from art_entropic.backends.torch.tensor import METADATA, Bounds, BoundTensor, name_of, replaced, tensors_in
+from art_entropic.backends.torch.tensor import METADATA, Bounds, BoundTensor, bounds_in, name_of, replaced, tensors_in
 from art_entropic.ops import Box
 
 _T = torch.Tensor
@@ -33,6 +33,51 @@ def monotone_in_all(call: Call) -> Any:
     if isinstance(value, torch.Tensor):
         return call.bind(value, Box(lower, upper))
     return type(value)(call.bind(v, Box(lo, up)) for v, lo, up in zip(value, lower, upper, strict=True))
+
+
+def _spread_of(x: Any) -> torch.Tensor | None:
+    """The spread of an operand where it is bound and has one."""
+    return x.bounds.spread if is_bound(x) else None
+
+
+def moved(call: Call) -> Any:
+    """Each number goes to one place at most, unchanged."""
+    spread = _spread_of(call.sole())
+    result = monotone(call)
+    return result if spread is None else _with_spread(result, call.on(spread))
+
+
+def _with_spread(result: Any, spread: Any) -> Any:
+    for bound, part in zip(bounds_in(result), tensors_in(spread), strict=True):
+        bound.bounds.spread = part
+    return result
+
+
+def moved_alike(call: Call) -> Any:
+    """`alike`, each number to one place."""
+    (first,) = call.operands("input")
+    result, spread = alike(call), _spread_of(first)
+    if spread is None:
+        return result
+    return _with_spread(result, call.apply(lambda bound: spread if bound is first else bound.value))
+
+
+def index(call: Call) -> Any:
+    key = call.argument(1, "key")
+    plain = all(part is None or part is Ellipsis or isinstance(part, (int, slice)) for part in _tuple(key))
+    # A list of places may name one twice.
+    return (moved if plain else monotone)(call)
+
+
+def _tuple(x: Any) -> tuple[Any, ...]:
+    return x if isinstance(x, tuple) else (x,)
+
+
+def pad(call: Call) -> Any:
+    spread, result = _spread_of(call.sole()), monotone(call)
+    if spread is None or (call.func is F.pad and call.argument(2, "mode", "constant") != "constant"):
+        return result
+    return _with_spread(result, call.on(spread) - call.on(torch.zeros_like(spread)))
 
 
 def falling(call: Call) -> BoundTensor:
@@ -247,7 +292,19 @@ def linear(call: Call) -> BoundTensor:
     total, width = _SumAndWidth.apply(*bound.box)
     centre = call.func(total, half, bias, *rest, **options)
     radius = call.func(width, half.abs(), None, *rest, **options)
-    return call.bind(call.on(bound.value), Bounds(Box(*_Ends.apply(centre, radius)), radius))
+    value, box = call.on(bound.value), Box(*_Ends.apply(centre, radius))
+    if bound.bounds.spread is None:
+        return call.bind(value, Bounds(box, radius))
+    spread = _of_one_point(bound.bounds.spread, weight.ndim)
+    return call.bind(
+        value,
+        intervals.within_ellipsoid(ops, box, value, lambda x: call.func(x, weight.square(), None, *rest, **options), spread),
+    )
+
+
+def _of_one_point(spread: torch.Tensor, rank: int) -> torch.Tensor:
+    """Of all points, where it is one for all: the input's is an expanded one, as are its views."""
+    return spread[:1] if spread.ndim >= rank and spread.stride(0) == 0 else spread
 
 
 def matmul(call: Call) -> BoundTensor:
@@ -256,9 +313,16 @@ def matmul(call: Call) -> BoundTensor:
         left, right = right, left
     if is_bound(left) and is_bound(right):
         call.refuse("both factors depend on the input")
-    if is_bound(left):
-        return call.bind(left.value @ right, intervals.affine(lambda x: x @ right, lambda x: x @ right.abs(), left.box))
-    return call.bind(left @ right.value, intervals.affine(lambda x: left @ x, lambda x: left.abs() @ x, right.box))
+
+    def product(x: torch.Tensor, of: Callable[[torch.Tensor], torch.Tensor] = torch.positive) -> torch.Tensor:
+        return x @ of(right) if is_bound(left) else of(left) @ x
+
+    bound = left if is_bound(left) else right
+    value, box = product(bound.value), intervals.affine(product, lambda x: product(x, torch.abs), bound.box)
+    if bound.bounds.spread is not None:
+        square = functools.partial(product, of=torch.square)
+        box = intervals.within_ellipsoid(ops, box, value, square, bound.bounds.spread)
+    return call.bind(value, box)
 
 
 def add_matmul(call: Call) -> BoundTensor:
@@ -306,14 +370,15 @@ def _gain(box: Box, gain: torch.Tensor | None, bias: torch.Tensor | None) -> Box
     return box if bias is None else Box(box.lower + bias, box.upper + bias)
 
 
-def _fixed_norm(box: Box, mean: torch.Tensor, variance: torch.Tensor, weight: Any, bias: Any, eps: float) -> Box:
+def _fixed_norm(bounds: Bounds, mean: torch.Tensor, variance: torch.Tensor, weight: Any, bias: Any, eps: float) -> Bounds:
     """(x - mean) / sqrt(variance + eps) for each channel, whose statistics are the same at each point of the box."""
     gain = torch.rsqrt(variance + eps)
     gain = gain if weight is None else gain * weight
     shift = -mean * gain if bias is None else bias - mean * gain
-    shape = (1, -1, *([1] * (box.lower.ndim - 2)))
+    shape = (1, -1, *([1] * (bounds.box.lower.ndim - 2)))
     gain, shift = gain.reshape(shape), shift.reshape(shape)
-    return intervals.affine(lambda x: x * gain + shift, lambda x: x * gain.abs(), box)
+    box = intervals.affine(lambda x: x * gain + shift, lambda x: x * gain.abs(), bounds.box)
+    return Bounds(box, spread=None if bounds.spread is None else bounds.spread * gain.abs())
 
 
 def batch_norm(call: Call) -> BoundTensor:
@@ -331,7 +396,7 @@ def batch_norm(call: Call) -> BoundTensor:
     if training:
         axes = [axis for axis in range(value.ndim) if axis != 1]
         variance, mean = torch.var_mean(value, axes, correction=0)
-    return call.bind(result, _fixed_norm(bound.box, mean, variance, weight, bias, eps))
+    return call.bind(result, _fixed_norm(bound.bounds, mean, variance, weight, bias, eps))
 
 
 def _epsilon(call: Call, position: int, default: float = 1e-5) -> float:
@@ -372,7 +437,7 @@ def instance_norm(call: Call) -> BoundTensor:
     weight, bias = call.argument(3, "weight"), call.argument(4, "bias")
     if not call.argument(5, "use_input_stats", True):
         mean, variance = call.argument(1, "running_mean"), call.argument(2, "running_var")
-        return call.bind(value, _fixed_norm(bound.box, mean, variance, weight, bias, eps))
+        return call.bind(value, _fixed_norm(bound.bounds, mean, variance, weight, bias, eps))
     box = _standardise(bound, [], eps, groups=value.shape[1])
     return call.bind(value, _gain(box, _per_channel(weight, value), _per_channel(bias, value)))
 
@@ -430,7 +495,8 @@ def dropout(call: Call) -> BoundTensor:
     if not call.trace.training:
         call.refuse(_RANDOM)
     mask = call.on(torch.ones_like(bound.value), **_in_place(call))
-    return call.bind(bound.value * mask, Box(bound.box.lower * mask, bound.box.upper * mask))
+    spread, box = bound.bounds.spread, Box(bound.box.lower * mask, bound.box.upper * mask)
+    return call.bind(bound.value * mask, Bounds(box, spread=None if spread is None else spread * mask))
 
 
 def _in_place(call: Call) -> dict[str, bool]:
@@ -453,7 +519,15 @@ def _combine(call: Call, signs: tuple[float, float]) -> BoundTensor:
         result: torch.Tensor = call.func(*map(replaced, operands, parts), **call.kwargs)
         return result
 
-    return call.bind(call.apply(value_of), Box(end(lower_of, upper_of), end(upper_of, lower_of)))
+    value, box = call.apply(value_of), Box(end(lower_of, upper_of), end(upper_of, lower_of))
+    scales = [abs(sign) * spread for x, sign in zip(operands, signs, strict=True) if (spread := _spread_of(x)) is not None]
+    return call.bind(value, Bounds(box, spread=_alone(operands, scales, value)))
+
+
+def _alone(operands: list[Any], scaled: list[torch.Tensor], value: torch.Tensor) -> torch.Tensor | None:
+    """The spread of a result with constants, which must not have been repeated over a larger shape."""
+    alone = len(scaled) == 1 == sum(map(is_bound, operands))
+    return scaled[0] if alone and scaled[0].shape == value.shape else None
 
 
 def _alpha(call: Call) -> float:
@@ -475,7 +549,7 @@ def subtract(call: Call) -> BoundTensor:
 
 def negative(call: Call) -> BoundTensor:
     bound = call.sole()
-    return call.bind(-bound.value, Box(-bound.box.upper, -bound.box.lower))
+    return call.bind(-bound.value, Bounds(Box(-bound.box.upper, -bound.box.lower), spread=bound.bounds.spread))
 
 
 def multiply(call: Call) -> BoundTensor:
@@ -486,7 +560,12 @@ def multiply(call: Call) -> BoundTensor:
     if is_bound(left) and is_bound(right):
         return call.bind(value, intervals.multiply(ops, left.box, right.box))
     one, two = call.apply(lower_of), call.apply(upper_of)
-    return call.bind(value, Box(torch.minimum(one, two), torch.maximum(one, two)))
+    (bound,) = filter(is_bound, (left, right))
+    spread = bound.bounds.spread
+    # Whatever has the shape of the input is scaled; a product that is larger repeats it.
+    if spread is not None:
+        spread = call.func(*replaced(call.args, lambda _: spread), **call.kwargs).abs() if spread.shape == value.shape else None
+    return call.bind(value, Bounds(Box(torch.minimum(one, two), torch.maximum(one, two)), spread=spread))
 
 
 def add_product(call: Call) -> BoundTensor:

@@ -19,10 +19,16 @@ from art_entropic.ops import Box
 
 
 class Bounds:
-    """The box around a tensor, as it is recorded: one object for each state of a tensor that a network changes in place."""
+    """The box around a tensor, as it is recorded: one object for each state of a tensor that a network changes in place.
 
-    def __init__(self, box: Box, radius: torch.Tensor | None = None) -> None:
-        self.box, self.radius = box, radius
+    Args:
+        radius: half its width, where it is at hand.
+        spread: r, of the tensor's shape, where the tensor is its value + r d for a d with |d|_2 <= 1: an L2 ball of inputs of
+            which each feature was at most moved, shifted and scaled.
+    """
+
+    def __init__(self, box: Box, radius: torch.Tensor | None = None, spread: torch.Tensor | None = None) -> None:
+        self.box, self.radius, self.spread = box, radius, spread
 
 
 class Path(ABC):
