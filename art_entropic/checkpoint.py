@@ -23,7 +23,7 @@ from art_entropic.records import Epoch
 
 CHECKPOINT_SCHEMA = 1
 # What held for checkpoints from before there was a choice, which do not mention it.
-_BEFORE = {"label_smoothing": 0.0}
+_BEFORE = {"label_smoothing": 0.0, "norm": "inf"}
 
 
 class Snapshot(NamedTuple):

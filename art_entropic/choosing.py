@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,19 +33,23 @@ class Choice(NamedTuple):
     reason: str
 
 
-def measure_for(backend: Backend, x: Array, eps: float) -> Choice:
+def measure_for(backend: Backend, x: Array, eps: float, norm: float = math.inf) -> Choice:
     """The measure that fits a network and a radius.
 
     `interval` sees the whole ball at once, through bounds that on piecewise linear networks are exact unit by unit, and is
     worth its price where the first order no longer tells what happens. Everything else gets the first order, which is at its
-    best with a smooth network and a small radius.
+    best with a smooth network and a small radius. So does every L2 ball: interval bounds let each unit spend the whole of it,
+    which no single perturbation can.
 
     Args:
         x: some points of the data, (n, ...), float32, raw units.
-        eps: Linf radius, in the units of x.
+        eps: radius, in the units of x.
+        norm: of the ball, infinity or 2.
     Returns:
         A name of AUTOMATIC. Whether a step with it works, a dry step tells.
     """
+    if not math.isinf(norm):
+        return Choice("channel", "in an L2 ball interval bounds let each unit spend the whole radius")
     if eps < LARGE_EPS * data_range(backend, x):
         return Choice("channel", f"eps is below {100 * LARGE_EPS:g} % of the range of the data")
     if not piecewise_linear(backend, x):
@@ -54,7 +59,7 @@ def measure_for(backend: Backend, x: Array, eps: float) -> Choice:
     )
 
 
-def overflowing_layer(backend: Backend, x: Array, eps: float) -> str | None:
+def overflowing_layer(backend: Backend, x: Array, eps: float, norm: float = math.inf) -> str | None:
     """The first layer whose bounds leave float32 before training has narrowed anything, at the beginning of the ramp.
 
     Widths grow by a factor with each layer of a network that nobody prepared. Where float32 ends on the way, the information is
@@ -62,13 +67,14 @@ def overflowing_layer(backend: Backend, x: Array, eps: float) -> str | None:
 
     Args:
         x: some points of the data, (n, ...), float32, raw units; one is looked at.
-        eps: Linf radius of the retraining, in the units of x.
+        eps: radius of the retraining, in the units of x.
+        norm: of its ball, infinity or 2.
     Returns:
         The layer's name; None where all bounds are finite.
     Raises:
         NoIntervalRuleError: an operation has no rule.
     """
-    for name, box in backend.intervals(x[:1], _BEGINNING * eps).items():
+    for name, box in backend.intervals(x[:1], _BEGINNING * eps, norm=norm).items():
         if not (np.isfinite(box.lower).all() and np.isfinite(box.upper).all()):
             return name
     return None

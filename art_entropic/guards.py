@@ -6,6 +6,7 @@ values that differ.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from art_entropic.backends.errors import SAME_LOGITS, BoundsMismatchError, Outpu
 from art_entropic.backends.numpy import ops
 from art_entropic.backends.protocol import Backend
 from art_entropic.ops import Array, Box
+from art_entropic.perturbations import sphere, unit_ball
 
 # Of each data set, spread over it.
 COMPARED_POINTS = 16
@@ -155,12 +157,13 @@ def _keeps_the_order(logits: Array, predictions: Array, tolerance: float) -> boo
 # ------------------------------------------------------------------------------------- bounds belong to the network
 
 
-def check_bounds(backend: Backend, x: Array, eps: float) -> None:
-    """Send random points and corners of the ball around a few examples through the network: all must lie in the box.
+def check_bounds(backend: Backend, x: Array, eps: float, norm: float = math.inf) -> None:
+    """Send random points of the ball around a few examples, and of its surface, through the network: all must lie in the box.
 
     Args:
         x: points of the data, (n, ...), float32, raw units.
-        eps: Linf radius, in the units of x.
+        eps: radius, in the units of x.
+        norm: of the ball, infinity or 2.
     Raises:
         NoIntervalRuleError: an operation has no rule.
         BoundsMismatchError: a point lies outside by more than the rounding of float32 (1e-5 of the layer's largest value), or
@@ -170,11 +173,11 @@ def check_bounds(backend: Backend, x: Array, eps: float) -> None:
     copies = int(np.clip(len(x) // 2, 16, BOUNDED_POINTS)) // number
     examples = some_of(x, number)
     _check_alone(backend, examples)
-    box = backend.logit_bounds(examples, eps)
-    points = _of_the_ball(backend, examples, eps, copies)
+    box = backend.logit_bounds(examples, eps, norm=norm)
+    points = _of_the_ball(backend, examples, eps, copies, norm)
     far = _outside(backend.logits(points), box, copies)
     if far is not None:
-        boxes = backend.intervals(examples, eps)
+        boxes = backend.intervals(examples, eps, norm=norm)
         raise BoundsMismatchError(_first_outside(backend, points, boxes, copies) or list(boxes)[-1], far)
 
 
@@ -217,22 +220,28 @@ def _far_from(backend: Backend, x: Array) -> Array:
     return mirrored
 
 
-def check_training_bounds(backend: Backend, x: Array, eps: float) -> None:
+def check_training_bounds(backend: Backend, x: Array, eps: float, norm: float = math.inf) -> None:
     """Refuse bounds whose pass in training mode gives other logits than the network in training mode.
 
     Raises:
         NoIntervalRuleError: an operation has no rule in this mode.
         BoundsMismatchError: the two differ by more than rounding.
     """
-    plain, joint = backend.both_logits(x, eps, training=True)
+    plain, joint = backend.both_logits(x, eps, training=True, norm=norm)
     check_joint_pass(plain, joint, lambda: "logits")
 
 
-def _of_the_ball(backend: Backend, x: Array, eps: float, copies: int) -> Array:
-    """(len(x) * copies, ...): the two extreme corners, random corners and random points of the ball around each example."""
+def _of_the_ball(backend: Backend, x: Array, eps: float, copies: int, norm: float = math.inf) -> Array:
+    """(len(x) * copies, ...): random points of the ball around each example and of its surface, with two extreme corners."""
     rng = np.random.default_rng(0)
     clip_values: Any = backend.estimator.clip_values
     lower, upper = (end[:, None] for end in intervals.ball(ops, x, eps, clip_values))
+    if not math.isinf(norm):
+        steps = unit_ball(rng, (copies * len(x), *x.shape[1:]), norm)
+        steps[::2] = sphere(rng, steps[::2].shape)
+        steps = steps.reshape(copies, *x.shape).swapaxes(0, 1)
+        within: Array = np.clip(x[:, None] + eps * steps, lower, upper).astype(np.float32)
+        return within.reshape(-1, *x.shape[1:])
     share = rng.uniform(size=(len(x), copies, *x.shape[1:]))
     share[:, ::2] = share[:, ::2] > 0.5
     share[:, 0], share[:, 1] = 0.0, 1.0

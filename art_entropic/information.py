@@ -162,17 +162,48 @@ def coding_rate(ops: Ops, vectors: Tensor, *, resolution: float) -> Tensor:
     return 0.5 * ops.cast_like(ops.logdet1p(gram / resolution**2), vectors)
 
 
-def channel_information(ops: Ops, gradient: Tensor, ball: Box, *, resolution: float) -> Tensor:
+class L2Ball(NamedTuple):
+    """The points |x - centre|_2 <= eps."""
+
+    centre: Tensor  # (n, ...)
+    eps: Tensor  # >= 0, in the units of the centre
+
+
+def l2_norm(ops: Ops, x: Tensor) -> Tensor:
+    """|x|_2 of each row, (n,), with a finite gradient at 0.
+
+    >>> l2_norm(ops, np.array([[3.0, -4.0]]))
+    array([5.])
+    """
+    return ops.sqrt(ops.sum(ops.flatten(x * x), axis=1) + 1e-30)
+
+
+def first_order_width(ops: Ops, gradient: Tensor, ball: Box | L2Ball) -> Tensor:
+    """Range of a linear map over a ball: sum_i |g_i| (u_i - l_i) of a box [l, u], 2 eps |g|_2 of an L2 ball, (n,).
+
+    Source: the support function of the ball is the dual norm.
+
+    >>> gradient = np.array([[3.0, -4.0]])
+    >>> first_order_width(ops, gradient, Box(-np.ones((1, 2)), np.ones((1, 2))))
+    array([14.])
+    >>> first_order_width(ops, gradient, L2Ball(np.zeros((1, 2)), 1.0))
+    array([10.])
+    """
+    if isinstance(ball, L2Ball):
+        return 2.0 * ball.eps * l2_norm(ops, gradient)
+    return ops.sum(ops.flatten(ops.abs(gradient) * (ball.upper - ball.lower)), axis=1)
+
+
+def channel_information(ops: Ops, gradient: Tensor, ball: Box | L2Ball, *, resolution: float) -> Tensor:
     """Capacity of the linearised channel from a perturbation into the decision, 1/2 log(1 + (w / 2 tau)^2).
 
     Args:
         gradient: g, of the margin m with respect to raw x, shape (n, ...).
-        ball: the points that the adversary may choose from, a box [l, u] of the same shape: |d|_inf <= eps, cut at
-            clip_values.
+        ball: the points that the adversary may choose from: |d|_inf <= eps, cut at clip_values, or |d|_2 <= eps.
         resolution: tau, standard deviation of the Gaussian read-out noise of the margin, > 0.
     Returns:
         Nats per example, shape (n,): the information through a Gaussian channel whose signal has the amplitude w / 2, where
-        w = sum_i |g_i| (u_i - l_i) is the width of the margin over the ball to first order; 2 eps ||g||_1 where nothing is cut.
+        w is the width of the margin over the ball to first order: 2 eps ||g||_1 where nothing of an Linf ball is cut.
     Raises:
         ValueError: `resolution` is not positive and finite.
     Source: capacity of the Gaussian channel (Cover & Thomas, 2nd ed., eq. 9.16).
@@ -182,26 +213,29 @@ def channel_information(ops: Ops, gradient: Tensor, ball: Box, *, resolution: fl
     array([1.15129255])
     """
     _check_resolution(resolution)
-    width = ops.sum(ops.flatten(ops.abs(gradient) * (ball.upper - ball.lower)), axis=1)
-    amplitude = width / (2.0 * resolution)
+    amplitude = first_order_width(ops, gradient, ball) / (2.0 * resolution)
     return 0.5 * ops.log1p(amplitude * amplitude)
 
 
-def first_order_loss_of_margin(ops: Ops, gradient: Tensor, x: Tensor, ball: Box) -> Tensor:
-    """How far the margin can fall over the ball to first order, s = sum_i max(g_i (x_i - l_i), g_i (x_i - u_i)).
+def first_order_loss_of_margin(ops: Ops, gradient: Tensor, x: Tensor, ball: Box | L2Ball) -> Tensor:
+    """How far the margin can fall over the ball to first order.
+
+    Of a box [l, u], s = sum_i max(g_i (x_i - l_i), g_i (x_i - u_i)); of an L2 ball around c, s = g . (x - c) + eps |g|_2.
 
     Args:
         gradient: g, of the margin with respect to raw x, shape (n, ...).
         x: where the gradient was taken, a point of the ball, of the same shape.
-        ball: the points [l, u] that the adversary may choose from.
+        ball: the points that the adversary may choose from.
     Returns:
-        >= 0, in the scale of the logits, shape (n,): -min over the ball of g . (x' - x), the support function of a box. The
+        >= 0, in the scale of the logits, shape (n,): -min over the ball of g . (x' - x), by its support function. The
         margin at x less this is its minimum over the ball, exactly so for a linear margin.
 
     >>> ball = Box(np.array([[-1.0, -1.0]]), np.array([[1.0, 1.0]]))
     >>> first_order_loss_of_margin(ops, np.array([[1.0, -2.0]]), np.zeros((1, 2)), ball)
     array([3.])
     """
+    if isinstance(ball, L2Ball):
+        return ops.sum(ops.flatten(gradient * (x - ball.centre)), axis=1) + ball.eps * l2_norm(ops, gradient)
     worst = ops.maximum(gradient * (x - ball.lower), gradient * (x - ball.upper))
     return ops.sum(ops.flatten(worst), axis=1)
 
@@ -241,22 +275,33 @@ def _random_point(ops: Ops, batch: Batch, eps: Tensor, ball: Box) -> Tensor:
 
 
 def interval(
-    view: View, batch: Batch, eps: Tensor, *, resolution: float, layers: Layers = "all", relative: bool = False
+    view: View,
+    batch: Batch,
+    eps: Tensor,
+    norm: float = math.inf,
+    *,
+    resolution: float,
+    layers: Layers = "all",
+    relative: bool = False,
 ) -> Reading:
     """Equation (1): the worst case over the whole ball, by interval propagation."""
-    propagation = view.propagate(batch.x, eps)
+    propagation = view.propagate(batch.x, eps, norm)
     chosen = choose_layers(propagation.layers, layers)
     information = mean_transmitted_information(view.ops, chosen, resolution=resolution, relative=relative)
     worst = worst_case_logits(propagation.box, batch.y)
     return Reading(propagation.logits, information, worst, propagation.box)
 
 
-def channel(view: View, batch: Batch, eps: Tensor, *, resolution: float) -> Reading:
-    """Equation (1) linearised at a random point of the ball, for the margin against one likely rival."""
+def channel(view: View, batch: Batch, eps: Tensor, norm: float = math.inf, *, resolution: float) -> Reading:
+    """Equation (1) linearised at a random point of the ball, for the margin against one likely rival.
+
+    An Linf ball is cut at clip_values, an L2 ball is taken whole, of which only the random point is cut.
+    """
     ops = view.ops
     logits = view.logits(batch.x)
-    ball = view.ball(batch.x, eps)
-    point = _random_point(ops, batch, eps, ball)
+    box = view.ball(batch.x, eps)
+    ball = box if math.isinf(norm) else L2Ball(batch.x, eps)
+    point = _random_point(ops, batch, eps, box)
     there, gradient = view.input_gradient(point, lambda z: rival_direction(ops, z, batch.y, batch.class_noise))
     information = channel_information(ops, gradient, ball, resolution=resolution)
     loss = first_order_loss_of_margin(ops, gradient, point, ball)
@@ -266,7 +311,8 @@ def channel(view: View, batch: Batch, eps: Tensor, *, resolution: float) -> Read
 def coding(view: View, batch: Batch, eps: Tensor, *, resolution: float, layers: Layers = "all") -> Reading:
     """Equation (1) on average over the ball: the coding rate of the shifts that random perturbations cause in each layer.
 
-    The shifts are read against the spread of the layer over the batch, so that scaling a layer up or down gains nothing.
+    Random are points of the ball of whichever norm `batch.ball_noise` was drawn from. The shifts are read against the spread of
+    the layer over the batch, so that scaling a layer up or down gains nothing.
     Dropout gives the natural and the shifted points masks of their own, and the difference counts as a shift.
     """
     ops = view.ops

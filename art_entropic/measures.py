@@ -9,6 +9,7 @@ TypeError: Unexpected keyword argument 'k'
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta, Struct
@@ -99,8 +100,12 @@ class Measure(
         """Those that the information is read from; "all" for a measure that reads the decision alone."""
         return "all"
 
-    def read(self, view: View, batch: Batch, eps: Tensor) -> Reading:
-        """The information of a batch (n, ...) in nats per example, and worst-case logits where the measure knows of any."""
+    def read(self, view: View, batch: Batch, eps: Tensor, norm: float = math.inf) -> Reading:
+        """The information of a batch (n, ...) in nats per example, and worst-case logits where the measure knows of any.
+
+        Args:
+            norm: of the ball, infinity or 2; the noise of the batch must be of the same one.
+        """
         raise NotImplementedError
 
     def controls(self, eps: float) -> ControlSchedule:
@@ -157,8 +162,10 @@ class Interval(_WithPurePhase, frozen=True, kw_only=True, tag="interval"):
     def layers_read(self) -> Layers:
         return self.layers
 
-    def read(self, view: View, batch: Batch, eps: Tensor) -> Reading:
-        return information.interval(view, batch, eps, resolution=self.resolution, layers=self.layers, relative=self.relative)
+    def read(self, view: View, batch: Batch, eps: Tensor, norm: float = math.inf) -> Reading:
+        return information.interval(
+            view, batch, eps, norm, resolution=self.resolution, layers=self.layers, relative=self.relative
+        )
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "relative": self.relative}
@@ -178,8 +185,8 @@ class Channel(_WithPurePhase, frozen=True, kw_only=True, tag="channel"):
     beta: _Beta = 0.5
     read_share: _ReadShare = 0.5
 
-    def read(self, view: View, batch: Batch, eps: Tensor) -> Reading:
-        return information.channel(view, batch, eps, resolution=self.resolution)
+    def read(self, view: View, batch: Batch, eps: Tensor, norm: float = math.inf) -> Reading:
+        return information.channel(view, batch, eps, norm, resolution=self.resolution)
 
 
 @fields_described
@@ -200,7 +207,7 @@ class Coding(Measure, frozen=True, kw_only=True, tag="coding"):
     def layers_read(self) -> Layers:
         return self.layers
 
-    def read(self, view: View, batch: Batch, eps: Tensor) -> Reading:
+    def read(self, view: View, batch: Batch, eps: Tensor, norm: float = math.inf) -> Reading:
         return information.coding(view, batch, eps, resolution=self.resolution, layers=self.layers)
 
     def controls(self, eps: float) -> ControlSchedule:
@@ -222,7 +229,7 @@ class Activation(Measure, frozen=True, kw_only=True, tag="activation"):
     def layers_read(self) -> Layers:
         return self.layers
 
-    def read(self, view: View, batch: Batch, eps: Tensor) -> Reading:
+    def read(self, view: View, batch: Batch, eps: Tensor, norm: float = math.inf) -> Reading:
         return information.activation(view, batch, resolution=self.resolution, layers=self.layers)
 
 

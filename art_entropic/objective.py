@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,12 +67,14 @@ class EntropicObjective:
     Args:
         measure: how the information is read, and of which share of each batch. A name in its `layers` that no layer has is an
             error of the first step.
+        norm: of the ball, infinity or 2.
         class_weights, label_smoothing: of both cross-entropies, see `cross_entropy`.
     """
 
     measure: Measure
     class_weights: tuple[float, ...] | None = None
     label_smoothing: float = 0.0
+    norm: float = math.inf
 
     def __call__(self, view: View, batch: Batch, controls: Controls) -> dict[str, Tensor]:
         """Scalar terms of the step: loss, cross_entropy, information (nats), accuracy; worst_case_cross_entropy where the
@@ -79,7 +82,7 @@ class EntropicObjective:
         ops = view.ops
         share = self.measure.read_share
         batch, others = (batch, None) if share == 1.0 else _divided(ops, batch, share)
-        reading = self.measure.read(view, batch, controls.eps)
+        reading = self.measure.read(view, batch, controls.eps, self.norm)
         logits, y, weight = reading.logits, batch.y, batch.weight
         if others is not None:
             logits, y = ops.concatenate(logits, view.logits(others.x)), ops.concatenate(y, others.y)

@@ -18,14 +18,16 @@ from art.defences.trainer import Trainer
 from tqdm.auto import tqdm
 
 from art_entropic._validate import (
-    check_eps,
     check_logits,
     check_points,
+    check_radius,
     file_path,
     file_to_write,
     flag,
     listed,
     non_negative,
+    norm_name,
+    norm_of,
     positive_int,
     seed_of,
 )
@@ -48,9 +50,12 @@ from art_entropic.history import SHOWN_POINTS, Callback, History, TrainingDiverg
 from art_entropic.measures import Interval, Measure, measure_of
 from art_entropic.objective import EntropicObjective
 from art_entropic.ops import Array
+from art_entropic.perturbations import unit_ball
 from art_entropic.records import Epoch
 from art_entropic.schedule import falling_rate
 from art_entropic.states import kept_numpy_generator, plain_state, restored_state
+
+NORMS = (math.inf, 2.0)  # of the balls that a retraining knows
 
 
 class _Means:
@@ -74,20 +79,22 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
 
     loss = (1 - k) CE(z(x), y) + k CE(worst-case logits over the ball, y) + beta * information
 
-    The information is what a perturbation |d|_inf <= eps sends into the network, in nats, read with finite resolution. No
+    The information is what a perturbation |d|_norm <= eps sends into the network, in nats, read with finite resolution. No
     adversarial example is made, the forward pass stays as it is. Inspired by Sperl & Böttinger, arXiv 2008.03072, whose own
     loss is not public; worst-case logits after Gowal et al. 2018, arXiv 1810.12715.
 
     Args:
         classifier: ART PyTorchClassifier, TensorFlowV2Classifier or KerasClassifier, already trained, with optimizer and
             loss, returning logits.
-        eps: Linf radius to become robust against, in the units of the raw input.
+        eps: radius to become robust against, in the units of the raw input.
         measure: how the information is read, and with it all hyperparameters of the loss: a name of MEASURES, or a value such
             as ``Interval(beta=0.3, schedule=Schedule(ramp=0.4))``. `Interval` is the worst case: it gives certificates, needs
             an interval rule for every operation and wants ReLU. `Channel` is first order: it takes any differentiable network,
             and wants smooth activations or a small eps. `Coding` is the average case, `Activation` reads the natural data
             only: a control, not a defence. None lets `fit` choose between the first two by the network and by eps;
             `history.settings` says which.
+        norm: of the perturbations, as ART has it: infinity (also "inf") or 2. In an L2 ball of radius eps, `Interval` starts
+            from the exact range of each unit of the first layer, `Channel` takes the L2 norm of the gradient.
         verbose: progress bar, and what was chosen and reached, on stderr.
     Raises:
         TypeError: not an estimator of a supported kind, or an argument of the wrong type.
@@ -100,6 +107,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         eps: float,
         measure: str | Measure | None = None,
         *,
+        norm: float | str = math.inf,
         verbose: bool = True,
     ) -> None:
         self._backend: Backend = backend_for(classifier)
@@ -107,7 +115,8 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         if hasattr(eps, "generate"):
             raise TypeError(f"`eps` must be a number, got an attack of type {type(eps).__name__}: take its radius, attack.eps")
         super().__init__(classifier)
-        self._eps = check_eps(eps, classifier.clip_values)
+        self._norm = norm_of(norm, NORMS)
+        self._eps = self._check_radius(eps)
         self._automatic = measure is None
         self._settle(measure_of(AUTOMATIC[0] if measure is None else measure))
         self._verbose = flag("verbose", verbose)
@@ -116,7 +125,8 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
 
     def __repr__(self) -> str:
         measure = "automatic" if self._automatic and self._progress is None else self._measure
-        return f"EntropicTrainer({type(self._classifier).__name__}, eps={self._eps!r}, measure={measure!r})"
+        norm = "" if math.isinf(self._norm) else f", norm={norm_name(self._norm)}"
+        return f"EntropicTrainer({type(self._classifier).__name__}, eps={self._eps!r}, measure={measure!r}{norm})"
 
     @property
     def history(self) -> History | None:
@@ -281,7 +291,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         Raises:
             ValueError: neither works; the message says why.
         """
-        chosen, reason = measure_for(self._backend, x, self._eps)
+        chosen, reason = measure_for(self._backend, x, self._eps, self._norm)
         failures: dict[str, Exception] = {}
         for measure in (chosen, *(name for name in AUTOMATIC if name != chosen)):
             self._settle(measure_of(measure))
@@ -302,11 +312,15 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         self._measure = measure
         self._schedule = measure.controls(self._eps)
         try:
-            check_eps(self._schedule.eps, self._classifier.clip_values)
+            self._check_radius(self._schedule.eps)
         except ValueError as error:
             raise ValueError(f"`eps_factor` of {measure!r} takes `eps` {self._eps!r} too far: {error}") from error
         loss = self._backend.own_loss()
-        self._objective = EntropicObjective(measure, loss.class_weights, loss.label_smoothing)
+        self._objective = EntropicObjective(measure, loss.class_weights, loss.label_smoothing, self._norm)
+
+    def _check_radius(self, eps: Any) -> float:
+        estimator = self._backend.estimator
+        return check_radius(eps, self._norm, estimator.clip_values, tuple(estimator.input_shape))
 
     def _rehearse(self, x: Array, labels: Array) -> dict[str, float]:
         """One step of training and one of validation, with everything put back: what cannot work fails before any work.
@@ -320,14 +334,14 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         backend, eps = self._backend, self._schedule.eps
         batch = self._batch(LabelledBatch(x[:8], labels[:8]), np.random.default_rng(0))
         if isinstance(self._measure, Interval):
-            layer = overflowing_layer(backend, x, eps)
+            layer = overflowing_layer(backend, x, eps, self._norm)
             if layer is not None:
                 raise ValueError(
                     "`measure` must be another than 'interval' for this network, whose bounds leave float32 in layer "
                     f"{layer!r} as the ramp begins, as in very deep ones: 'channel' works on any differentiable network"
                 )
-            check_bounds(backend, x, eps)
-            check_training_bounds(backend, x[:8], eps)
+            check_bounds(backend, x, eps, self._norm)
+            check_training_bounds(backend, x[:8], eps, self._norm)
         try:
             terms = backend.dry_step(self._objective, batch, self._schedule.full())
             backend.measuring_step(self._objective)(batch, self._schedule.full())
@@ -344,7 +358,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
 
     def _settings(self) -> dict[str, Any]:
         loss = {"class_weights": self._objective.class_weights, "label_smoothing": self._objective.label_smoothing}
-        settings = {**self._schedule._asdict(), **self._measure.facts(), **loss}
+        settings = {**self._schedule._asdict(), "norm": norm_name(self._norm), **self._measure.facts(), **loss}
         # As JSON gives it back.
         return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
@@ -369,7 +383,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         x, labels, weight = given
         one_hot = np.zeros((len(x), self._classifier.nb_classes), np.float32)
         one_hot[np.arange(len(x)), labels] = 1.0
-        noise = rng.random(tuple(x.shape), np.float32) * 2.0 - 1.0
+        noise = unit_ball(rng, tuple(x.shape), self._norm)
         return Batch(x, one_hot, noise, rng.random(len(x), np.float32), weight)
 
     def _run(self, source: Source, x: Array, labels: Array, options: Options, about_data: dict[str, Any]) -> History:

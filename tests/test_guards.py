@@ -279,12 +279,12 @@ class Sloped:
     def activations(self, x):
         return {"hidden": 2 * x, "logits": 2 * x}
 
-    def intervals(self, x, eps):
+    def intervals(self, x, eps, norm):
         reach = 2 * eps * self._factor
         return {"hidden": Box(2 * x - 2 * eps, 2 * x + 2 * eps), "logits": Box(2 * x - reach, 2 * x + reach)}
 
-    def logit_bounds(self, x, eps):
-        return self.intervals(x, eps)["logits"]
+    def logit_bounds(self, x, eps, norm):
+        return self.intervals(x, eps, norm)["logits"]
 
 
 def test_points_of_the_ball_find_bounds_that_are_too_narrow():
@@ -292,6 +292,15 @@ def test_points_of_the_ball_find_bounds_that_are_too_narrow():
     check_bounds(Sloped(1.0), x, 0.1)
     with pytest.raises(BoundsMismatchError, match=r"layer 'logits' .* outside by 0\.002, where values go up to 2\.2"):
         check_bounds(Sloped(0.99), x, 0.1)
+
+
+def test_points_of_the_l2_ball_reach_its_surface_and_do_not_leave_it():
+    x = np.linspace(0, 1, 10, dtype=np.float32).reshape(10, 1)
+    check_bounds(Sloped(1.0), x, 0.1, 2.0)
+    with pytest.raises(BoundsMismatchError, match=r"outside by 0\.002"):
+        check_bounds(Sloped(0.99), x, 0.1, 2.0)
+    # In 100 dimensions no unit moves by the whole radius: a box that would be too narrow for corners holds all points.
+    check_bounds(Sloped(0.7), np.zeros((10, 100), np.float32), 0.1, 2.0)
 
 
 @pytest.mark.parametrize(

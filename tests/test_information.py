@@ -13,6 +13,7 @@ from art_entropic.backends.numpy import ops
 from art_entropic.backends.protocol import Activations, Batch, Controls, LayerActivation, LayerInterval, Propagation
 from art_entropic.backends.registry import backend_for, framework_module
 from art_entropic.information import (
+    L2Ball,
     channel_information,
     coding_rate,
     first_order_loss_of_margin,
@@ -22,6 +23,7 @@ from art_entropic.information import (
 )
 from art_entropic.measures import MEASURES, Activation, Channel, Coding
 from art_entropic.ops import Box
+from art_entropic.perturbations import unit_ball
 
 
 def test_transmitted_information_by_hand():
@@ -134,6 +136,33 @@ def test_worst_case_logits_of_the_channel_are_exact_for_a_linear_network(rng):
     np.testing.assert_allclose(worst[:, 0] - worst[:, 1], np.full(5, (corners @ w @ [1, -1]).min()))
 
 
+def test_channel_over_an_l2_ball_by_hand():
+    # |g| = 5 and eps = 0.2: w = 2; half of it is lost at the centre, and as much more as the point is uphill of it.
+    gradient, centre = np.array([[[3.0, -4.0]], [[0.0, 0.0]]]), np.zeros((2, 1, 2))
+    ball, point = L2Ball(centre, 0.2), centre + np.array([0.1, 0.0])
+    np.testing.assert_allclose(channel_information(ops, gradient, ball, resolution=1.0), [0.5 * np.log(2.0), 0.0], atol=1e-14)
+    np.testing.assert_allclose(first_order_loss_of_margin(ops, gradient, centre, ball), [1.0, 0.0], atol=1e-14)
+    np.testing.assert_allclose(first_order_loss_of_margin(ops, gradient, point, ball), [1.3, 0.0], atol=1e-14)
+
+
+def test_worst_case_logits_of_the_channel_over_an_l2_ball_are_reached_against_the_gradient(rng):
+    w, x, y = rng.normal(size=(4, 2)), np.full((5, 4), 0.5), np.eye(2)[[0] * 5]
+    noise = unit_ball(rng, x.shape, 2.0)
+    worst = Channel().read(Linear(w), Batch(x, y, noise, rng.random(5)), 0.2, 2.0).worst
+    direction = w @ [1, -1]
+    lowest = (x[0] - 0.2 * direction / np.linalg.norm(direction)) @ direction
+    np.testing.assert_allclose(worst[:, 0] - worst[:, 1], np.full(5, lowest))
+
+
+def test_points_of_the_l2_ball_are_uniform_in_it(rng):
+    """The share of the volume within a radius r is r^3 in three dimensions, and no direction is preferred."""
+    points = unit_ball(rng, (20_000, 1, 3), 2.0)
+    radii = np.linalg.norm(points.reshape(-1, 3), axis=1)
+    assert points.dtype == np.float32 and radii.max() <= 1 + 1e-6
+    np.testing.assert_allclose(np.quantile(radii**3, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.015)
+    np.testing.assert_allclose(np.cov(points.reshape(-1, 3).T), np.eye(3) / 5, atol=0.01)  # E r^2 / 3 = (3 / 5) / 3
+
+
 @given(gradient=arrays(float, (1, 3), elements=st.floats(-5, 5)), share=arrays(float, (1, 3), elements=st.floats(0, 1)))
 def test_no_point_of_the_ball_lowers_a_linear_margin_further(gradient, share):
     x, ball = np.array([[0.0, 0.5, 1.0]]), Box(np.array([[0.0, 0.2, 0.7]]), np.array([[0.3, 0.8, 1.0]]))
@@ -180,13 +209,16 @@ class Reference:
     def ball(self, x, eps):
         return Box(np.clip(x - eps, 0, 1), np.clip(x + eps, 0, 1))
 
-    def propagate(self, x, eps):
+    def propagate(self, x, eps, norm=np.inf):
         def through(box, w, b):
             centre, radius = (box.lower + box.upper) / 2 @ w + b, (box.upper - box.lower) / 2 @ np.abs(w)
             return Box(centre - radius, centre + radius)
 
         flat = x.reshape(len(x), -1)
         hidden = through(Box(np.clip(flat - eps, 0, 1), np.clip(flat + eps, 0, 1)), self.w1, self.b1)
+        if norm == 2:
+            value, far = flat @ self.w1 + self.b1, eps * np.linalg.norm(self.w1, axis=0)
+            hidden = Box(np.maximum(hidden.lower, value - far), np.minimum(hidden.upper, value + far))
         box = through(Box(np.maximum(hidden.lower, 0), np.maximum(hidden.upper, 0)), self.w2, self.b2)
         return Propagation(self.logits(x), box, (LayerInterval("hidden", hidden), LayerInterval("logits", box)))
 
@@ -228,16 +260,17 @@ def single(batch):
     return Batch(*(part.astype(np.float32) for part in batch[:4]))
 
 
+@pytest.mark.parametrize("norm", [np.inf, 2.0])
 @pytest.mark.parametrize("measure", MEASURES)
-def test_measure_agrees_with_the_float64_reference(framework, measure, two_layers, rng):
+def test_measure_agrees_with_the_float64_reference(framework, measure, norm, two_layers, rng):
     backend = backend_of(framework, two_layers)
     batch = batch_for(backend, rng)
     one = MEASURES[measure](resolution=0.7)
-    expected = one.read(Reference(*two_layers), batch, 0.1)
+    expected = one.read(Reference(*two_layers), batch, 0.1, norm)
     seen = {}
 
     def objective(view, batch, controls):
-        reading = one.read(view, batch, controls.eps)
+        reading = one.read(view, batch, controls.eps, norm)
         seen.update({"nats": reading.information[0], "logit": reading.logits[0, 0]})
         if reading.worst is not None:
             seen["worst"] = view.ops.mean(reading.worst * batch.y)

@@ -38,7 +38,7 @@ class Logits:
     def penalty(self):
         return None
 
-    def propagate(self, x, eps):
+    def propagate(self, x, eps, norm=np.inf):
         box = Box(x - 0.5, x + 0.5)
         return Propagation(x, box, (LayerInterval("logits", box),))
 
@@ -113,7 +113,7 @@ WIDTHS = {"conv": 1.0, "hidden": 2.0, "logits": 3.0}
 class Layered(Logits):
     """An image-shaped layer, one with one axis per example, and the logits, whose widths and values differ."""
 
-    def propagate(self, x, eps):
+    def propagate(self, x, eps, norm=np.inf):
         boxes = {name: Box(np.zeros(shape), np.full(shape, WIDTHS[name])) for name, shape in SHAPES.items()}
         return Propagation(LOGITS, boxes["logits"], tuple(LayerInterval(*item) for item in boxes.items()))
 

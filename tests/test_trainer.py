@@ -11,10 +11,12 @@ from sklearn.linear_model import LogisticRegression
 
 from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool
 from art_entropic.backends.errors import NoIntervalRuleError
+from art_entropic.backends.numpy import ops
 from art_entropic.backends.registry import FRAMEWORKS, backend_for
 from art_entropic.certificates import certify
 from art_entropic.choosing import piecewise_linear
 from art_entropic.history import TrainingDivergedError
+from art_entropic.intervals import certified
 from art_entropic.measures import MEASURES, Activation, Channel, Coding, Interval, Measure, Schedule
 from art_entropic.trainer import EntropicTrainer
 
@@ -60,6 +62,29 @@ def test_retraining_certifies_what_was_not_certified_before(classifier, data):
     assert [epoch.epoch for epoch in history.epochs] == list(range(1, 31)) and history.best_epoch == 30
     assert history.terms("information")[-1] < max(history.terms("information"))
     assert history.epochs[0].eps < history.epochs[-1].eps == EPS
+
+
+@pytest.mark.parametrize("measure", ["interval", "channel"])
+def test_retraining_for_an_l2_ball_widens_the_margin_against_it(framework, make_classifier, data, measure):
+    """By the bounds for the worst case, to first order for the channel: the share of points whose margin reaches beyond 0.3."""
+    x, y = data
+
+    def held(classifier):
+        backend = backend_for(classifier)
+        if measure == "interval":
+            return certified(ops, backend.logit_bounds(x, 0.3, norm=2.0), np.eye(3)[y]).mean()
+        gaps = []
+        for rival in range(3):
+            v = np.eye(3, dtype=np.float32)[y] - np.eye(3, dtype=np.float32)[rival]
+            size = np.linalg.norm(backend.input_gradient(x, v).reshape(len(x), -1), axis=1)
+            gaps.append(np.where(y == rival, np.inf, (v * backend.logits(x)).sum(axis=1) - 0.3 * size))
+        return np.mean(np.min(gaps, axis=0) > 0)
+
+    classifier = make_classifier(framework)
+    before = held(classifier)
+    history = EntropicTrainer(classifier, 0.3, measure, norm=2, verbose=False).fit(x, y, batch_size=16, nb_epochs=20, seed=0)
+    assert history.settings["norm"] == "2" and history.settings["eps"] == 0.3
+    assert before < 0.5 and held(classifier) > 0.9
 
 
 @pytest.mark.parametrize("measure", ["interval", "channel"])
@@ -110,6 +135,8 @@ def test_resume_refuses_other_settings_and_other_networks(framework, make_classi
     trainer.save(tmp_path / "a.npz")
     with pytest.raises(ValueError, match=r"`beta` must be as in the checkpoint"):
         trainer_of(make_classifier(framework), beta=0.7).resume(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=r"`norm` must be as in the checkpoint .*: 'inf', got '2'"):
+        EntropicTrainer(make_classifier(framework), EPS, Interval(), norm=2, verbose=False).resume(tmp_path / "a.npz")
     other = make_classifier(framework, architecture=(Flatten(), Dense(3, None)))
     with pytest.raises(ValueError, match="another network"):
         trainer_of(other).resume(tmp_path / "a.npz")
@@ -238,6 +265,12 @@ def test_bad_input_is_named_before_any_work(classifier, data):
         ({"eps": float("nan")}, "`eps` must be finite"),
         ({"eps": 8}, r"`eps` must not exceed the range 1 of .*did you mean 8/255 = 0.0314"),
         ({"eps": "0.1"}, "`eps` must be a number"),
+        ({"norm": 1}, r"`norm` must be 'inf', np\.inf or 2, got 1"),
+        ({"norm": "l2"}, r"`norm` must be 'inf', np\.inf or 2, got 'l2'"),
+        (
+            {"norm": 2, "eps": 9},
+            r"`eps` must not exceed 8\.48528, the L2 distance of the farthest points in `clip_values`, got 9",
+        ),
         ({"measure": "entropy"}, "`measure` must be one of 'interval', 'channel', 'coding', 'activation', got 'entropy'"),
         ({"measure": Interval}, r"`measure` must be a measure, not its class: write Interval\(\), got <class"),
         ({"measure": Measure(beta=0.1)}, r"`measure` must be None, one of 'interval', .* got Measure\(beta=0.1\)"),
@@ -464,6 +497,12 @@ def test_the_measure_is_chosen_by_network_and_radius(framework, make_classifier,
     history = EntropicTrainer(classifier, eps, verbose=False).fit(*data, nb_epochs=1, seed=0)
     assert history.settings["measure"] == measure and history.settings["k"] == MEASURES[measure]().k
     assert history.settings["eps"] == pytest.approx(eps * MEASURES[measure]().eps_factor)
+
+
+def test_an_l2_ball_gets_the_first_order_measure(framework, make_classifier, data):
+    classifier = make_classifier(framework, architecture=RELU)
+    history = EntropicTrainer(classifier, 0.5, norm="2", verbose=False).fit(*data, nb_epochs=1, seed=0)
+    assert history.settings["measure"] == "channel" and "each unit spend the whole radius" in history.settings["reason"]
 
 
 def test_a_network_without_interval_rules_gets_the_first_order_measure(make_classifier, points, monkeypatch):

@@ -67,7 +67,7 @@ class Batch(NamedTuple):
 
     x: Tensor  # (n, ...), raw units
     y: Tensor  # (n, nb_classes), one-hot
-    ball_noise: Tensor  # (n, ...), uniform on [-1, 1]
+    ball_noise: Tensor  # (n, ...), uniform in the ball |d|_norm <= 1: for Linf on [-1, 1]
     class_noise: Tensor  # (n,), uniform on [0, 1)
     weight: Tensor = None  # (n,), of each example in the cross-entropy; None weighs all alike
 

@@ -5,7 +5,6 @@ points that still stand. What it finds, at its end or on its way, is checked bef
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -211,13 +210,13 @@ def _each_rival(target: Target, ball: Ball) -> Sequence[Round]:
 
 
 def _entropic(target: Target, ball: Ball) -> Sequence[Round]:
-    if not math.isinf(ball.norm):
-        raise CannotRunError(f"the information is read over the Linf ball, got the norm {ball.norm_name}")
+    if ball.norm == 1:
+        raise CannotRunError(f"the information is read over the Linf or the L2 ball, got the norm {ball.norm_name}")
     measure = target.known_measure
     if not measure.pointwise:
         raise CannotRunError(f"{measure.name!r} is a number of a whole batch, which no point climbs alone")
     return [
-        Round(f"{measure.name} {weight:+g} at {ball.eps:g}", with_information(measure, weight, ball.eps))
+        Round(f"{measure.name} {weight:+g} at {ball.eps:g}", with_information(measure, weight, ball))
         for weight in ENTROPIC_WEIGHTS
     ]
 

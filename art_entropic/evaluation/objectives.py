@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from art_entropic.backends.protocol import AttackObjective, Batch, View
+from art_entropic.evaluation.target import Ball
 from art_entropic.measures import Measure
 from art_entropic.ops import Ops, Tensor
 
@@ -59,7 +60,7 @@ class OfLogits:
         return z, self.loss(view.ops, z, y)
 
 
-def with_information(measure: Measure, weight: float, eps: float) -> AttackObjective:
+def with_information(measure: Measure, weight: float, ball: Ball) -> AttackObjective:
     """Margin plus `weight` times the information, in nats, that the defence was trained to keep small.
 
     With a positive weight the attack looks where the defence lets perturbations through, with a negative one it walks where the
@@ -70,7 +71,7 @@ def with_information(measure: Measure, weight: float, eps: float) -> AttackObjec
         ops = view.ops
         still = 0.0 * x
         batch = Batch(x, y, still, ops.sum(ops.flatten(still), axis=1) + 0.5)  # the middle of the posterior
-        reading = measure.read(view, batch, eps)
+        reading = measure.read(view, batch, ball.eps, ball.norm)
         return reading.logits, margin(ops, reading.logits, y) + weight * reading.information
 
     return objective

@@ -50,7 +50,6 @@ NOWHERE = {
     *(("autoattack", norm) for norm in (np.inf, 2.0, 1.0)),  # inputs are not in [0, 1]; tests of its own below
     *((name, 1.0) for name in ("apgd_ce", "apgd_t", "apgd_long", "square", "entropic", "hop_skip_jump")),
     ("square", 2.0),  # its tiles would have one pixel
-    ("entropic", 2.0),  # reads the information over the Linf ball
     ("minimum_norm", np.inf),
     ("minimum_norm", 1.0),
 }
