@@ -11,11 +11,13 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.torch.bounds import RULES, Trace
-from art_entropic.backends.torch.tensor import BoundTensor
+from art_entropic.backends.torch.tensor import Bounds, BoundTensor
 from art_entropic.ops import Box
 
 RADII, POINTS = (0.0, 0.1, 0.5, 1.0, 3.0), 50  # so 200 points and more of each setting, one in two a corner
@@ -689,3 +691,94 @@ def test_a_refusal_names_the_layer_and_the_reason(function, reason):
     trace, x = Trace(model), torch.rand(3, 4).double()
     with pytest.raises(NoIntervalRuleError, match=f"layer '1'.*{reason}"), trace.following(model):
         model(BoundTensor(x, Box(x - 0.1, x + 0.1), "input", trace))
+
+
+# ------------------------------------------------------------------------------------------- the first layer over an L2 ball
+
+KERNEL, MATRIX = (
+    torch.linspace(-1, 1, 3 * 2 * 9).reshape(3, 2, 3, 3).double().sin(),
+    torch.linspace(-3, 3, 5 * 72).double().cos(),
+)
+SCALES = torch.tensor([0.5, -2.0]).double().reshape(1, 2, 1, 1)
+WIDE = torch.linspace(-1, 1, 10).double()
+
+
+def dense(x):
+    return x.flatten(1) @ MATRIX.reshape(72, 5)
+
+
+def convolved(x, **options):
+    return F.conv2d(x, KERNEL, WIDE[:3], **options)
+
+
+def in_place(x):
+    return convolved(x.clone().sub_(0.3).div_(SCALES))
+
+
+# Of images (n, 2, 6, 6): what is exact in every unit alone, and what may not be, since a number takes part twice.
+EXACT = {
+    "linear": lambda x: F.linear(x.reshape(len(x), -1), MATRIX.reshape(5, 72), WIDE[:5]),
+    "matmul": dense,
+    "matmul from the left": lambda x: MATRIX[:24].reshape(4, 6) @ x,
+    "convolution": lambda x: convolved(x, padding=1, stride=2),
+    "transposed convolution": lambda x: F.conv_transpose2d(x, KERNEL.transpose(0, 1), WIDE[:3], stride=2),
+    "groups": lambda x: F.conv2d(x, KERNEL[:2, :1], groups=2),
+    "normalised": lambda x: convolved((x - SCALES) / SCALES),
+    "normalised in place": in_place,
+    "from a constant": lambda x: convolved(0.5 - 2.0 * x),
+    "batch norm": lambda x: convolved(F.batch_norm(x, WIDE[:2], WIDE[8:], WIDE[3:5], WIDE[:2])),
+    "padded by a constant": lambda x: convolved(F.pad(x, (1, 2, 0, 1), value=0.7)),
+    "permuted and cut": lambda x: convolved(x.permute(0, 1, 3, 2)[:, :, 1:, ::2]),
+    "flipped channels": lambda x: convolved(x.flip(1).unsqueeze(2).squeeze(2)),
+    "shuffled": lambda x: dense(F.pixel_unshuffle(x, 2)),
+    "another shape and kind": lambda x: dense(x.view_as(torch.zeros(len(x), 72)).to(torch.float64)),
+}
+REPEATED = {
+    "repeated by a product": lambda x: convolved(x[:, :1] * SCALES),
+    "repeated by a sum": lambda x: convolved(x[:, :1] + SCALES),
+    "expanded": lambda x: convolved(x[:, :1].expand(-1, 2, -1, -1)),
+    "expanded alike": lambda x: convolved(x[:, :1].expand_as(torch.zeros(len(x), 2, 6, 6))),
+    "reflected": lambda x: convolved(F.pad(x, (1, 1, 1, 1), mode="reflect")),
+    "chosen twice": lambda x: convolved(x[:, [0, 0]]),
+    "joined with itself": lambda x: convolved(torch.cat([x[:, :1], x[:, :1]], 1)),
+    "added to itself": lambda x: convolved(x + x),
+    "added to its mirror image": lambda x: convolved(x + x.flip(1)),
+    "unfolded": lambda x: F.unfold(x, 3).transpose(1, 2) @ MATRIX[:90].reshape(18, 5),
+    "pooled": lambda x: convolved(F.avg_pool2d(x, 2, 1)),
+    "summed in einsum": lambda x: torch.einsum("ncij,k->nc", x, WIDE),
+}
+
+
+def over_l2_ball(f, x, eps):
+    path = Trace(nn.Identity().eval())
+    spread = torch.full_like(x[:1], eps).expand(x.shape)
+    with path.following(nn.Identity()):
+        return f(BoundTensor(x, Bounds(Box(x - eps, x + eps), spread=spread), "input", path))
+
+
+@pytest.mark.parametrize("name", [*EXACT, *REPEATED])
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), eps=st.floats(0.0, 3.0))
+def test_an_l2_ball_stays_inside_the_first_layer_and_reaches_its_ends(name, seed, eps):
+    torch.manual_seed(seed)
+    f, x = {**EXACT, **REPEATED}[name], torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    got = over_l2_ball(f, x, eps)
+    value, (lower, upper) = f(x), got.box
+    rows = torch.autograd.functional.jacobian(lambda one: f(one[None])[0].flatten(), x[0])
+    # The worst points of each unit, and random ones on the sphere.
+    worst = F.normalize(torch.cat([rows, -rows, torch.randn(50, *x[0].shape, dtype=x.dtype)]).flatten(1)).reshape(
+        -1, *x[0].shape
+    )
+    there = f(x[0] + eps * worst)
+    assert (there >= lower[0] - 1e-9).all() and (there <= upper[0] + 1e-9).all()
+    if name in EXACT:
+        reach = eps * rows.flatten(1).norm(dim=1)
+        torch.testing.assert_close(lower[0].flatten(), value[0].flatten() - reach, rtol=0, atol=1e-9)
+        torch.testing.assert_close(upper[0].flatten(), value[0].flatten() + reach, rtol=0, atol=1e-9)
+
+
+def test_a_layer_of_zeros_has_a_finite_gradient_over_an_l2_ball():
+    weight = torch.zeros(3, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    box = over_l2_ball(lambda x: F.conv2d(x, weight), torch.rand(2, 2, 6, 6, dtype=torch.float64), 0.5).box
+    (box.upper - box.lower).sum().backward()
+    assert weight.grad.isfinite().all()
