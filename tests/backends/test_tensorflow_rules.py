@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
@@ -759,3 +761,80 @@ def test_a_name_stands_for_one_operation_of_keras() -> None:
             and not issubclass(kind, keras.Layer)
         }
         assert len(classes) == 1, classes
+
+
+# ------------------------------------------------------------------------------------------- the first layer over an L2 ball
+
+SCALES = np.array([0.5, -2.0], np.float32)
+# Of images (4, 4, 2): what is exact in every unit alone, and what may not be, since a number takes part twice.
+EXACT: dict[str, Build] = {
+    "dense": lambda x: L.Dense(5)(L.Flatten()(x)),
+    "convolution": lambda x: L.Conv2D(3, 2, padding="same", strides=2)(x),
+    "depthwise": lambda x: L.DepthwiseConv2D(2, depth_multiplier=2)(x),
+    "transposed convolution": lambda x: L.Conv2DTranspose(3, 3, strides=2)(x),
+    "causal": lambda x: L.Conv1D(3, 2, padding="causal")(L.Reshape((16, 2))(x)),
+    "einsum": lambda x: L.EinsumDense("abcd,cde->abe", (None, 5))(x),
+    "rescaled": lambda x: L.Conv2D(3, 2)(L.Rescaling([0.5, -2.0], offset=-1.0)(x)),
+    "normalised": lambda x: L.Conv2D(3, 2)(L.Normalization(mean=[0.3, 1.0], variance=[0.25, 4.0])(x)),
+    "operators": lambda x: L.Conv2D(3, 2)((1.0 - x) / SCALES * 3.0 - SCALES + 0.5),
+    "batch norm": lambda x: L.Conv2D(3, 2)(L.BatchNormalization()(x)),
+    "padded and cropped": lambda x: L.Conv2D(3, 2)(L.Cropping2D(((1, 0), (0, 0)))(L.ZeroPadding2D(1)(x))),
+    "padded by a constant": lambda x: L.Conv2D(3, 2)(K.pad(x, [[0, 0], [1, 1], [0, 1], [0, 0]], constant_values=0.7)),
+    "permuted and cut": lambda x: L.Conv2D(3, 2)(K.transpose(x, (0, 2, 1, 3))[:, 1:, :, ::-1]),
+    "reshaped": lambda x: L.Dense(5)(K.reshape(x, (-1, 32))),
+    "another axis": lambda x: L.Dense(5)(K.squeeze(K.expand_dims(K.reshape(x, (-1, 32)), 1), 1)),
+    "network inside": lambda x: keras.Sequential([L.Flatten(), L.Dense(5)])(x),
+}
+REPEATED: dict[str, Build] = {
+    "repeated by a product": lambda x: L.Conv2D(3, 2)(x[..., :1] * SCALES),
+    "repeated by a sum": lambda x: L.Conv2D(3, 2)(x[..., :1] + SCALES),
+    "repeated": lambda x: L.Conv2D(3, 2)(K.repeat(x[..., :1], 2, axis=-1)),
+    "repeated vector": lambda x: L.Conv1D(3, 2)(L.RepeatVector(3)(L.Flatten()(x))),
+    "upsampled": lambda x: L.Conv2D(3, 3)(L.UpSampling2D(2)(x)),
+    "reflected": lambda x: L.Conv2D(3, 2)(K.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], mode="reflect")),
+    "joined with itself": lambda x: L.Conv2D(3, 2)(L.Concatenate()([x, x])),
+    "added to itself": lambda x: L.Conv2D(3, 2)(L.Add()([x, x])),
+    "pooled": lambda x: L.Conv2D(3, 2)(L.AveragePooling2D(2, 1)(x)),
+    "separable": lambda x: L.SeparableConv2D(3, 2, depth_multiplier=2)(x),
+}
+
+
+@functools.cache
+def over_l2_ball(name: str) -> tuple[Any, Any, Any]:
+    """The model, its bounds of (x, eps), and its Jacobian at x of one point, (units, 4, 4, 2)."""
+    keras.utils.set_random_seed(0)
+    model = network({**EXACT, **REPEATED}[name], IMAGE)
+
+    @tf.function(autograph=False)
+    def bounds(x: Any, eps: Any) -> Any:
+        joint = Joint(x, Box(x - eps, x + eps), "input", spread=tf.ones_like(x) * eps)
+        return box_of(Walk(training=False).logits(model, joint))
+
+    @tf.function(autograph=False)
+    def rows(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            units = tf.reshape(model(x, training=False), [-1])
+        return tf.reshape(tape.jacobian(units, x), (-1, *IMAGE))
+
+    return model, bounds, rows
+
+
+@pytest.mark.parametrize("name", [*EXACT, *REPEATED])
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), eps=st.floats(0.0, 3.0, width=32))
+def test_an_l2_ball_stays_inside_the_first_layer_and_reaches_its_ends(name: str, seed: int, eps: float) -> None:
+    rng, (model, bounds, rows) = np.random.default_rng(seed), over_l2_ball(name)
+    x = rng.normal(size=(2, *IMAGE)).astype(np.float32)
+    lower, upper = (np.asarray(end)[0].ravel() for end in bounds(tf.constant(x), tf.constant(np.float32(eps))))
+    jacobian = rows(tf.constant(x[:1])).numpy().reshape(len(lower), -1).astype(np.float64)
+    # The worst points of each unit, and random ones on the sphere.
+    steps = np.concatenate([jacobian, -jacobian, rng.normal(size=(50, jacobian.shape[1]))])
+    steps = steps / np.maximum(np.linalg.norm(steps, axis=1, keepdims=True), 1e-12)
+    there = model((x[0] + eps * steps.reshape(-1, *IMAGE)).astype(np.float32), training=False).numpy().reshape(len(steps), -1)
+    slack = 10 * ROUNDING * (1.0 + np.abs(lower) + np.abs(upper))
+    assert (there >= lower - slack).all() and (there <= upper + slack).all()
+    if name in EXACT:
+        value, reach = np.asarray(model(x, training=False))[0].ravel(), eps * np.linalg.norm(jacobian, axis=1)
+        np.testing.assert_array_less(np.abs(value - reach - lower), slack)
+        np.testing.assert_array_less(np.abs(value + reach - upper), slack)

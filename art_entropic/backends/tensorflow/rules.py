@@ -331,16 +331,12 @@ def _bias(layer: Any) -> Any:
     return bias
 
 
-def _layer(linear: Linear, *, once: bool = True) -> Rule:
-    """A layer with `kernel`, `bias` and `activation`.
-
-    Args:
-        once: no output takes one input through several entries of the kernel, whose squares would not add up.
-    """
+def _layer(linear: Linear) -> Rule:
+    """A layer with `kernel`, `bias` and `activation`, in which an output takes an input through one entry of the kernel alone."""
 
     def rule(call: Call) -> Any:
-        layer, x = call.operation, call.only if once else replace(call.only, spread=None)
-        x = _affine(x, functools.partial(linear, layer), layer.kernel, _bias(layer), call.name)
+        layer = call.operation
+        x = _affine(call.only, functools.partial(linear, layer), layer.kernel, _bias(layer), call.name)
         return _apply_activation(call, layer.activation, x)
 
     return rule
@@ -533,7 +529,7 @@ def _alpha_dropout(call: Call) -> Joint:
 # something else.
 LAYERS: dict[str, Rule] = _by_name(
     (_layer(_dense), "Dense"),
-    (_layer(_einsum, once=False), "EinsumDense"),
+    (_layer(_einsum), "EinsumDense"),
     (_layer(_convolve), "Conv1D Conv2D Conv3D"),
     (_layer(_convolve_depthwise), "DepthwiseConv1D DepthwiseConv2D"),
     (_layer(_convolve_transposed), "Conv1DTranspose Conv2DTranspose Conv3DTranspose"),
