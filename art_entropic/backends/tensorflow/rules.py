@@ -332,7 +332,7 @@ def _bias(layer: Any) -> Any:
 
 
 def _layer(linear: Linear) -> Rule:
-    """A layer with `kernel`, `bias` and `activation`, in which an output takes an input through one entry of the kernel alone."""
+    """A layer with `kernel`, `bias` and `activation`; an output takes an input through one entry of the kernel alone."""
 
     def rule(call: Call) -> Any:
         layer = call.operation
