@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 ClipValues = tuple[Any, Any] | None
+NORMS = (math.inf, 2.0)  # of the balls that measures and bounds know; attacks know L1 too
 
 
 def finite(name: str, value: Any) -> float:

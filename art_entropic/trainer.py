@@ -18,6 +18,7 @@ from art.defences.trainer import Trainer
 from tqdm.auto import tqdm
 
 from art_entropic._validate import (
+    NORMS,
     check_logits,
     check_points,
     check_radius,
@@ -54,8 +55,6 @@ from art_entropic.perturbations import unit_ball
 from art_entropic.records import Epoch
 from art_entropic.schedule import falling_rate
 from art_entropic.states import kept_numpy_generator, plain_state, restored_state
-
-NORMS = (math.inf, 2.0)  # of the balls that a retraining knows
 
 
 class _Means:

@@ -35,9 +35,11 @@ def _whole(values: dict[str, Array], n: int) -> dict[str, Array]:
 class Network:
     """One classifier, its layers in order, the input first, and the scale in which each is read."""
 
-    def __init__(self, backend: Backend, x: Array, labels: Array, eps: float, resolution: float, batch_size: int) -> None:
+    def __init__(
+        self, backend: Backend, x: Array, labels: Array, eps: float, norm: float, resolution: float, batch_size: int
+    ) -> None:
         self._backend, self._batch_size = backend, batch_size
-        self.eps, self.clip_values = eps, backend.estimator.clip_values
+        self.eps, self.norm, self.clip_values = eps, norm, backend.estimator.clip_values
         self.blind: str | None = None  # why only input and logits are seen
         check_predictions(backend, x)
         check_logits(backend.logits(x, batch_size), int(backend.estimator.nb_classes))
@@ -62,9 +64,9 @@ class Network:
 
     def boxes(self, x: Array) -> dict[str, Box]:
         if not self._bounds_were_checked:
-            check_bounds(self._backend, x, self.eps)
+            check_bounds(self._backend, x, self.eps, self.norm)
             self._bounds_were_checked = True
-        return self._backend.intervals(x, self.eps, self._batch_size)
+        return self._backend.intervals(x, self.eps, self._batch_size, self.norm)
 
     def logits(self, x: Array) -> Array:
         return self._backend.logits(x, self._batch_size)

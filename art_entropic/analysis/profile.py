@@ -22,13 +22,16 @@ import msgspec
 import numpy as np
 
 from art_entropic._validate import (
-    check_eps,
+    NORMS,
     check_inputs,
     check_labels,
+    check_radius,
     choice,
     finite,
     flag,
     listed,
+    norm_name,
+    norm_of,
     positive_int,
     seed_of,
 )
@@ -56,12 +59,14 @@ class InformationProfile:
     Attributes:
         models: names, in the order they were given.
         rows: one for each model, layer and measure, and one for each model and measure of the network as a whole.
+        norm: of the ball, "inf" or "2".
         notes: what a reader should know, such as layers that do not correspond.
         points: nats of each point, (n,), by (model, layer, measure), for the measures that have them; layer "" is the network.
     """
 
     models: tuple[str, ...]
     eps: float
+    norm: str
     resolution: float
     n: int
     copies: int
@@ -120,11 +125,11 @@ class InformationProfile:
 
     def summary(self) -> dict[str, Any]:
         """Everything but what was found of each point, as plain values for `json.dump`."""
-        names = ("models", "eps", "resolution", "n", "copies", "notes", "seconds", "rows")
+        names = ("models", "eps", "norm", "resolution", "n", "copies", "notes", "seconds", "rows")
         return {name: msgspec.to_builtins(getattr(self, name)) for name in names}
 
     def __str__(self) -> str:
-        lines = [f"Linf eps {self.eps:g}, n = {self.n}, layers read at {self.resolution:g} of their spread"]
+        lines = [f"L{self.norm} eps {self.eps:g}, n = {self.n}, layers read at {self.resolution:g} of their spread"]
         deepest = {model: deepest_layers(self.rows, model) for model in self.models}
         for name, row in PROFILE_MEASURES.items():
             found = [one for one in self.rows if one.measure == name and one.layer in ("", deepest[one.model])]
@@ -141,6 +146,7 @@ def information_profile(
     y: Any = None,
     *,
     eps: float,
+    norm: float | str = np.inf,
     measures: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
     resolution: float = 0.1,
@@ -157,7 +163,8 @@ def information_profile(
         x: points of shape (n, *input_shape), raw units, inside clip_values; n >= 2.
         y: their classes, indices (n,) or one-hot rows. Without, each network's own predictions stand for them, and what needs
             labels is missing.
-        eps: Linf radius of the perturbations, in the units of x.
+        eps: radius of the perturbations, in the units of x.
+        norm: of the perturbations, infinity (also "inf") or 2.
         measures: names of PROFILE_MEASURES; None takes all.
         layers: names of `Backend.layer_names`, or "input"; each must be a layer of every network. None takes all.
         resolution: tau as a share of each layer's standard deviation between points.
@@ -179,7 +186,8 @@ def information_profile(
     began = time.perf_counter()
     backends = _check_classifiers(classifiers)
     first = next(iter(backends.values())).estimator
-    eps = check_eps(eps, first.clip_values)
+    exponent = norm_of(norm, NORMS)
+    eps = check_radius(eps, exponent, first.clip_values, tuple(first.input_shape))
     x = check_inputs(x, input_shape=tuple(first.input_shape), clip_values=first.clip_values)
     if len(x) < 2:
         raise ValueError(f"`x` must hold at least 2 points, whose spread is the scale that layers are read in, got {len(x)}")
@@ -196,7 +204,7 @@ def information_profile(
     networks = {}
     for name, backend in backends.items():
         own = np.asarray(backend.logits(x, batch_size)).argmax(axis=1) if labels is None else labels
-        networks[name] = Network(backend, x, own, eps, resolution, batch_size), own
+        networks[name] = Network(backend, x, own, eps, exponent, resolution, batch_size), own
     kept = {name: _choose(name, network, layers) for name, (network, _) in networks.items()}
     rows: list[ProfileRow] = []
     points: dict[tuple[str, str, str], Array] = {}
@@ -208,8 +216,9 @@ def information_profile(
             points |= reader.points
     notes = _notes({name: network for name, (network, _) in networks.items()}, labels is not None)
     return InformationProfile(
-        tuple(networks), eps, resolution, len(x), copies, tuple(rows), notes, time.perf_counter() - began, points
-    )
+        tuple(networks), eps, norm_name(exponent), resolution, len(x), copies, tuple(rows), notes,
+        time.perf_counter() - began, points,
+    )  # fmt: skip
 
 
 def _check_classifiers(classifiers: Any) -> dict[str, Backend]:

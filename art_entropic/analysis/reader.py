@@ -12,6 +12,7 @@ from art_entropic.analysis.network import BLOCK, Network
 from art_entropic.analysis.readings import LEAST, MOST_RIVALS, PROFILE_MEASURES, Chunk
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.ops import Array
+from art_entropic.perturbations import unit_ball
 from art_entropic.records import ProfileRow, number
 from art_entropic.statistics import bootstrap_interval
 
@@ -62,7 +63,7 @@ class Reader:
         rng = np.random.default_rng(self._seed)
         for where in chunks(len(self._x), batch_size, copies):
             x = self._x[where]
-            noise = rng.random((len(x), copies, *x.shape[1:]), dtype=np.float32)
+            noise = unit_ball(rng, (len(x) * copies, *x.shape[1:]), self._network.norm).reshape(len(x), copies, *x.shape[1:])
             chunk = Chunk(self._network, x, self._labels[where], noise)
             for measure in self._measures:
                 if measure in self._reasons:

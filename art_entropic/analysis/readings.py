@@ -12,7 +12,7 @@ import numpy as np
 from art_entropic import intervals
 from art_entropic.analysis.network import BLOCK, Network, behind_input
 from art_entropic.backends.numpy import ops
-from art_entropic.information import coding_rate, first_order_loss_of_margin, gaussian_channels, transmitted_information
+from art_entropic.information import L2Ball, coding_rate, first_order_loss_of_margin, gaussian_channels, transmitted_information
 from art_entropic.ops import Array, Box
 
 LEAST = 10  # points that such an estimate needs, and blocks that an interval needs
@@ -20,7 +20,11 @@ MOST_RIVALS = 9
 
 
 class Chunk:
-    """A few points of one network, with what was perturbed of them; each thing is computed when it is first asked for."""
+    """A few points of one network, with what was perturbed of them; each thing is computed when it is first asked for.
+
+    Args:
+        noise: uniform in the unit ball of the network's norm, (m, copies, ...).
+    """
 
     def __init__(self, network: Network, x: Array, labels: Array, noise: Array) -> None:
         self.network, self.x, self._noise = network, x, noise
@@ -33,6 +37,7 @@ class Chunk:
 
     @cached_property
     def ball(self) -> Box:
+        """The box around the points of the ball."""
         return intervals.ball(ops, self.x, self.network.eps, self.network.clip_values)
 
     @cached_property
@@ -47,22 +52,34 @@ class Chunk:
     @cached_property
     def random(self) -> dict[str, Array]:
         """Values of each layer at random points of the ball, (m, copies, units)."""
-        return self._copies(self.ball.lower[:, None] + self._noise * (self.ball.upper - self.ball.lower)[:, None])
+        lower, upper = (end[:, None] for end in self.ball)
+        if math.isinf(self.network.norm):
+            # Not by cutting: a random pixel is seldom at the end of its range.
+            return self._copies(lower + (0.5 * self._noise + 0.5) * (upper - lower))
+        return self._copies(np.clip(self.x[:, None] + self.network.eps * self._noise, lower, upper))
 
     @cached_property
     def towards_rivals(self) -> dict[str, Array]:
-        """Values of each layer at the corner of the ball that a first-order adversary picks for each rival, and at x itself."""
+        """Values of each layer where a first-order adversary goes in the ball for each rival, and at x itself."""
         logits = self.logits.copy()
         rows = np.arange(len(logits))
         logits[rows, self.labels] = -np.inf
         rivals = np.argsort(-logits, axis=1)[:, : min(MOST_RIVALS, logits.shape[1] - 1)]
-        corners = [self.x]
+        ends = [self.x]
         for place in range(rivals.shape[1]):
             direction = np.zeros_like(logits, dtype=np.float32)
             direction[rows, self.labels], direction[rows, rivals[:, place]] = -1.0, 1.0
             gradient = self.network.input_gradient(self.x, direction)
-            corners.append(np.where(gradient > 0, self.ball.upper, np.where(gradient < 0, self.ball.lower, self.x)))
-        return self._copies(np.stack(corners, axis=1))
+            ends.append(self._end(gradient))
+        return self._copies(np.stack(ends, axis=1))
+
+    def _end(self, gradient: Array) -> Array:
+        """The point of the ball to which a gradient leads."""
+        if math.isinf(self.network.norm):
+            return np.where(gradient > 0, self.ball.upper, np.where(gradient < 0, self.ball.lower, self.x))
+        size = np.linalg.norm(gradient.reshape(len(gradient), -1), axis=1).reshape(-1, *([1] * (gradient.ndim - 1)))
+        steps = self.network.eps * gradient / np.where(size > 0, size, 1.0)
+        return np.clip(self.x + steps, self.ball.lower, self.ball.upper)
 
     @cached_property
     def logits(self) -> Array:
@@ -144,7 +161,8 @@ def _reach_of_the_gradient(chunk: Chunk) -> Array:
     margin = chunk.logits[np.arange(len(rivals)), chunk.labels] - rivals.max(axis=1)
     direction = chunk.one_hot - ops.one_hot(rivals.argmax(axis=1), rivals.shape[1])
     gradient = chunk.network.input_gradient(chunk.x, direction.astype(np.float32)).astype(np.float64)
-    fall = first_order_loss_of_margin(ops, gradient, chunk.x, chunk.ball)
+    ball = chunk.ball if math.isinf(chunk.network.norm) else L2Ball(chunk.x, chunk.network.eps)
+    fall = first_order_loss_of_margin(ops, gradient, chunk.x, ball)
     return np.where(margin > 0, fall / np.where(margin > 0, margin, 1.0), np.nan)
 
 

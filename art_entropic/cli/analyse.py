@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from art_entropic.analysis.profile import InformationProfile
     from art_entropic.records import ProfileRow
-from art_entropic.cli.arguments import PROGRAM, add_device_argument, names_of
+from art_entropic.cli.arguments import PROGRAM, add_device_argument, add_norm_argument, names_of
 from art_entropic.cli.user_code import (
     FIGURE,
     LAYERS,
@@ -35,6 +35,7 @@ def add_analyse_arguments(parser: argparse.ArgumentParser) -> None:
         "first; this is the only place where code of yours runs",
     )  # fmt: skip
     parser.add_argument("--eps", required=True, type=float, help="radius of the perturbations, in the units of the data")
+    add_norm_argument(parser)
     parser.add_argument("--data", required=True, type=Path, metavar="FILE.npz", help="arrays x_test and y_test, or x and y")
     parser.add_argument(
         "--measures", type=names_of, metavar="NAMES", help=f"some of {', '.join(PROFILE_MEASURES)} (default: all)"
@@ -69,6 +70,7 @@ def analyse_command(options: argparse.Namespace) -> None:
             x[:n],
             y[:n],
             eps=options.eps,
+            norm=options.norm,
             measures=options.measures,
             layers=options.layers,
             resolution=options.resolution,

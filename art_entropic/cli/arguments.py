@@ -43,6 +43,14 @@ def _device(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def add_norm_argument(parser: argparse.ArgumentParser) -> None:
+    from art_entropic._validate import NORMS, norm_name
+
+    parser.add_argument(
+        "--norm", choices=[norm_name(norm) for norm in NORMS], default="inf", help="of the perturbations (default: inf)"
+    )
+
+
 def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--estimator", required=True, metavar="MODULE:FACTORY",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from art_entropic.measures import Measure
-from art_entropic.cli.arguments import add_estimator_arguments
+from art_entropic.cli.arguments import add_estimator_arguments, add_norm_argument
 from art_entropic.cli.user_code import (
     CHECKPOINT,
     attacked_points,
@@ -29,6 +29,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     from art_entropic.measures import MEASURES
 
     add_estimator_arguments(parser)
+    add_norm_argument(parser)
     parser.add_argument(
         "--data", required=True, type=Path, metavar="FILE.npz",
         help="arrays x_train, y_train, x_test, y_test, or x, y (then a seeded fifth is held out for the test)",
@@ -95,7 +96,7 @@ def _train_in(out: Path, module: str, factory: str, options: argparse.Namespace)
     backend = backend_for(estimator)
     arrays = checked(arrays, estimator)
     kept, held = validation_split(len(arrays.x_train), options.validation_split, options.seed)
-    trainer = EntropicTrainer(estimator, options.eps, measure, verbose=not options.quiet)
+    trainer = EntropicTrainer(estimator, options.eps, measure, norm=options.norm, verbose=not options.quiet)
     checkpoint = out / CHECKPOINT
     if options.resume:
         trainer.resume(checkpoint)

@@ -246,6 +246,7 @@ def attacked_points(estimator: Any, arrays: Arrays, options: argparse.Namespace)
         arrays.x_test[:n],
         arrays.y_test[:n],
         options.eps,
+        options.norm,
         battery="quick",
         seeds=options.seed,
         checks=False,

@@ -41,9 +41,11 @@ def test_the_three_readings_are_ordered(seed, eps, resolution, n):
     assert one_by_one <= transmitted_information(ops, width, resolution=resolution)[0] * (1 + 1e-9) + 1e-9
 
 
-def test_samples_stay_below_the_bound_in_every_layer(framework, make_classifier, points):
+@pytest.mark.parametrize("norm", ["inf", 2])
+def test_samples_stay_below_the_bound_in_every_layer(framework, make_classifier, points, norm):
     x, y = points(framework, n=12)
-    found = profile({"a": make_classifier(framework)}, x, y, batch_size=20)
+    found = profile({"a": make_classifier(framework)}, x, y, batch_size=20, norm=norm)
+    assert str(found).startswith(f"L{norm} eps 0.1, n = 12")
     layers = ["input", *backend_for(make_classifier(framework)).layer_names()]
     for layer in layers:
         noise, gaussian, interval = (found.points["a", layer, one] for one in ("noise", "gaussian", "interval"))
@@ -52,7 +54,8 @@ def test_samples_stay_below_the_bound_in_every_layer(framework, make_classifier,
         assert (found.points["a", layer, "rivals"] <= interval * 1.0001).all()
 
 
-def test_a_linear_network_is_read_as_by_hand(framework, make_classifier, points):
+@pytest.mark.parametrize("norm", [np.inf, 2])
+def test_a_linear_network_is_read_as_by_hand(framework, make_classifier, points, norm):
     classifier = make_classifier(framework, architecture=LINEAR, clip_values=None)
     x, y = points(framework, n=30)
     backend = backend_for(classifier)
@@ -61,8 +64,9 @@ def test_a_linear_network_is_read_as_by_hand(framework, make_classifier, points)
     kernel = backend.logits(unit).astype(np.float64) - backend.logits(np.zeros_like(x[:1]))
     tau = 0.5 * math.sqrt(z.var(axis=0).mean())
     logits = backend.layer_names()[-1]
-    found = profile({"a": classifier}, x, y, resolution=0.5)
-    width = 2 * 0.1 * np.abs(kernel).sum(axis=0)
+    found = profile({"a": classifier}, x, y, resolution=0.5, norm=norm)
+    dual = 1 if norm == np.inf else 2
+    width = 2 * 0.1 * np.linalg.norm(kernel, ord=dual, axis=0)
     np.testing.assert_allclose(value(found, "interval", logits), np.log1p(width / tau).sum(), rtol=1e-4)
     flat = x.reshape(30, -1).astype(np.float64)
     own = 0.5 * math.sqrt(flat.var(axis=0).mean())
@@ -80,11 +84,12 @@ def test_a_linear_network_is_read_as_by_hand(framework, make_classifier, points)
     np.testing.assert_allclose(value(found, "label"), np.log(3) + log_p[np.arange(30), y].mean(), rtol=1e-4)
     rival = np.where(np.arange(3) == y[:, None], -np.inf, z).argmax(axis=1)
     margin = z[np.arange(30), y] - z[np.arange(30), rival]
-    fall = 0.1 * np.abs(kernel[:, y] - kernel[:, rival]).sum(axis=0)
+    fall = 0.1 * np.linalg.norm(kernel[:, y] - kernel[:, rival], ord=dual, axis=0)
     np.testing.assert_allclose(value(found, "gradient"), np.median((fall / margin)[margin > 0]), rtol=1e-4)
-    # The corner towards a rival is the worst point of a linear network: shifts of the logits from that corner to x.
-    corners = [0.1 * np.sign((kernel[:, (y + k) % 3] - kernel[:, y]).T) for k in (1, 2)]
-    shifts = np.stack([np.zeros((30, 3)), *(corner @ kernel for corner in corners)], axis=1)
+    # The end of the ball towards a rival is the worst point of a linear network: shifts of the logits from that end to x.
+    slopes = [(kernel[:, (y + k) % 3] - kernel[:, y]).T for k in (1, 2)]
+    units = [np.sign(g) if norm == np.inf else g / np.linalg.norm(g, axis=1, keepdims=True) for g in slopes]
+    shifts = np.stack([np.zeros((30, 3)), *(0.1 * unit @ kernel for unit in units)], axis=1)
     centred = shifts - shifts.mean(axis=1, keepdims=True)
     gram = np.einsum("nki,nkj->nij", centred, centred) / 3
     expected = 0.5 * np.linalg.slogdet(np.eye(3) + gram / (tau / 2) ** 2)[1]
@@ -234,6 +239,8 @@ def test_rows_survive_json(framework, make_classifier, points):
         ({"resolution": 0}, "`resolution` must be positive, got 0"),
         ({"copies": 1}, "`copies` must be at least 2, got 1"),
         ({"eps": 2.0}, "`eps` must"),
+        ({"norm": 1}, r"`norm` must be 'inf', np\.inf or 2, got 1"),
+        ({"norm": 2, "eps": 9}, r"`eps` must not exceed 8\.48528, the L2 distance"),
         ({"x": np.zeros((1, 6, 6, 2), np.float32)}, "`x` must hold at least 2 points"),
         ({"classifiers": {}}, "`classifiers` must hold at least one"),
     ],
