@@ -5,6 +5,7 @@ A field is declared as ``Annotated[type, Meta(ge=..., description=...)]``. `Meta
 - ``choices``: a collection of the names that are allowed,
 - ``wish``: what a value must be, in words, where type and range do not say it well enough,
 - ``parse``: a function from text to a value, for what is written in files and on a command line,
+- ``convert``: a function from whatever a user may give to the value that is kept; it says itself what is wrong,
 - ``option``: the option of the command line; None for no option, and by default the field's own name.
 
 A struct may have a ``REMOVED: ClassVar[Mapping[str, str]]``: keys of an earlier version, each with what took its place.
@@ -101,6 +102,8 @@ class FieldSpec:
         """
         if value is None and self.is_optional:
             return None
+        if "convert" in self.extra:
+            value = self.extra["convert"](value)
         if self.structs:
             return self._check_structs(value, name)
         if isinstance(value, AbstractSet):

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from art_entropic._validate import check_eps, check_points, positive_int
+from art_entropic._validate import NORMS, check_points, check_radius, norm_name, norm_of, positive_int
 from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module, framework_of
 from art_entropic.choosing import smooth_activations
 from art_entropic.evaluation.target import numpy_seeded
 from art_entropic.information import check_layer_names
 from art_entropic.measures import MEASURES, Activation, Channel, Coding, Interval, Measure
 from art_entropic.ops import Array
+from art_entropic.perturbations import unit_ball
 from art_entropic.records import Epoch, Setting
 from art_entropic.schedule import DECAY, falling_rate
 
@@ -84,6 +85,7 @@ class Conditions(NamedTuple):
     """What every defence is given, checked."""
 
     eps: float
+    norm: float
     nb_epochs: int
     batch_size: int
     seed: int
@@ -104,6 +106,7 @@ class Defence:
 
     Attributes:
         obstacles: framework -> why not there.
+        norms: of the balls that it can be trained for.
         passes: per batch; None for ours, where the measure decides.
         ours: trained by EntropicTrainer.
         measure: of ours; None lets EntropicTrainer choose.
@@ -118,6 +121,7 @@ class Defence:
     run: TrainingFunction
     obstacles: dict[str, str]
     source: str
+    norms: tuple[float, ...] = NORMS
     passes: Passes | None = None
     ours: bool = False
     measure: Measure | None = None
@@ -146,6 +150,7 @@ class Defence:
         y: Any,
         *,
         eps: float,
+        norm: float | str = math.inf,
         nb_epochs: int,
         batch_size: int,
         seed: int,
@@ -160,20 +165,23 @@ class Defence:
             estimator: an ART classifier of a supported framework, returning logits.
             x: (n, *input_shape), raw units.
             y: classes (n,) or one-hot rows.
-            eps: Linf radius, in the units of x; natural training ignores it.
+            eps: radius, in the units of x; natural training ignores it.
+            norm: of the ball, infinity or 2.
             seed: of NumPy's and the framework's generators; both are afterwards as they were.
             learning_rate: falls linearly to 0 over the last share DECAY of the training, for every defence.
             validation_data: held-out points, used only by a trainer that chooses its best epoch.
             measure: of ours, in place of the row's own.
         Raises:
-            ValueError: an argument is out of its range, or the defence cannot run on the estimator's framework.
+            ValueError: an argument is out of its range, or the defence cannot run on the estimator's framework or for the norm.
         """
         self._check_class(measure)
+        exponent = self.check_norm(norm)
         reason = self.unavailable(framework_of(estimator))
         if reason is not None:
             raise ValueError(f"`defence` must run on {FRAMEWORKS[framework_of(estimator)].title}, got {self.title}: {reason}")
         given = Conditions(
-            eps=check_eps(eps, estimator.clip_values),
+            eps=check_radius(eps, exponent, estimator.clip_values, tuple(estimator.input_shape)),
+            norm=exponent,
             nb_epochs=positive_int("nb_epochs", nb_epochs),
             batch_size=positive_int("batch_size", batch_size),
             seed=seed,
@@ -193,6 +201,18 @@ class Defence:
         history, settings = list(outcome.history), _named_settings(outcome.settings)
         return Trained(estimator, outcome.notes, history, settings, self._all_passes(outcome, len(x), given))
 
+    def check_norm(self, norm: Any) -> float:
+        """The norm as a number.
+
+        Raises:
+            ValueError: no norm, or one that the defence cannot be trained for.
+        """
+        exponent = norm_of(norm, NORMS)
+        if exponent not in self.norms:
+            known = " and ".join(f"L{norm_name(one)}" for one in self.norms)
+            raise ValueError(f"`norm` must be one that {self.title} can be trained for, {known} alone, got {norm!r}")
+        return exponent
+
     def _check_class(self, measure: Measure | None) -> None:
         if measure is None:
             return
@@ -201,7 +221,7 @@ class Defence:
         if self.measure is not None and type(measure) is not type(self.measure):
             raise ValueError(f"`measure` must be of type {self.measure.name!r} for {self.title}, got {measure!r}")
 
-    def check_measure(self, estimator: Any, eps: float, measure: Measure) -> None:
+    def check_measure(self, estimator: Any, eps: float, measure: Measure, norm: float | str = math.inf) -> None:
         """Refuse a measure that EntropicTrainer would refuse; trains nothing.
 
         Raises:
@@ -212,7 +232,7 @@ class Defence:
         self._check_class(measure)
         if MEASURES.get(measure.name) is not type(measure):
             raise ValueError(f"`measure` must be of a class of MEASURES, by whose names records are found, got {measure!r}")
-        EntropicTrainer(estimator, eps, measure, verbose=False)
+        EntropicTrainer(estimator, eps, measure, norm=norm, verbose=False)
         check_layer_names(measure.layers_read, backend_for(estimator).layer_names())
 
     def _all_passes(self, outcome: Outcome, n: int, given: Conditions) -> Passes:
@@ -246,9 +266,8 @@ def _uniform_noise(estimator: Any, x: Array, y: Array, given: Conditions) -> Out
     with _trainee(estimator, len(x), given) as (twin, _):
         for epoch in range(given.nb_epochs):
             # In place: a data set can be large.
-            noisy = np.random.default_rng([given.seed, epoch]).random(x.shape, np.float32)
-            noisy -= 0.5
-            noisy *= 2 * given.eps
+            noisy = unit_ball(np.random.default_rng([given.seed, epoch]), x.shape, given.norm)
+            noisy *= given.eps
             noisy += x
             if estimator.clip_values is not None:
                 low, high = estimator.clip_values
@@ -260,7 +279,7 @@ def _uniform_noise(estimator: Any, x: Array, y: Array, given: Conditions) -> Out
 def _entropic(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
     from art_entropic.trainer import EntropicTrainer
 
-    history = EntropicTrainer(estimator, given.eps, given.measure, verbose=given.verbose).fit(
+    history = EntropicTrainer(estimator, given.eps, given.measure, norm=given.norm, verbose=given.verbose).fit(
         x,
         y,
         batch_size=given.batch_size,
@@ -285,8 +304,8 @@ def _madry_pgd(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome
             max_iter=PGD_STEPS,
             num_random_init=1,
         )
-        # ART's trainer leaves its attack at batches of 32, whatever the training's batch size.
-        trainer.attack.set_params(batch_size=given.batch_size)
+        # ART's trainer leaves its attack in the Linf ball, and at batches of 32, whatever the training's batch size.
+        trainer.attack.set_params(norm=given.norm, batch_size=given.batch_size)
         course.begin(_radius_of(trainer.attack))
         with _art_bars("adversarial_trainer", given.verbose), _uncounted(trainer.attack):
             trainer.fit(x, y)
@@ -320,6 +339,7 @@ def _trades(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
     with _trainee(estimator, len(x), given) as (twin, course):
         attack = ProjectedGradientDescent(
             twin,
+            norm=given.norm,
             eps=given.eps,
             eps_step=pgd_step(given.eps),
             max_iter=PGD_STEPS,
@@ -427,8 +447,8 @@ def _ours(
 
 
 DEFENCES: dict[str, Defence] = {
-    "natural": Defence("Natural", _natural, {}, "empirical risk minimisation", Passes(1, 1), default=True),
-    "uniform_noise": Defence("Uniform noise", _uniform_noise, {}, "data augmentation baseline", Passes(1, 1)),
+    "natural": Defence("Natural", _natural, {}, "empirical risk minimisation", passes=Passes(1, 1), default=True),
+    "uniform_noise": Defence("Uniform noise", _uniform_noise, {}, "data augmentation baseline", passes=Passes(1, 1)),
     "entropic": _ours("Entropic", default=True),
     "entropic_smooth": _ours("Entropic, SiLU for ReLU", adapt=smooth_activations),
     "entropic_interval": _ours("Entropic, interval", Interval()),
@@ -441,7 +461,7 @@ DEFENCES: dict[str, Defence] = {
         _madry_pgd,
         {},
         "Madry et al. 2018, arXiv 1706.06083",
-        Passes(PGD_STEPS + 1, PGD_STEPS + 1),
+        passes=Passes(PGD_STEPS + 1, PGD_STEPS + 1),
         default=True,
         constants={**_RAMP, **_PGD},
     ),
@@ -450,7 +470,8 @@ DEFENCES: dict[str, Defence] = {
         _fbf,
         _absent("FBF"),
         "Wong et al. 2020, arXiv 2001.03994",
-        Passes(2, 2),
+        norms=(math.inf,),
+        passes=Passes(2, 2),
         default=True,
         constants=_RAMP,
     ),
@@ -459,7 +480,7 @@ DEFENCES: dict[str, Defence] = {
         _trades,
         _absent("TRADES"),
         "Zhang et al. 2019, arXiv 1901.08573",
-        Passes(PGD_STEPS + 2, PGD_STEPS + 2),
+        passes=Passes(PGD_STEPS + 2, PGD_STEPS + 2),
         default=True,
         constants={**_RAMP, **_PGD, "beta_grey": TRADES_BETA_GREY, "beta_colour": TRADES_BETA_COLOUR},
     ),

@@ -31,6 +31,7 @@ from art_entropic.schedule import DECAY
 # What schema 2 takes for granted. Rows may be added, with the value that held before there was a choice; none may change.
 _TRAINING: dict[str, Any] = {
     "n_train": None,
+    "norm": "inf",
     "device": None,
     "decay": 0.5,
     "validation_share": 0.1,
@@ -79,6 +80,7 @@ def training_key(
     defence, problem = DEFENCES[name], plan.problem_spec
     facts = {
         "n_train": plan.n_train,
+        "norm": plan.norm,
         # One GPU is like another.
         "device": None if plan.device is None else plan.device.partition(":")[0],
         "decay": DECAY,
@@ -122,7 +124,7 @@ def evaluation_key(plan: ResolvedPlan, training: str) -> str:
         attacks=list(BATTERIES[plan.battery]),
         eps=plan.eps,
         n_examples=plan.n_examples,
-        curve_eps=list(plan.problem_spec.curve_eps),
+        curve_eps=list(plan.curve_eps),
         **_beyond(facts, _EVALUATION),
     )
 

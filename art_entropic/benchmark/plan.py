@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from msgspec import Meta, Struct
 
-from art_entropic._validate import DEVICE_WISH, check_eps, choice, device_word
+from art_entropic._validate import DEVICE_WISH, NORMS, check_radius, choice, device_word, norm_name, norm_of
 from art_entropic.backends.errors import MissingFrameworkError
 from art_entropic.backends.registry import FRAMEWORKS, resolve_device
 from art_entropic.benchmark.data import CLIP_VALUES
@@ -35,6 +35,10 @@ _NETWORKS = "; ".join(f"{name}: {', '.join(problem.networks)}" for name, problem
 def _radius(text: str) -> float:
     # A fraction is exact in any size, so that an exponent of nine digits would be written out.
     return float(Fraction(text)) if "/" in text else float(text)
+
+
+def _norm(given: Any) -> str:
+    return norm_name(norm_of(given, NORMS))
 
 
 @fields_described
@@ -107,10 +111,17 @@ class BenchmarkPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     eps: Annotated[
         float | None,
         Meta(
-            description="Linf radius, such as 0.1 or 8/255; the data lie in [0, 1] (default: the problem's own)",
+            description="radius, such as 0.1 or 8/255; the data lie in [0, 1] (default: the problem's own, for norm inf)",
             extra={"parse": _radius, "wish": 'a number, or a fraction such as "8/255"'},
         ),
     ] = None
+    norm: Annotated[
+        str,
+        Meta(
+            description="of the perturbations that are trained for and attacked with, inf or 2",
+            extra={"convert": _norm, "choices": tuple(map(norm_name, NORMS))},
+        ),
+    ] = "inf"
     seeds: Annotated[
         tuple[Annotated[int, Meta(ge=0, lt=2**31)], ...],
         Meta(
@@ -176,6 +187,9 @@ def plan_options() -> dict[str, FieldSpec]:
     return {name: spec for name, spec in field_specs(BenchmarkPlan).items() if spec.option is not None}
 
 
+_CURVE_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+
+
 class ResolvedPlan(BenchmarkPlan, frozen=True, kw_only=True):
     """A plan with every value filled in and checked."""
 
@@ -190,6 +204,11 @@ class ResolvedPlan(BenchmarkPlan, frozen=True, kw_only=True):
     @property
     def problem_spec(self) -> Problem:
         return PROBLEMS[self.problem]
+
+    @property
+    def curve_eps(self) -> tuple[float, ...]:
+        """Radii of the security curve: the problem's own for Linf, shares of eps for L2."""
+        return self.problem_spec.curve_eps if self.norm == "inf" else tuple(share * self.eps for share in _CURVE_SHARES)
 
     @property
     def command(self) -> str:
@@ -209,9 +228,12 @@ class ResolvedPlan(BenchmarkPlan, frozen=True, kw_only=True):
         return self.nb_epochs_natural if defence == NATURAL else self.nb_epochs
 
 
+_SAID_WHERE_OTHER = ("first_example", "norm")  # than the default, which no version will change
+
+
 def _option_words(spec: FieldSpec, value: Any) -> str:
     """A value as the command line says it; nothing where that is what it takes by itself."""
-    if value is None or value is True or (spec.name == "first_example" and value == spec.default):
+    if value is None or value is True or (spec.name in _SAID_WHERE_OTHER and value == spec.default):
         return ""
     if value is False:
         return str(spec.option)
@@ -242,8 +264,12 @@ def resolved(plan: BenchmarkPlan, tools: Tools = TOOLS) -> ResolvedPlan:
         own = {name: getattr(problem, name) for name in ("network", "eps", "n_examples", "nb_epochs", "nb_epochs_natural")}
         values: dict[str, Any] = {name: own[name] if value is None and name in own else value for name, value in given.items()}
         values["frameworks"] = _frameworks(values["frameworks"], tools)
-        values["defences"] = _defences(values["defences"])
-        values["eps"] = check_eps(values["eps"], CLIP_VALUES)
+        values["defences"] = _defences(values["defences"], norm_of(values["norm"]))
+        if given["eps"] is None and values["norm"] != "inf":
+            raise ValueError(
+                f"`eps` must be given with norm {values['norm']}: that of {plan.problem} is an Linf radius, got None"
+            )
+        values["eps"] = check_radius(values["eps"], norm_of(values["norm"]), CLIP_VALUES, problem.input_shape)
         values["seeds"] = tuple(dict.fromkeys(values["seeds"]))
         # One shard that holds all points is the evaluation without shards, and keeps its key.
         if values["points_per_shard"] is not None and values["points_per_shard"] >= values["n_examples"]:
@@ -291,8 +317,9 @@ def _check_names(variants: Sequence[Variant]) -> None:
 
 
 def _check_defences(plan: ResolvedPlan, tools: Tools) -> None:
-    """Whether those that change the network can change this one."""
+    """Whether all know the norm, and those that change the network can change this one."""
     for name in {*plan.defences, *(variant.defence for variant in plan.variants)}:
+        DEFENCES[name].check_norm(plan.norm)
         if DEFENCES[name].adapt is None:
             continue
         for framework in plan.frameworks:
@@ -325,13 +352,13 @@ def _check_measures(plan: ResolvedPlan, tools: Tools) -> None:
         for framework in plan.frameworks:
             try:
                 network = _network(plan, framework, tools)
-                tools.defences[variant.defence].check_measure(network, plan.eps, variant.measure)
+                tools.defences[variant.defence].check_measure(network, plan.eps, variant.measure, plan.norm)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"`variants[{number}].measure`, of {variant.name!r}: {error}") from error
 
 
-def _defences(names: Sequence[str] | None) -> tuple[str, ...]:
-    wanted = [name for name, row in DEFENCES.items() if row.default] if names is None else names
+def _defences(names: Sequence[str] | None, norm: float) -> tuple[str, ...]:
+    wanted = [name for name, row in DEFENCES.items() if row.default and norm in row.norms] if names is None else names
     return tuple(name for name in DEFENCES if name in {*wanted, NATURAL})
 
 

@@ -179,14 +179,14 @@ def _replaceable(path: Path, plan: ResolvedPlan, home: Path) -> list[AnyRecord]:
             f"`results` must be another file than the run's own {home / RECORDS}, which would lose weights and pictures"
         )
     records = list(read_records(path))
-    own = (plan.problem, plan.network, plan.n_train, plan.eps)
+    own = (plan.problem, plan.network, plan.n_train, plan.eps, plan.norm)
     for record in records:
         if isinstance(record, MeasurementRecord):
             raise ValueError(f"`results` must hold the records of a plan, got a measurement ({record.name}) in {path}")
-        found = (record.problem, record.network, record.n_train_limit, record.eps)
+        found = (record.problem, record.network, record.n_train_limit, record.eps, record.norm)
         if found != own:
             raise ValueError(
-                f"`results` must be new or hold records of this plan's problem, network, n_train and eps {own}, "
+                f"`results` must be new or hold records of this plan's problem, network, n_train, eps and norm {own}, "
                 f"got {found} in {path}; they would be lost"
             )
     return records

@@ -152,6 +152,7 @@ class Runner:
             x[:N_PROFILED],
             y[:N_PROFILED],
             eps=self.plan.eps,
+            norm=self.plan.norm,
             verbose=False,
         )
         return ProfileRecord(
@@ -194,6 +195,7 @@ class Runner:
                 x[kept],
                 y[kept],
                 eps=self.plan.eps,
+                norm=self.plan.norm,
                 nb_epochs=self.plan.epochs_of(job.defence, job.variant),
                 batch_size=problem.batch_size,
                 seed=job.seed,
@@ -231,6 +233,7 @@ class Runner:
             for_framework(self.data.x_train[:size], job.framework),
             self.data.y_train[:size],
             eps=self.plan.eps,
+            norm=self.plan.norm,
             nb_epochs=1,
             batch_size=size,
             seed=job.seed,
@@ -293,6 +296,7 @@ class Runner:
             y,
             unpack(evaluation.points.robust, evaluation.robust.n),
             self.plan.eps,
+            norm=self.plan.norm,
             battery=self.plan.battery,
             seed=job.seed,
             transfer_from=sources,
@@ -315,7 +319,7 @@ class Runner:
             x,
             y,
             eps=self.plan.eps,
-            norm="inf",
+            norm=self.plan.norm,
             battery=self.plan.battery,
             seeds=seed,
             checks=False,
@@ -324,7 +328,7 @@ class Runner:
             verbose=False,
         )
         began = self.tools.clock()
-        curve = self.tools.security_curve(classifier, x, y, self.plan.problem_spec.curve_eps, seed=seed, verbose=False)
+        curve = self.tools.security_curve(classifier, x, y, self.plan.curve_eps, self.plan.norm, seed=seed, verbose=False)
         examples = self.tools.attacked_examples(classifier, x, y, found, N_GALLERY)
         seconds = found.seconds + self.tools.clock() - began
         return msgspec.structs.replace(found.findings(), curve=curve, examples=examples, seconds=seconds)
@@ -357,6 +361,7 @@ class Runner:
             "defence": job.defence,
             "seed": job.seed,
             "eps": self.plan.eps,
+            "norm": self.plan.norm,
             "network": self.plan.network,
             "variant": job.variant_name,
             "n_train_limit": self.plan.n_train,

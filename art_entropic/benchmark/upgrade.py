@@ -117,6 +117,7 @@ def _refuse_another(line: _Line, plan: ResolvedPlan, job: Job) -> None:
     """Refuse a record of something else than its plan asks for by now: it would be found as what it is not."""
     asked = {"problem": plan.problem, "network": plan.network, "eps": plan.eps, "n_train_limit": plan.n_train}
     told = {name: line.get(name) for name in asked}
+    asked["norm"], told["norm"] = plan.norm, line.get("norm", "inf")
     if line["kind"] == "training":
         measure = DEFENCES[job.defence].measure if job.measure is None else job.measure
         asked |= {"nb_epochs": plan.epochs_of(job.defence, job.variant), "batch_size": plan.problem_spec.batch_size}

@@ -210,6 +210,36 @@ def test_the_radius_of_pgd_trainers_grows_over_the_first_half(framework, name, m
     np.testing.assert_allclose(radii, np.stack([expected, expected / 4], axis=1))
 
 
+@pytest.mark.parametrize(("framework", "name"), [run for run in RUNS if run[1] in ("madry_pgd", "trades", "uniform_noise")])
+def test_rivals_train_on_points_of_the_l2_ball_that_leave_no_smaller_one(framework, name, make_classifier, points, monkeypatch):
+    """Steps of eps/4 reach its surface, which is inside the Linf ball of the radius: there the far corner is 8.5 eps away."""
+    from art.attacks.evasion import ProjectedGradientDescent as PGD
+
+    classifier, distances, generate = make_classifier(framework, clip_values=None), [], PGD.generate
+
+    def far(x, x_adv):
+        distances.extend(np.linalg.norm((x_adv - x).reshape(len(x), -1), axis=1))
+
+    def watched(self, x, *arguments, **keywords):
+        x_adv = generate(self, x, *arguments, **keywords)
+        far(x, x_adv)
+        return x_adv
+
+    def fitted(self, noisy, *arguments, **keywords):
+        far(points(framework, n=50)[0], noisy)
+
+    if name == "uniform_noise":
+        monkeypatch.setattr(type(classifier), "fit", fitted)
+    monkeypatch.setattr(PGD, "generate", watched)
+    trained(framework, name, classifier, points, eps=0.5, norm=2, nb_epochs=3)
+    assert 0.48 < max(distances) <= 0.5 + 1e-5
+
+
+def test_an_l2_ball_is_refused_by_a_defence_for_linf_alone(make_classifier, points):
+    with pytest.raises(ValueError, match=r"`norm` must be one that FBF \(ART\) can be trained for, Linf alone, got 2"):
+        trained("pytorch", "fbf", make_classifier("pytorch"), points, norm=2)
+
+
 def test_the_radius_of_fbf_grows_over_the_first_half(make_classifier, points, monkeypatch):
     from art.defences.trainer import AdversarialTrainerFBFPyTorch as FBF
 

@@ -36,6 +36,13 @@ from art_entropic.records import (
         ({"eps": 0.0}, "`eps` must be positive"),
         ({"eps": float("nan")}, "`eps` must be finite"),
         ({"eps": 8.0}, "did you mean 8/255"),
+        ({"norm": 1}, "`norm` must be 'inf', np.inf or 2, got 1"),
+        ({"norm": 2}, "`eps` must be given with norm 2: that of digits is an Linf radius, got None"),
+        ({"norm": 2, "eps": 9.0}, "`eps` must not exceed 8, the L2 distance of the farthest points in `clip_values`, got 9.0"),
+        (
+            {"norm": 2, "eps": 0.5, "defences": ("fbf",)},
+            "`norm` must be one that FBF (ART) can be trained for, Linf alone, got '2'",
+        ),
         ({"seeds": (-1,)}, "`seeds` must be whole numbers from 0"),
         ({"seeds": ()}, "`seeds` must name at least one"),
         ({"n_examples": 0}, "`n_examples` must be a whole number of at least 1, got 0"),
@@ -93,6 +100,24 @@ def test_command_asks_for_the_same_cells(world: World, tmp_path: Path) -> None:
     done = (tmp_path / "records.jsonl").read_bytes()
     command = next(read_records(tmp_path / "records.jsonl")).provenance.command
     assert main([*command.split()[1:], "--out", str(tmp_path), "--quiet"]) == 0
+    assert (tmp_path / "records.jsonl").read_bytes() == done
+
+
+def test_a_plan_for_an_l2_ball_hands_its_norm_to_all_that_know_one(world: World, tmp_path: Path) -> None:
+    world.data = dataclasses.replace(world.data, sha256=load_data("digits").sha256)
+    plan = msgspec.structs.replace(SMALL, eps=0.5, norm=2, defences=None)
+    assert "fbf" in resolved(msgspec.structs.replace(plan, norm=float("inf"))).defences
+    assert "fbf" not in resolved(plan).defences and "madry_pgd" in resolved(plan).defences
+    plan = msgspec.structs.replace(SMALL, eps=0.5, norm=2)
+    world.run(tmp_path, plan)
+    records = list(read_records(tmp_path / "records.jsonl"))
+    assert {(record.eps, record.norm) for record in records} == {(0.5, "2")}
+    assert {options["norm"] for *_, options in world.trained} == {options["norm"] for *_, options in world.evaluated} == {"2"}
+    assert resolved(plan).curve_eps == (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
+    words = records[0].provenance.command.split()
+    assert words[words.index("--norm") + 1] == "2" and "--norm" not in resolved(SMALL).command
+    done = (tmp_path / "records.jsonl").read_bytes()
+    assert main([*words[1:], "--out", str(tmp_path), "--quiet"]) == 0
     assert (tmp_path / "records.jsonl").read_bytes() == done
 
 
@@ -158,6 +183,7 @@ network = "six_dense"
 frameworks = ["pytorch"]
 defences = ["entropic", "fbf"]
 battery = "quick"
+norm = "inf"
 eps = "8/255"
 seeds = [0, 4]
 n_examples = 7

@@ -79,7 +79,7 @@ class FakeDefence:
     def adapt_network(self, estimator: FakeEstimator) -> None:
         estimator.adapted = self.adapt is not None
 
-    def check_measure(self, estimator: FakeEstimator, eps: float, measure: Measure) -> None:
+    def check_measure(self, estimator: FakeEstimator, eps: float, measure: Measure, norm: str = "inf") -> None:
         if isinstance(measure, Interval) and measure.eps_factor > 9:
             raise ValueError("`eps_factor` takes `eps` too far")
 
