@@ -18,7 +18,7 @@ class Problem:
 
     Attributes:
         input_shape: (height, width, channels), whatever the framework's own order.
-        eps: Linf radius on the [0, 1] range.
+        eps: Linf radius on the [0, 1] range, of a plan that names none.
         curve_eps: radii of the security curve.
         networks: by name; the first one is the default.
         nb_epochs_natural: epochs of natural training, from which every defence starts.
