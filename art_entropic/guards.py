@@ -16,7 +16,8 @@ import numpy as np
 from art_entropic import intervals
 from art_entropic.backends.errors import SAME_LOGITS, BoundsMismatchError, OutputError, check_joint_pass
 from art_entropic.backends.numpy import ops
-from art_entropic.backends.protocol import Backend
+from art_entropic.backends.protocol import Backend, Relaxed
+from art_entropic.linear_bounds import BOUNDS_ROUNDING, Ball
 from art_entropic.ops import Array, Box
 from art_entropic.perturbations import sphere, unit_ball
 
@@ -25,8 +26,7 @@ COMPARED_POINTS = 16
 # And so far beside them, in shares of the range of the data.
 _BESIDE = 0.02
 BOUNDED_EXAMPLES, BOUNDED_POINTS = 4, 64
-# Of float32, relative to the largest value of a layer: what a sum of some thousand products may be off.
-BOUNDS_ROUNDING = 1e-5
+_PLANES = 3  # random combinations of the logits whose linear bounds are tried
 _SMOOTHED = ("RandomizedSmoothingMixin", "DeRandomizedSmoothingMixin")
 
 
@@ -179,6 +179,37 @@ def check_bounds(backend: Backend, x: Array, eps: float, norm: float = math.inf)
     if far is not None:
         boxes = backend.intervals(examples, eps, norm=norm)
         raise BoundsMismatchError(_first_outside(backend, points, boxes, copies) or list(boxes)[-1], far)
+
+
+def check_planes(backend: Backend, x: Array, relaxed: Relaxed, ball: Ball) -> None:
+    """Send points of the ball through the network, the one among them that a linear bound calls worst: all must lie above it.
+
+    Args:
+        x: a few examples, (n, ...), float32, raw units.
+        relaxed: their pass.
+        ball: around them.
+    Raises:
+        BoundsMismatchError: a margin of a point lies below the plane that bounds it.
+    """
+    n, nb_classes = relaxed.logits.shape
+    rng = np.random.default_rng(0)
+    for _ in range(_PLANES):
+        v = rng.normal(size=(n, nb_classes))
+        plane = relaxed.below(v)
+        shifts = [
+            ball.farthest(plane.gradient),
+            ball.farthest(-plane.gradient),
+            ball.farthest(rng.normal(size=ball.lower.shape)),
+        ]
+        for shift in shifts:
+            points = (x + shift.reshape(x.shape)).astype(np.float32)
+            height = (v * backend.logits(points)).sum(axis=1)
+            moved = points.reshape(n, -1).astype(np.float64) - x.reshape(n, -1)
+            terms = np.abs(plane.value) + plane.gap + (np.abs(plane.gradient) * np.abs(moved)).sum(axis=1)
+            missing = plane.value - plane.gap + (plane.gradient * moved).sum(axis=1) - height
+            slack = BOUNDS_ROUNDING * (terms + np.abs(v * relaxed.logits).sum(axis=1))
+            if not (missing <= slack).all() and np.isfinite(plane.gradient).all():
+                raise BoundsMismatchError("logits", f"a point of the ball lies below its linear bound by {missing.max():.3g}")
 
 
 def _check_alone(backend: Backend, x: Array) -> None:

@@ -11,9 +11,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from art_entropic.backends.architecture import Activation, Architecture
+from art_entropic.linear_bounds import Plane
 from art_entropic.ops import Array, Box, Ops, Tensor
 
 
@@ -127,6 +128,24 @@ class View(Protocol):
         """The network's own regularisation losses after the passes of a training step, a scalar; None where it has none."""
 
 
+# How nonlinearities are bounded: by their boxes, by lines on interval boxes, or by lines on boxes that linear bounds cut first.
+Relaxation = Literal["boxes", "lines", "tightened"]
+
+
+class Relaxed(Protocol):
+    """One pass of some points whose backward pass gives linear bounds of any combination of the logits."""
+
+    logits: Array  # (n, nb_classes), float64
+    box: Box  # around the logits
+    leading: frozenset[int]  # lengths of the first axes of what was relaxed: n alone where they tell the examples apart
+    elements: int  # numbers that the pass holds
+    work: Array  # (n,), multiplications that "tightened" would take
+
+    def below(self, v: Array) -> Plane:
+        """A linear bound of sum(v * logits), with v (n, nb_classes)."""
+        ...
+
+
 Objective = Callable[[View, Batch, Controls], Mapping[str, Tensor]]
 Step = Callable[[Batch, Controls], dict[str, float]]
 AttackObjective = Callable[[View, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -205,6 +224,15 @@ class Backend(Protocol):
 
     def logit_bounds(self, x: Array, eps: float, batch_size: int = 256, norm: float = math.inf) -> Box:
         """The last of `intervals`, without holding those of the other layers for all points."""
+        ...
+
+    def relaxed(self, x: Array, eps: float, norm: float, relaxation: Relaxation) -> Relaxed:
+        """The points and the ball around them through the network in inference mode, ready for linear bounds.
+
+        Raises:
+            NoIntervalRuleError: an operation has no rule.
+            BoundsMismatchError: the pass that carries bounds gives other logits than the network itself.
+        """
         ...
 
     def input_gradient(self, x: Array, v: Array, batch_size: int = 256) -> Array:

@@ -30,6 +30,7 @@ from art_entropic.backends.protocol import (
     Objective,
     OwnLoss,
     Propagation,
+    Relaxation,
 )
 from art_entropic.backends.tensorflow.devices import check_first, own_name
 from art_entropic.backends.tensorflow.generators import generators, kept_generators, seeded, unchanged
@@ -46,8 +47,10 @@ from art_entropic.backends.tensorflow.network import (
 from art_entropic.backends.tensorflow.ops import ops
 from art_entropic.backends.tensorflow.passes import Compute, Inference, TensorFlowStep, compiled, forget_inference, inference_of
 from art_entropic.backends.tensorflow.precision import full_float32
+from art_entropic.backends.tensorflow.relaxing import RelaxingWalk, TensorFlowRelaxed
 from art_entropic.backends.tensorflow.replicas import GradientPasses, Gradients, Replicas, check_optimizer, mirrored_strategy
 from art_entropic.backends.tensorflow.walk import Walk, has_graph, own_losses, require_graph, straight_relu
+from art_entropic.linear_bounds import Ball
 from art_entropic.ops import Array, Box, concatenated
 
 Standardise = Callable[[tf.Tensor], tf.Tensor]
@@ -308,6 +311,20 @@ class TensorFlowBackend:
     def logit_bounds(self, x: Array, eps: float, batch_size: int = 256, norm: float = math.inf) -> Box:
         passes = self._passes(x.shape[1:])
         return concatenated([box for (box,) in self._bounds(passes, passes.logit_bounds, x, eps, batch_size, norm)])
+
+    @full_float32
+    def relaxed(self, x: Array, eps: float, norm: float, relaxation: Relaxation) -> TensorFlowRelaxed:
+        ball = Ball.around(x, eps, norm, self._estimator.clip_values)
+        points, around = (tf.constant(x, tf.float32) for _ in range(2))
+        radius = tf.constant(eps, tf.float32)
+        box = Box(*map(self._standardise, intervals.ball(ops, around, radius, self._clip_values)))
+        spread = None if math.isinf(norm) else self._spread(around, radius)
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch(points)
+            walk = RelaxingWalk(tape, points, relaxation, ball)
+            logits = walk.logits(self.model, Joint(self._standardise(points), box, "input", spread=spread))
+        check_joint_pass(self.logits(x), logits.value.numpy(), lambda: logits.source)
+        return TensorFlowRelaxed(walk, logits)
 
     def _bounds(
         self, passes: Inference, asks: Mapping[float, Any], x: Array, eps: float, batch_size: int, norm: float

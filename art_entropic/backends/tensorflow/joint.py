@@ -64,6 +64,9 @@ class Pass(Protocol):
     def enter(self, x: Joint) -> None:
         """Remember a tensor that enters a nonlinearity."""
 
+    def activated(self, call: Call, f: Callable[[tf.Tensor], tf.Tensor], x: Joint, bound: Callable[[Joint], Joint]) -> Joint:
+        """What an element-wise nonlinearity f makes of x; `bound` is its rule."""
+
     def call(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An operation with its arguments, `Joint` where they depend on the input."""
 

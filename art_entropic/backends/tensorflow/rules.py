@@ -155,13 +155,17 @@ def _change_precision(call: Call) -> Any:
 def _activate(call: Call, f: Callable[[tf.Tensor], tf.Tensor], argmin: float | None, x: Joint) -> Joint:
     """An element-wise nonlinearity that never decreases (argmin None), or falls up to argmin and rises after it."""
     call.walk.enter(x)
-    box = x.box
-    if box is not None:
-        box = intervals.monotone(f, box) if argmin is None else intervals.valley(ops, f, argmin, box)
-        # TensorFlow's graph optimiser takes a maximum before the monotone function that it follows, and gets it wrong where
-        # it does so for both ends: pooled upper bounds came out too low. It does not look behind this.
-        box = Box(*tf.raw_ops.IdentityN(input=list(box)))
-    return Joint(f(x.value), box, call.name)
+
+    def bound(x: Joint) -> Joint:
+        box = x.box
+        if box is not None:
+            box = intervals.monotone(f, box) if argmin is None else intervals.valley(ops, f, argmin, box)
+            # TensorFlow's graph optimiser takes a maximum before the monotone function that it follows, and gets it wrong
+            # where it does so for both ends: pooled upper bounds came out too low. It does not look behind this.
+            box = Box(*tf.raw_ops.IdentityN(input=list(box)))
+        return Joint(f(x.value), box, call.name)
+
+    return call.walk.activated(call, f, x, bound)
 
 
 def _nonlinearity(argmin: float | None = None) -> Rule:
@@ -217,12 +221,14 @@ def _prelu(call: Call) -> Joint:
     x = call.only
     call.walk.enter(x)
 
-    def bend(box: Box) -> Box:
-        places = (box.lower, box.upper, tf.minimum(tf.maximum(0.0, box.lower), box.upper))
+    def bound(x: Joint) -> Joint:
+        if x.box is None:
+            return Joint(call.one(x.value), None, call.name)
+        places = (x.box.lower, x.box.upper, tf.minimum(tf.maximum(0.0, x.box.lower), x.box.upper))
         ends = [call.one(place) for place in places]
-        return Box(functools.reduce(tf.minimum, ends), functools.reduce(tf.maximum, ends))
+        return Joint(call.one(x.value), Box(functools.reduce(tf.minimum, ends), functools.reduce(tf.maximum, ends)), call.name)
 
-    return call.through(call.one, bend)
+    return call.walk.activated(call, call.one, x, bound)
 
 
 def _gelu(call: Call) -> Joint:

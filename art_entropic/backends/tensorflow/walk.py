@@ -103,6 +103,9 @@ class Walk:
         if all(x is not seen for seen in self._entered):
             self._entered.append(x)
 
+    def activated(self, call: Call, f: Callable[[tf.Tensor], tf.Tensor], x: Joint, bound: Callable[[Joint], Joint]) -> Joint:
+        return bound(x)
+
     def logits(self, model: Any, x: Joint) -> Joint:
         """The whole model on one input."""
         logits = self.call(model, (x,), {})

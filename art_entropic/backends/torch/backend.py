@@ -31,6 +31,7 @@ from art_entropic.backends.protocol import (
     Objective,
     OwnLoss,
     Propagation,
+    Relaxation,
     Step,
 )
 from art_entropic.backends.torch.bounds import Trace
@@ -47,6 +48,7 @@ from art_entropic.backends.torch.modes import Recorder, TwiceDifferentiated
 from art_entropic.backends.torch.network import (
     as_written,
     check_optimizer,
+    frozen,
     lock_of,
     main_output,
     own_buffers,
@@ -59,8 +61,10 @@ from art_entropic.backends.torch.network import (
 from art_entropic.backends.torch.ops import ops
 from art_entropic.backends.torch.optimizer import follow, load_optimizer_state, optimizer_state
 from art_entropic.backends.torch.precision import full_float32
+from art_entropic.backends.torch.relaxing import RelaxingTrace, TorchRelaxed
 from art_entropic.backends.torch.shares import Shares
 from art_entropic.backends.torch.tensor import Bounds, BoundTensor
+from art_entropic.linear_bounds import Ball
 from art_entropic.ops import Array, Box, concatenated
 
 
@@ -253,8 +257,18 @@ class TorchBackend:
         return self._propagate(x, eps, Trace(self.model), norm)
 
     def _propagate(self, x: torch.Tensor, eps: torch.Tensor | float, trace: Trace, norm: float = math.inf) -> Propagation:
-        box = Box(*map(self._standardised, self.ball(x, eps)))
-        bounds = Bounds(box, spread=None if math.isinf(norm) else self._spread(x, eps))
+        logits = self._bound_logits(x, eps, trace, norm)
+        trace.finish(logits.source, logits.bounds)
+        layers = tuple(LayerInterval(name, bounds.box, bounds.radius) for name, bounds in trace.named())
+        return Propagation(logits.value, logits.box, layers)
+
+    def _bound_logits(
+        self, x: torch.Tensor, eps: torch.Tensor | float, trace: Trace, norm: float, around: torch.Tensor | None = None
+    ) -> BoundTensor:
+        """The joint pass of x and of the ball around it, or around the same points apart from the graph of x."""
+        around = x if around is None else around
+        box = Box(*map(self._standardised, self.ball(around, eps)))
+        bounds = Bounds(box, spread=None if math.isinf(norm) else self._spread(around, eps))
         with as_written(), trace.refusing(self.model):
             outputs = self.model(self._processed(BoundTensor(self._own(x), bounds, "input", trace)))
         logits = self._logits_of(outputs)
@@ -262,9 +276,19 @@ class TorchBackend:
             raise NoIntervalRuleError(
                 type(self.model).__name__, "what makes the logits", "they do not depend on the input's bounds"
             )
-        trace.finish(logits.source, logits.bounds)
-        layers = tuple(LayerInterval(name, bounds.box, bounds.radius) for name, bounds in trace.named())
-        return Propagation(logits.value, logits.box, layers)
+        return logits
+
+    @full_float32
+    def relaxed(self, x: Array, eps: float, norm: float, relaxation: Relaxation) -> TorchRelaxed:
+        ball = Ball.around(x, eps, norm, self._estimator.clip_values)
+        with torch.inference_mode(False), self.inference(), frozen(self.model), torch.enable_grad():
+            chunk = self._tensor(x).requires_grad_(True)
+            trace = RelaxingTrace(self.model, chunk, relaxation, ball)
+            logits = self._bound_logits(chunk, eps, trace, norm, chunk.detach())
+            with torch.no_grad():
+                plain = self.forward(chunk.detach())
+        check_joint_pass(_array(plain), _array(logits.value.detach()), lambda: "logits")
+        return TorchRelaxed(trace, logits)
 
     def traced(self, x: torch.Tensor) -> Activations:
         """The pass of `View.activations`, in the modules' present mode."""

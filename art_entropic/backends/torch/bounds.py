@@ -23,9 +23,13 @@ from art_entropic.ops import Box
 class Trace(Path):
     """The path through a network, on which every torch function is answered by its rule."""
 
+    def rule(self, functional: Any) -> Rule | None:
+        """The rule of a function; None where it has none."""
+        return RULES.get(functional)
+
     def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         functional = IN_PLACE.get(func, func)
-        rule = RULES.get(functional)
+        rule = self.rule(functional)
         if rule is None:
             raise NoIntervalRuleError(*self.running(name_of(func)), hint=_HINTS.get(name_of(func), ""))
         with torch._C.DisableTorchFunctionSubclass():

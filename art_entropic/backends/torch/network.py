@@ -107,6 +107,19 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Inside, no weight asks for a gradient, so that a graph leads to the input alone."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
+@contextlib.contextmanager
 def own_buffers(model: nn.Module) -> Iterator[None]:
     """Inside, modules read copies of their buffers: a gradient that is taken later must not see what later passes make of them.
 
