@@ -85,7 +85,8 @@ class PointsRecord(Record, frozen=True, kw_only=True):
 
     clean: str  # right without an attack
     robust: str  # right under every attack
-    certified: str | None = None
+    certified: str | None = None  # None where no bounds could be had
+    certified_by: dict[str, str] = {}  # name of a method -> the points that it proved first
     broken_by: dict[str, str] = {}  # name of an attack -> the points that fell to it
 
 
@@ -175,7 +176,7 @@ class Findings(Record, frozen=True, kw_only=True):
     clean: Accuracy
     robust: Accuracy
     certified: Accuracy | None = None
-    certified_reason: str | None = None  # why there is no certificate
+    certified_reason: str | None = None  # why there is no certificate, also where one was tried and nothing proved
     attacks: list[AttackOutcome]
     distances: list[list[float]]  # for each of `attacks`, of the adversarial examples that it found: a median needs them all
     curve: list[CurvePoint] = []
@@ -242,7 +243,7 @@ class EvaluationRecord(Cell, frozen=True, kw_only=True, tag="evaluation", tag_fi
     clean: Accuracy
     robust: Accuracy
     certified: Accuracy | None = None
-    certified_reason: str | None = None  # why there is no certificate
+    certified_reason: str | None = None  # why there is no certificate, also where one was tried and nothing proved
     attacks: list[AttackOutcome]
     curve: list[CurvePoint] = []
     points: PointsRecord | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,10 +11,10 @@ import numpy as np
 from art_entropic._validate import check_points, check_radius, largest_distance, norm_of
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.registry import backend_for
-from art_entropic.certificates import certify
+from art_entropic.certificates import Certificates, certificates
 from art_entropic.evaluation.target import Ball, Target
 from art_entropic.guards import check_predictions
-from art_entropic.measures import Measure, measure_of
+from art_entropic.measures import Interval, Measure, measure_of
 from art_entropic.ops import Array
 
 
@@ -70,17 +69,28 @@ class Case:
         target = replace(target, is_deterministic=np.array_equal(logits, target.logits(x)))
         return cls(target, x, y, balls, logits, target.predict(x) == y)
 
-    def certified(self, ball: Ball) -> tuple[Array | None, str | None]:
-        """Bool (n,), the points whose prediction no perturbation of the ball can change; or None, and why that is not known."""
-        classifier, reach = self.target.classifier, ball.eps
+    def certificates(self, ball: Ball) -> tuple[Certificates | None, str | None]:
+        """The points whose prediction no perturbation of the ball can change; or None, and why that is not known."""
+        classifier, reach, norm = self.target.classifier, ball.eps, ball.norm
+        if norm == 1:
+            norm = 2.0  # whose ball contains that of L1
         if classifier.clip_values is not None:
-            # No feature can move farther.
-            reach = min(reach, largest_distance(classifier.clip_values, self.target.input_shape, math.inf))
-        # The box around x contains the other balls of the same radius, so its certificate holds there too.
+            # Nothing can move farther.
+            reach = min(reach, largest_distance(classifier.clip_values, self.target.input_shape, norm))
         try:
-            return certify(classifier, self.x, self.y, reach), None
+            return certificates(classifier, self.x, self.y, reach, norm), None
         except NoIntervalRuleError as error:
             return None, str(error)
+
+    @property
+    def is_trained_for_bounds(self) -> bool:
+        """Whether nothing proved is a result, and not what anybody would expect."""
+        return isinstance(self.target.measure, Interval)
+
+    def certified(self, ball: Ball) -> Array | None:
+        """Bool (n,), those points; None where that is not known."""
+        found, _ = self.certificates(ball)
+        return None if found is None else found.proved
 
 
 def check_certificates(certified: Array | None, broken: Array, what: str) -> None:

@@ -56,6 +56,6 @@ def security_curve(
                 raise BatteryError(
                     f"no attack of the curve could run at eps {ball.eps:g}: {outcomes[0].error or outcomes[0].skipped}"
                 )
-            check_certificates(case.certified(ball)[0], run.broken, f"the curve at eps {ball.eps:g}")
+            check_certificates(case.certified(ball), run.broken, f"the curve at eps {ball.eps:g}")
             points.append(CurvePoint(eps=ball.eps, robust=accuracy(run.standing)))
     return points

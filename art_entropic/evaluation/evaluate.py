@@ -79,7 +79,8 @@ def evaluate(
     check_logits(case.logits, nb_classes)
 
     with Progress(len(names) * len(all_seeds) + checks, verbose) as progress:
-        certified, reason = case.certified(ball)
+        proof, reason = case.certificates(ball)
+        certified = None if proof is None else proof.proved
         store = None if home is None else Finished(home, case)
         run = Cascade(case, certified if cascade else None, cascade=cascade, store=store)
         outcomes = [run.attack(name, ball, seed, progress) for seed in all_seeds for name in names]
@@ -98,6 +99,8 @@ def evaluate(
             context = CheckContext.of(case, run.standing, certified, all_seeds[0], names, known=known, battery=run.tallies)
             found = run_checks(context, progress.show)
             progress.advance()
+    if proof is not None and not case.is_trained_for_bounds:
+        reason = proof.nothing_because
     robust = accuracy(run.standing)
     return Evaluation(
         eps=ball.eps,
@@ -109,12 +112,13 @@ def evaluate(
             clean=pack(case.right),
             robust=pack(run.standing),
             certified=None if certified is None else pack(certified),
+            certified_by={} if proof is None else {name: pack(found) for name, found in proof.by.items()},
             broken_by={name: pack(tally.broken) for name, tally in run.tallies.items()},
         ),
         runs=run.tallies,
         clean=accuracy(case.right),
         robust=robust,
-        certified=None if certified is None else accuracy(certified),
+        certified=None if reason is not None or certified is None else accuracy(certified),
         certified_reason=reason,
         attacks=outcomes,
         distances=run.distances,
@@ -163,7 +167,7 @@ def _certified_of_checked(case: Case) -> Array | None:
     if not len(chosen):
         return None
     checked = replace(case, x=case.x[chosen], y=case.y[chosen], logits=case.logits[chosen], right=case.right[chosen])
-    found, _reason = checked.certified(ball)
+    found = checked.certified(ball)
     if found is None:
         return None
     certified = np.zeros(len(case.x), dtype=bool)

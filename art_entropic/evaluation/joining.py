@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from art_entropic.evaluation.cascade import median
+from art_entropic.ops import Array
 from art_entropic.records import Accuracy, AttackedExample, AttackOutcome, CurvePoint, Findings, PointsRecord, pack, unpack
 from art_entropic.statistics import accuracy
 
@@ -31,21 +32,22 @@ def join_findings(parts: Sequence[Findings], n_gallery: int) -> Findings:
     _check_alike(parts)
     first = parts[0]
     sizes = [part.clean.n for part in parts]
-    certified = [part.certified for part in parts if part.certified is not None]
+    certified = any(part.certified is not None for part in parts)
+    points = _joined_points([part.points for part in parts], sizes)
     outcomes = zip(*(part.attacks for part in parts), strict=True)
     distances = [[*chain.from_iterable(found)] for found in zip(*(part.distances for part in parts), strict=True)]
     return Findings(
         clean=_added([part.clean for part in parts]),
         robust=_added([part.robust for part in parts]),
-        certified=_added(certified) if certified else None,
-        certified_reason=first.certified_reason,
+        certified=accuracy(unpack(points.certified, sum(sizes))) if certified and points.certified is not None else None,
+        certified_reason=None if certified else first.certified_reason,
         attacks=[_joined_outcome(*one) for one in zip(outcomes, distances, strict=True)],
         distances=distances,
         curve=[
             CurvePoint(eps=points[0].eps, robust=_added([point.robust for point in points]))
             for points in zip(*(part.curve for part in parts), strict=True)
         ],
-        points=_joined_points([part.points for part in parts], sizes),
+        points=points,
         examples=_joined_gallery([part.examples for part in parts], sizes, n_gallery),
         seconds=math.fsum(part.seconds for part in parts),
     )
@@ -55,8 +57,8 @@ def join_findings(parts: Sequence[Findings], n_gallery: int) -> Findings:
 _LIKENESS: dict[str, Callable[[Findings], Any]] = {
     "the attacks": lambda part: [one.attack for one in part.attacks],
     "the radii": lambda part: [point.eps for point in part.curve],
-    "a certificate": lambda part: part.certified is not None,
-    "no certificate because": lambda part: part.certified_reason,
+    "a certificate": lambda part: part.points.certified is not None,
+    "no certificate because": lambda part: part.certified_reason if part.points.certified is None else None,
     "the points broken by": lambda part: sorted(part.points.broken_by),
 }
 
@@ -105,8 +107,22 @@ def _joined_points(parts: Sequence[PointsRecord], sizes: Sequence[int]) -> Point
         clean=joined(part.clean for part in parts),
         robust=joined(part.robust for part in parts),
         certified=joined(certified) if certified else None,
+        certified_by=_joined_methods(parts, sizes),
         broken_by={name: joined(part.broken_by[name] for part in parts) for name in parts[0].broken_by},
     )
+
+
+def _joined_methods(parts: Sequence[PointsRecord], sizes: Sequence[int]) -> dict[str, str]:
+    """A method that was not worth running on some part proved nothing there."""
+    methods = dict.fromkeys(method for part in parts for method in part.certified_by)
+
+    def proved(part: PointsRecord, method: str, n: int) -> Array:
+        return unpack(part.certified_by[method], n) if method in part.certified_by else np.zeros(n, bool)
+
+    return {
+        method: pack(np.concatenate([proved(part, method, n) for part, n in zip(parts, sizes, strict=True)]))
+        for method in methods
+    }
 
 
 def _joined_gallery(parts: Sequence[Sequence[AttackedExample]], sizes: Sequence[int], n_gallery: int) -> list[AttackedExample]:

@@ -103,6 +103,17 @@ class ComparisonRow:
         return self.colour.replace(INK, "currentColor")
 
     @property
+    def certified_by(self) -> str:
+        """How many points each method proved, over all seeds; empty where that was not recorded."""
+        points = [(test.points, test.clean.n) for test in self.tests if test.points is not None and test.certified is not None]
+        methods = dict.fromkeys(method for one, _ in points for method in one.certified_by)
+        counts = {
+            method: sum(int(unpack(one.certified_by[method], n).sum()) for one, n in points if method in one.certified_by)
+            for method in methods
+        }
+        return ", ".join(f"{count} points by {method}" for method, count in counts.items() if count)
+
+    @property
     def shown(self) -> EvaluationRecord | None:
         """Of the first seed, for the gallery."""
         return self.tests[0] if self.tests else None

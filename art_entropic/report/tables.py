@@ -102,6 +102,7 @@ def results(section: Section) -> Table:
                 for row in section.rows
                 if row.certified is None and row.certified_reason
             ),
+            *(f"Certificates of {row.title}: {row.certified_by}." for row in section.rows if row.certified_by),
         ],
     )
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from art_entropic.backends.architecture import Dense, Flatten
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.registry import FRAMEWORKS, framework_module
+from art_entropic.certificates import Certificates
 from art_entropic.evaluation.attacks import ATTACKS, BATTERIES, PROOF_ATTACK, Attack
 from art_entropic.evaluation.curve import security_curve
 from art_entropic.evaluation.evaluate import evaluate
@@ -63,6 +64,16 @@ def battery(monkeypatch):
     return make
 
 
+def proving(decide):
+    """In place of `certificates`: the points that `decide(x, eps)` calls proved."""
+
+    def certificates(classifier, x, y, eps, norm):
+        proved = decide(x, eps)
+        return Certificates(proved, {"ibp": proved}, {})
+
+    return certificates
+
+
 @pytest.fixture
 def bright(monkeypatch):
     """A target that calls a point 1 where its first pixel is above one half, else 0."""
@@ -71,7 +82,7 @@ def bright(monkeypatch):
         return (x.reshape(len(x), -1)[:, 0] > 0.5).astype(np.int64)
 
     monkeypatch.setattr("art_entropic.evaluation.target.Target.predict", predict)
-    monkeypatch.setattr("art_entropic.evaluation.case.certify", lambda classifier, x, y, eps: np.zeros(len(x), bool))
+    monkeypatch.setattr("art_entropic.evaluation.case.certificates", proving(lambda x, eps: np.zeros(len(x), bool)))
 
 
 def flat(framework, values):
@@ -106,7 +117,7 @@ def test_a_battery_that_cannot_run_has_no_result(framework, make_classifier, bri
 
 def test_a_broken_certificate_is_a_contradiction(framework, make_classifier, bright, battery, monkeypatch):
     battery(Shift(0.1, 1))
-    monkeypatch.setattr("art_entropic.evaluation.case.certify", lambda classifier, x, y, eps: np.ones(len(x), bool))
+    monkeypatch.setattr("art_entropic.evaluation.case.certificates", proving(lambda x, eps: np.ones(len(x), bool)))
     with pytest.raises(RuntimeError, match=r"1 points are certified and yet broken by the battery 'planted'.*index 1"):
         evaluate(
             make_classifier(framework),
@@ -124,7 +135,7 @@ def test_certified_points_meet_the_first_attack_that_runs_and_no_other(
 ):
     battery(Failing(), Shift(0.0, 4), Shift(0.1, 4))
     certified = np.array([True, True, False, False])
-    monkeypatch.setattr("art_entropic.evaluation.case.certify", lambda classifier, x, y, eps: certified)
+    monkeypatch.setattr("art_entropic.evaluation.case.certificates", proving(lambda x, eps: certified))
     x = flat(framework, [0.1, 0.2, 0.45, 0.2])
     result = evaluate(make_classifier(framework), x, [0] * 4, eps=0.2, battery="planted", **QUIET)
     assert [(outcome.attacked, outcome.broken) for outcome in result.attacks] == [(4, 0), (4, 0), (2, 1)]
@@ -137,7 +148,7 @@ def test_a_costly_attack_leaves_the_trial_of_certificates_to_a_cheap_one(
     battery(Shift(0.1, 4))
     monkeypatch.setitem(ATTACKS, "planted0", replace(ATTACKS["planted0"], spares_certified=True))
     monkeypatch.setattr(
-        "art_entropic.evaluation.case.certify", lambda classifier, x, y, eps: np.array([True, True, False, False])
+        "art_entropic.evaluation.case.certificates", proving(lambda x, eps: np.array([True, True, False, False]))
     )
 
     def judged(step):
@@ -159,7 +170,7 @@ def test_no_interval_rule_means_no_certificate(framework, make_classifier, brigh
         raise NoIntervalRuleError("top", "Wavelet")
 
     battery(Shift(0.1, 1))
-    monkeypatch.setattr("art_entropic.evaluation.case.certify", certify)
+    monkeypatch.setattr("art_entropic.evaluation.case.certificates", certify)
     result = evaluate(make_classifier(framework), flat(framework, [0.1]), [0], eps=0.2, battery="planted", **QUIET)
     assert result.certified is None and result.certified_points is None
     assert "Wavelet in layer 'top'" in result.certified_reason
@@ -173,7 +184,7 @@ def test_real_evaluation_is_coherent_and_repeatable(framework, make_classifier, 
     result, again = (evaluate(classifier, x, np.eye(3)[y], eps=0.2, battery="quick", **QUIET) for _ in range(2))
     np.testing.assert_array_equal(result.survived, again.survived)
     assert result.clean.correct == 36
-    assert result.certified.correct <= result.robust.correct < 36
+    assert np.all(result.certified_points <= result.survived) and result.robust.correct < 36
     curve, same = (security_curve(classifier, x, np.eye(3)[y], (0.4, 0.0, 0.1, 0.2), verbose=False) for _ in range(2))
     assert [point.eps for point in curve] == [0.0, 0.1, 0.2, 0.4] and curve == same == result.with_curve(curve).curve
     shares = [point.robust.correct for point in curve]
@@ -242,7 +253,7 @@ def test_a_curve_of_nothing_is_refused_by_name(framework, make_classifier, chang
 def test_a_curve_holds_its_attacks_to_the_certificates_of_each_radius(framework, make_classifier, bright, battery, monkeypatch):
     battery(Shift(0.1, 1))
     classifier, x = make_classifier(framework), flat(framework, [0.45, 0.1])
-    monkeypatch.setattr("art_entropic.evaluation.case.certify", lambda classifier, x, y, eps: np.full(len(x), eps < 0.15))
+    monkeypatch.setattr("art_entropic.evaluation.case.certificates", proving(lambda x, eps: np.full(len(x), eps < 0.15)))
     with pytest.raises(RuntimeError, match=r"1 points are certified and yet broken by the curve at eps 0\.12.*index 0"):
         security_curve(classifier, x, [0, 0], (0.12, 0.2), battery="planted", verbose=False)
     curve = security_curve(classifier, x, [0, 0], (0.0, 0.05, 0.2), battery="planted", verbose=False)
@@ -259,7 +270,8 @@ def test_a_ball_may_reach_beyond_the_range_of_one_feature(framework, make_classi
     y = np.argmax(classifier.predict(x), axis=1)
     result = evaluate(classifier, x, y, eps=2.0, norm=norm, battery="quick", **QUIET)
     (point,) = security_curve(classifier, x, y, (2.0,), norm, verbose=False)
-    assert result.certified.correct == 0 and point.robust.correct <= 8
+    assert not result.certified_points.any() and point.robust.correct <= 8
+    assert result.certified is None and "no point is proved by ibp or crown-ibp" in result.certified_reason
 
 
 def test_examples_are_of_the_points_that_were_attacked(framework, make_classifier, bright, battery):
@@ -307,7 +319,7 @@ def test_all_on_all_has_the_same_worst_case(framework, make_classifier, points):
     # Random starts are drawn for the points at hand, so a point at the edge may differ.
     assert np.sum(whole.survived != cascade.survived) <= 2
     assert [one.attacked for one in whole.attacks] == [30, 30]
-    assert cascade.attacks[1].attacked == 30 - cascade.attacks[0].broken < 30
+    assert cascade.attacks[1].attacked == 30 - cascade.attacks[0].broken - cascade.certified_points.sum() < 30
     frame = whole.to_frame()
     assert len(frame) == 2 * 30 and frame[frame.success].distance.max() <= 0.03 * 1.0001
     np.testing.assert_array_equal(frame[frame.attack == "pgd_margin"].success, whole.broken_by["pgd_margin"])

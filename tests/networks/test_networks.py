@@ -96,7 +96,7 @@ def test_an_evaluation_counts_every_point_and_changes_nothing(name, build):
     assert 1 <= result.clean.correct <= result.clean.n == 4
     assert not any(outcome.error for outcome in result.attacks)
     without = NETWORKS[name].without_rule
-    assert (result.certified is None) == (without is not None)
+    assert (result.certified_points is None) == (without is not None)
     assert without is None or without in result.certified_reason
 
 
