@@ -33,7 +33,7 @@ def main(file: str, folder: str, defence: str, *radii: str) -> None:
     data, store = load_data(plan.problem), Store(Path(folder))
     (framework,) = plan.frameworks
     x, y = for_framework(data.x_test[:N], framework), data.y_test[:N]
-    (job,) = (one for one in plan_jobs(plan, data.sha256) if (one.defence, one.variant, one.seed) == (defence, "", SEED))
+    (job,) = (one for one in plan_jobs(plan, data.sha256) if (one.defence, one.variant, one.seed) == (defence, None, SEED))
     training = store.training(job.training_key)
     if training is None:
         raise ValueError(f"`folder` must hold the training of {defence!r}, got {folder!r} without it")
