@@ -348,4 +348,4 @@ def _relative(ops: Ops, shifts: Tensor, values: Tensor) -> Tensor:
 
 def _for_each(total: Tensor, batch: Batch) -> Tensor:
     """A number of the whole batch as one number per example, (n,)."""
-    return total + 0.0 * batch.class_noise
+    return total + 0.0 * batch.y[:, 0]

@@ -66,6 +66,7 @@ class Measure(
     title: ClassVar[str]
     passes: ClassVar[tuple[int, int]]  # forward and backward passes of a batch in one step that reads all of it
     pointwise: ClassVar[bool] = False  # each point is read by itself, so that an attack can climb it
+    reads_noise: ClassVar[bool] = True  # of the batch, of either kind; where it does not, none is drawn
     default_ramp: ClassVar[float] = 0.5
 
     beta: _Beta
@@ -147,6 +148,7 @@ class Interval(_WithPurePhase, frozen=True, kw_only=True, tag="interval"):
 
     title: ClassVar[str] = "worst case, by interval propagation"
     passes: ClassVar[tuple[int, int]] = (3, 3)  # value, centre and radius
+    reads_noise: ClassVar[bool] = False
     default_ramp: ClassVar[float] = 0.6
 
     beta: _Beta = 0.1
@@ -220,6 +222,7 @@ class Activation(Measure, frozen=True, kw_only=True, tag="activation"):
 
     title: ClassVar[str] = "information about the natural input, a control"
     passes: ClassVar[tuple[int, int]] = (1, 1)
+    reads_noise: ClassVar[bool] = False
 
     # More information is a wish that makes sense too.
     beta: Annotated[float, Meta(description="weight of the information, per nat; a negative one asks for more of it")] = 0.1

@@ -378,10 +378,13 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
     # -- the loop
 
     def _batch(self, given: LabelledBatch, rng: np.random.Generator) -> Batch:
-        # The noise comes from NumPy even where x waits on a device, since every framework and device must see the same.
         x, labels, weight = given
         one_hot = np.zeros((len(x), self._classifier.nb_classes), np.float32)
         one_hot[np.arange(len(x)), labels] = 1.0
+        if not self._measure.reads_noise:
+            return Batch(x, one_hot, weight=weight)
+        # It comes from NumPy even where x waits on a device, since every framework and device must see the same. One stream
+        # gives both kinds by turns: a measure that reads one of them draws both, or its results would be those of another seed.
         noise = unit_ball(rng, tuple(x.shape), self._norm)
         return Batch(x, one_hot, noise, rng.random(len(x), np.float32), weight)
 

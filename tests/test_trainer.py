@@ -13,6 +13,7 @@ from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.numpy import ops
 from art_entropic.backends.registry import FRAMEWORKS, backend_for
+from art_entropic.batches import LabelledBatch
 from art_entropic.certificates import certify
 from art_entropic.choosing import piecewise_linear
 from art_entropic.history import TrainingDivergedError
@@ -97,6 +98,30 @@ def test_one_seed_gives_one_result_bit_for_bit(framework, make_classifier, data,
         results.append(weights(classifier))
     assert_same(results[0], results[1])
     assert any(np.any(a != b) for a, b in zip(results[0], results[2], strict=True))
+
+
+class Counting(np.random.Generator):
+    """Counts the numbers that it is asked for."""
+
+    drawn = 0
+
+    def random(self, size=None, *args):
+        self.drawn += int(np.prod(size))
+        return super().random(size, *args)
+
+
+@pytest.mark.parametrize(("measure", "numbers"), [("interval", 0), ("channel", 6 * 73), ("coding", 6 * 73), ("activation", 0)])
+def test_noise_is_drawn_where_it_is_read_from_one_stream(classifier, data, measure, numbers):
+    x, y = data
+    rng = Counting(np.random.PCG64(0))
+    batch = trainer_of(classifier, measure)._batch(LabelledBatch(x[:6], y[:6]), rng)
+    assert rng.drawn == numbers
+    if numbers:  # as the published retrainings drew
+        same = np.random.default_rng(0)
+        np.testing.assert_array_equal(batch.ball_noise, same.random(x[:6].shape, np.float32) * 2 - 1)
+        np.testing.assert_array_equal(batch.class_noise, same.random(6, np.float32))
+    else:
+        assert batch.ball_noise is None and batch.class_noise is None
 
 
 def test_an_interrupted_retraining_goes_on_to_the_same_weights(framework, make_classifier, data, tmp_path):

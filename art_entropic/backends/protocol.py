@@ -64,12 +64,12 @@ class Activations(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one step sees. Random numbers come from outside, so that every framework sees the same ones."""
+    """What one step sees. Random numbers come from outside, so that every framework sees the same ones; None is not drawn."""
 
     x: Tensor  # (n, ...), raw units
     y: Tensor  # (n, nb_classes), one-hot
-    ball_noise: Tensor  # (n, ...), uniform in the ball |d|_norm <= 1: for Linf on [-1, 1]
-    class_noise: Tensor  # (n,), uniform on [0, 1)
+    ball_noise: Tensor = None  # (n, ...), uniform in the ball |d|_norm <= 1: for Linf on [-1, 1]
+    class_noise: Tensor = None  # (n,), uniform on [0, 1)
     weight: Tensor = None  # (n,), of each example in the cross-entropy; None weighs all alike
 
 

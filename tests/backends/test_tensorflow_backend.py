@@ -27,9 +27,10 @@ from art_entropic.backends.registry import backend_for  # noqa: E402
 from art_entropic.backends.tensorflow.backend import TensorFlowView  # noqa: E402
 from art_entropic.backends.tensorflow.building import build_classifier  # noqa: E402
 from art_entropic.backends.tensorflow.joint import Joint  # noqa: E402
+from art_entropic.backends.tensorflow.passes import StepTerms  # noqa: E402
 from art_entropic.backends.tensorflow.rules import FUNCTIONS  # noqa: E402
 from art_entropic.backends.tensorflow.walk import Walk  # noqa: E402
-from art_entropic.measures import Activation  # noqa: E402
+from art_entropic.measures import Activation, Channel, Interval  # noqa: E402
 from art_entropic.objective import EntropicObjective  # noqa: E402
 from art_entropic.ops import Box  # noqa: E402
 
@@ -537,6 +538,97 @@ def test_compiled_passes_are_shared_by_backends_and_forgotten_with_the_model() -
     del classifier, backend
     gc.collect()
     assert alive() is None
+
+
+VALUE = EntropicObjective(Interval(read_share=1.0), label_smoothing=0.1)
+
+
+def digits_step(classifier: Any, objective: Any = VALUE, kind: str = "training_step") -> Any:
+    """A step that has been done once, of a backend of its own."""
+    step = getattr(backend_for(classifier), kind)(objective)
+    step(batch_of(4), CONTROLS)
+    return step
+
+
+def test_an_equal_objective_on_an_unchanged_network_is_not_traced_again() -> None:
+    classifier = digits_classifier()
+    for kind in ("training_step", "measuring_step"):
+        digits_step(classifier, kind=kind)
+    for kind in ("training_step", "measuring_step"):
+        again = EntropicObjective(Interval(read_share=1.0), label_smoothing=0.1)
+        assert digits_step(classifier, again, kind).trace_count == 1
+    alive = weakref.ref(classifier.model)
+    del classifier
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_second_fit_with_equal_settings_traces_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[StepTerms] = []
+    initialise = StepTerms.__init__
+    monkeypatch.setattr(StepTerms, "__init__", lambda self, *told: (made.append(self), initialise(self, *told))[1])
+    classifier, (x, labels) = digits_classifier(), (batch_of(20).x, np.arange(20) % CLASSES)
+    traced = []
+    for seed in (0, 1):
+        trainer = EntropicTrainer(classifier, 0.05, "interval", verbose=False)
+        trainer.fit(x, labels, batch_size=8, nb_epochs=1, validation_data=(x, labels), seed=seed)
+        traced.append([terms.trace_count for terms in made])
+    # One trains, one rehearses a validation that reads as much of a batch as the training does, one validates on all of it.
+    assert traced[0] == traced[1] and sum(traced[0]) == 3
+
+
+def test_a_kept_step_is_a_fresh_step_to_the_bit() -> None:
+    """Two retrainings of one network in turn, and the second one from where the first ended on a network that has no step."""
+    kept, fresh = digits_classifier(), digits_classifier()
+    digits_step(kept)
+    backend_for(fresh).load_state(backend_for(kept).state())
+    fresh.optimizer.build(fresh.model.trainable_variables)
+    backend_for(fresh).load_optimizer_state(backend_for(kept).optimizer_state())
+    assert digits_step(kept).trace_count == digits_step(fresh).trace_count == 1
+    assert_same(backend_for(fresh).state(), backend_for(kept).state())
+
+
+def first_layer(classifier: Any) -> Any:
+    return next(layer for layer in classifier.model.layers if layer.weights)
+
+
+def freeze_first(classifier: Any) -> None:
+    first_layer(classifier).trainable = False
+    classifier._optimizer = keras.optimizers.SGD(0.1)
+
+
+CHANGES: dict[str, Callable[[Any], None]] = {
+    "another optimizer": lambda classifier: setattr(classifier, "_optimizer", keras.optimizers.SGD(0.1)),
+    "a setting of the optimizer": lambda classifier: setattr(classifier.optimizer, "clipnorm", 1e-6),
+    "a layer that no longer trains": freeze_first,
+    "the clip values": lambda classifier: setattr(classifier, "_clip_values", (np.float32(0), np.float32(0.5))),
+    "an activation": lambda classifier: setattr(first_layer(classifier), "activation", keras.activations.tanh),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_step_is_traced_anew_after(change: Callable[[Any], None]) -> None:
+    classifier, fresh = digits_classifier(), digits_classifier()
+    first = digits_step(classifier)
+    backend_for(classifier).load_state(backend_for(fresh).state())
+    for one in (classifier, fresh):
+        change(one)
+    # The moments of an optimizer that stays must not tell the two apart.
+    for slot in first.owners[1].variables:
+        if slot is not first.owners[1]._learning_rate:
+            slot.assign(keras.ops.zeros_like(slot))
+    assert digits_step(classifier).terms is not first.terms
+    digits_step(fresh)
+    assert_same(backend_for(fresh).state(), backend_for(classifier).state())
+
+
+def test_no_step_is_kept_of_what_no_value_tells() -> None:
+    classifier = digits_classifier()
+    assert digits_step(classifier, natural).terms is not digits_step(classifier, natural).terms
+    own = L.Activation(lambda x: 2.0 * x)
+    for layer in (Noisy(), own):
+        noisy, objective = classifier_of(keras_network(layer)), EntropicObjective(Channel())
+        assert digits_step(noisy, objective).terms is not digits_step(noisy, objective).terms
 
 
 def test_a_changed_model_is_compiled_anew() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,19 @@ from art_entropic.backends.tensorflow.network import (
     total,
 )
 from art_entropic.backends.tensorflow.ops import ops
-from art_entropic.backends.tensorflow.passes import Compute, Inference, TensorFlowStep, compiled, forget_inference, inference_of
+from art_entropic.backends.tensorflow.passes import (
+    Compute,
+    Inference,
+    StepTerms,
+    TensorFlowStep,
+    alive,
+    batch_of,
+    compiled,
+    forget,
+    inference_of,
+    parts_of,
+    step_terms,
+)
 from art_entropic.backends.tensorflow.precision import full_float32
 from art_entropic.backends.tensorflow.relaxing import RelaxingWalk, TensorFlowRelaxed
 from art_entropic.backends.tensorflow.replicas import GradientPasses, Gradients, Replicas, check_optimizer, mirrored_strategy
@@ -165,6 +178,8 @@ class TensorFlowBackend:
         self._input_shape = tuple(estimator.input_shape)
         self._nb_classes = int(estimator.nb_classes)
         self._mean_std = _constants(standardisation(estimator))
+        self._standardise: Standardise = functools.partial(_standardised, mean_std=self._mean_std)
+        self._spread = functools.partial(_spread, mean_std=self._mean_std)
         self._clip_values = _constants(estimator.clip_values)
         if not model.built or not model.weights:
             with model.distribute_strategy.scope():
@@ -236,19 +251,14 @@ class TensorFlowBackend:
 
     # -- passes
 
-    def _standardise(self, x: tf.Tensor) -> tf.Tensor:
-        if self._mean_std is None:
-            return x
-        mean, std = self._mean_std
-        return (x - mean) / std
-
-    def _spread(self, x: tf.Tensor, eps: tf.Tensor) -> tf.Tensor:
-        """How far each feature may go in an L2 ball, of the shape of x."""
-        radius = tf.ones_like(x) * eps
-        return radius if self._mean_std is None else radius / self._mean_std[1]
-
     def _view(self, *, training: bool) -> TensorFlowView:
-        return TensorFlowView(self.model, self._standardise, self._spread, self._clip_values, training=training)
+        return self._new_view(training=training)()
+
+    def _new_view(self, *, training: bool) -> Callable[[], TensorFlowView]:
+        """Makes views, and does not hold the model."""
+        reference, standardise, spread = weakref.ref(self.model), self._standardise, self._spread
+        clip_values = self._clip_values
+        return lambda: TensorFlowView(alive(reference), standardise, spread, clip_values, training=training)
 
     def _passes(self, shape: Sequence[int]) -> Inference:
         """The passes for examples of this shape."""
@@ -392,7 +402,7 @@ class TensorFlowBackend:
 
     def _forget_compiled(self) -> None:
         """What we, Keras and ART compiled of the model as it was."""
-        forget_inference(self.model)
+        forget(self.model)
         self.model.train_function = self.model.test_function = self.model.predict_function = None
         if hasattr(self._estimator, "_forward_pass"):
             self._estimator._forward_pass = tf.function(self._estimator._forward_pass.python_function, reduce_retracing=True)
@@ -400,7 +410,7 @@ class TensorFlowBackend:
     def remove_softmax(self) -> str:
         old = self.model
         name, self.model = remove_softmax(self._estimator, old, compiled=self._compiled_by_keras, shape=self._usual_shape)
-        forget_inference(old)
+        forget(old)
         self._forget_compiled()
         return name
 
@@ -414,8 +424,10 @@ class TensorFlowBackend:
         with seeded(self.model, seed):
             yield
 
-    def _step(self, compute: Compute) -> TensorFlowStep:
-        return TensorFlowStep(compute, self._nb_classes)
+    def _step(self, kind: str, objective: Objective, optimizer: Any, make: Callable[[], Compute]) -> TensorFlowStep:
+        constants = [self._nb_classes, *map(_bytes, (self._mean_std, self._clip_values))]
+        terms = step_terms(self.model, kind, objective, optimizer, constants, lambda: StepTerms(make(), self._nb_classes))
+        return TensorFlowStep((self.model, optimizer), terms)
 
     def hold(self, x: Array) -> Any:
         return x
@@ -427,9 +439,13 @@ class TensorFlowBackend:
             ValueError: the model cannot train under its strategy.
             RuntimeError: called within a `strategy.scope()`.
         """
-        optimizer, variables = self._optimizer, self.model.trainable_variables
-        statistics = [variable for variable in self.model.non_trainable_weights]
         replicas = Replicas(self.model)
+        return self._step("training", objective, self._optimizer, lambda: self._descent(objective, replicas))
+
+    def _descent(self, objective: Objective, replicas: Replicas) -> Compute:
+        """One step down. It holds neither the model nor its optimizer, which live as long as a step is in use."""
+        reference, variables = weakref.ref(self._optimizer), self.model.trainable_variables
+        statistics = list(self.model.non_trainable_weights)
         passes = self._gradients_of(objective)
 
         def compute(batch: Batch, controls: Controls) -> dict[str, tf.Tensor]:
@@ -439,7 +455,7 @@ class TensorFlowBackend:
             norm = tf.linalg.global_norm([gradient for gradient, _ in updates])
 
             def descend() -> tf.Tensor:
-                optimizer.apply_gradients(updates)
+                alive(reference).apply_gradients(updates)
                 return tf.constant(True)
 
             def undo() -> tf.Tensor:
@@ -450,17 +466,17 @@ class TensorFlowBackend:
             tf.cond(tf.math.is_finite(terms["loss"]) & tf.math.is_finite(norm), descend, undo)
             return {**terms, "gradient_norm": norm}
 
-        return self._step(compute)
+        return compute
 
     def _gradients_of(self, objective: Objective) -> GradientPasses:
-        variables = self.model.trainable_variables
+        variables, new_view = self.model.trainable_variables, self._new_view(training=True)
 
         def passes(batch: Batch, controls: Controls, weight: tf.Tensor | None) -> tuple[dict[str, tf.Tensor], Gradients]:
             weights = [variable.value for variable in variables]
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(weights)
                 # A view of its own for each pass of each device: it remembers what the layers add to the loss.
-                terms = dict(objective(self._view(training=True), batch, controls))
+                terms = dict(objective(new_view(), batch, controls))
                 loss = terms["loss"] if weight is None else weight * terms["loss"]
             gradients = tape.gradient(loss, weights)
             if all(gradient is None for gradient in gradients):
@@ -476,7 +492,8 @@ class TensorFlowBackend:
         scalars = Controls(*(tf.constant(value, tf.float32) for value in controls))
 
         def step(*parts: tf.Tensor) -> dict[str, tf.Tensor]:
-            terms, gradients = replicas.run(self._gradients_of(objective), Batch(*parts), scalars, statistics)
+            given = batch_of(parts, parts_of(batch))
+            terms, gradients = replicas.run(self._gradients_of(objective), given, scalars, statistics)
             norm = tf.linalg.global_norm([gradient for gradient in gradients if gradient is not None])
             return {name: tf.cast(value, tf.float32) for name, value in {**terms, "gradient_norm": norm}.items()}
 
@@ -490,8 +507,10 @@ class TensorFlowBackend:
         return isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError))
 
     def measuring_step(self, objective: Objective) -> TensorFlowStep:
-        view = self._view(training=False)
-        return self._step(lambda batch, controls: dict(objective(view, batch, controls)))
+        new_view = self._new_view(training=False)
+        return self._step(
+            "measuring", objective, None, lambda: lambda batch, controls: dict(objective(new_view(), batch, controls))
+        )
 
     # -- state
 
@@ -568,6 +587,23 @@ def _constants(pair: Any) -> tuple[tf.Tensor, tf.Tensor] | None:
         return None
     one, two = (tf.constant(np.asarray(value, np.float32)) for value in pair)
     return one, two
+
+
+def _spread(x: tf.Tensor, eps: tf.Tensor, mean_std: tuple[tf.Tensor, tf.Tensor] | None) -> tf.Tensor:
+    """How far each feature may go in an L2 ball, of the shape of x."""
+    radius = tf.ones_like(x) * eps
+    return radius if mean_std is None else radius / mean_std[1]
+
+
+def _standardised(x: tf.Tensor, mean_std: tuple[tf.Tensor, tf.Tensor] | None) -> tf.Tensor:
+    if mean_std is None:
+        return x
+    mean, std = mean_std
+    return (x - mean) / std
+
+
+def _bytes(pair: tuple[tf.Tensor, tf.Tensor] | None) -> tuple[bytes, ...]:
+    return () if pair is None else tuple(part.numpy().tobytes() for part in pair)
 
 
 def _arrays(variables: Mapping[str, Any]) -> dict[str, Array]:
