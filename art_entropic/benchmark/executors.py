@@ -7,11 +7,12 @@ import importlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from typing import Any, TypeVar
 
 from art_entropic._validate import finite, positive_int
+from art_entropic.benchmark.cells import jobs_of
 from art_entropic.benchmark.provenance import available_cores
 
 T = TypeVar("T")
@@ -39,11 +40,39 @@ def process_pool(n_jobs: int) -> Iterator[Executor]:
     cores = available_cores()
     if positive_int("jobs", n_jobs) > cores:
         print(f"{n_jobs} jobs on {cores} cores will slow each other: their training seconds compare nothing", file=sys.stderr)
+    with _pool(_shares(n_jobs), one_thread=n_jobs > 1) as pool:
+        yield pool
+
+
+class SideBySide(Executor):
+    """Gives every task to the process of its framework, so that each process imports one framework and no other."""
+
+    def __init__(self, of_framework: Mapping[str, Executor]) -> None:
+        self._of_framework = of_framework
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Args begin with a `WorkRequest`."""
+        framework = jobs_of(args[0].task)[0].framework
+        return self._of_framework[framework].submit(fn, *args, **kwargs)
+
+
+@contextlib.contextmanager
+def side_by_side(frameworks: Sequence[str]) -> Iterator[Executor]:
+    """A process of this machine for each framework, each with cores of its own and one thread."""
+    shares = _shares(len(frameworks))
+    with contextlib.ExitStack() as stack:
+        pools = [stack.enter_context(_pool([share], one_thread=True)) for share in shares]
+        yield SideBySide(dict(zip(frameworks, pools, strict=True)))
+
+
+@contextlib.contextmanager
+def _pool(cores: Sequence[tuple[int, ...]], *, one_thread: bool) -> Iterator[Executor]:
+    """A process for each share of the cores."""
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads, as frameworks have them, may hang
     shares = context.SimpleQueue()
-    for share in _shares(n_jobs):
+    for share in cores:
         shares.put(share)
-    with ProcessPoolExecutor(n_jobs, mp_context=context, initializer=_settle, initargs=(shares,)) as pool:
+    with ProcessPoolExecutor(len(cores), mp_context=context, initializer=_settle, initargs=(shares, one_thread)) as pool:
         yield pool
 
 
@@ -57,12 +86,17 @@ def _shares(n_jobs: int) -> list[tuple[int, ...]]:
     return [tuple(cores[number::n_jobs]) for number in range(n_jobs)]
 
 
-def _settle(shares: Any) -> None:
-    """Take a share of the cores, before any framework is imported and counts them."""
+def _settle(shares: Any, one_thread: bool) -> None:
+    """Take a share of the cores, before any framework is imported and counts them.
+
+    Of several processes each computes in one thread: on cores that others use too, threads that wait for each other by spinning
+    have taken a training from 20 s to half an hour.
+    """
     share = shares.get()
-    threads = str(len(share) or max(1, available_cores()))
-    for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+    threads = "1" if one_thread else str(len(share) or max(1, available_cores()))
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         os.environ[name] = threads
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # or the first process takes all of the GPU's memory
     if share:
         os.sched_setaffinity(0, share)
 

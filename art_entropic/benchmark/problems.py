@@ -164,8 +164,9 @@ def _six_dense(activation: Activation) -> Architecture:
     )
 
 
-# Default networks have smooth activations where the radius is small: the first-order measure wants them, the defences of ART
-# lose nothing by them.
+# What digits asks for by itself is the first command that users give, which is to take 100 s on two cores; the published table
+# has more epochs, points and seeds. Default networks have smooth activations where the radius is small: the first-order measure
+# wants them, the defences of ART lose nothing by them.
 PROBLEMS: dict[str, Problem] = {
     "digits": Problem(
         name="digits",
@@ -175,13 +176,13 @@ PROBLEMS: dict[str, Problem] = {
         eps=0.15,
         curve_eps=(0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
         networks={"small": _digits_small()},
-        nb_epochs_natural=20,
-        nb_epochs=30,
+        nb_epochs_natural=10,
+        nb_epochs=15,
         batch_size=64,
         learning_rate=2e-3,
         n_train=1297,
         n_test=DIGITS_TEST,
-        n_examples=300,
+        n_examples=100,
         load=read_digits,
     ),
     "mnist": Problem(

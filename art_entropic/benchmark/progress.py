@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,10 +18,16 @@ def describe(training: TrainingRecord) -> str:
 
 
 class RunProgress:
-    """Progress on stderr: a bar on a terminal, a line a finished cell anywhere else, nothing when switched off."""
+    """Progress on stderr: what is being done, and a line a finished task; nothing when switched off.
 
-    def __init__(self, total: int, verbose: bool) -> None:
+    What is being done stands in a bar on a terminal; anywhere else it is told once a minute.
+    """
+
+    def __init__(self, total: int, verbose: bool, *, interval: float = 60.0) -> None:
         self._verbose = verbose
+        self._total, self._interval = total, interval
+        self._done, self._began, self._over = 0, time.monotonic(), threading.Event()
+        self._under_way: dict[str, None] = {}
         self._bar: Any = None
         if verbose:
             from rich.console import Console
@@ -40,18 +48,40 @@ class RunProgress:
     def start(self) -> None:
         if self._bar is not None:
             self._bar.start()
+        elif self._verbose:
+            threading.Thread(target=self._tell, daemon=True).start()
 
     def stop(self) -> None:
+        self._over.set()
         if self._bar is not None:
             self._bar.stop()
 
     def begin(self, what: str) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, description=what)
+        self._under_way[what] = None
+        self._show()
+
+    def end(self, what: str) -> None:
+        self._under_way.pop(what, None)
+        self._show()
 
     def advance(self) -> None:
+        self._done += 1
         if self._bar is not None:
             self._bar.advance(self._task)
+
+    def _show(self) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, description=self._doing())
+
+    def _doing(self) -> str:
+        """The task that has been begun longest ago, since those behind it may only wait for a worker."""
+        first, *others = [*self._under_way] or ["nothing"]
+        return f"{first}, {len(others)} more under way or in line" if others else first
+
+    def _tell(self) -> None:
+        while not self._over.wait(self._interval):
+            minutes = (time.monotonic() - self._began) / 60.0
+            self.note(f"{self._done} of {self._total} done after {minutes:.0f} min: {self._doing()}")
 
     def note(self, line: str) -> None:
         if self._verbose:

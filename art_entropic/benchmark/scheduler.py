@@ -95,6 +95,7 @@ class Scheduler:
     def _collect(self, done: Iterable[Future[Done]], running: dict[Future[Done], _Node]) -> None:
         for future in done:
             node = running.pop(future)
+            self.progress.end(node.task.title)
             self._keep(node.task, future.result())
             self._advance(node)
 

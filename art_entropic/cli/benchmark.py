@@ -48,7 +48,12 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="show the cells and what is missing of them, and do nothing")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--jobs", type=int, metavar="N", help="run cells in N processes, each with cores of its own")
+    where.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="run cells in N processes, each with cores of its own (default: one for each framework)",
+    )
     where.add_argument("--scheduler", metavar="ADDRESS", help="run cells on a Dask cluster, such as tcp://host:8786")
     parser.add_argument(
         "--resources", action="append", type=_resources, metavar="NAME=NUMBER",
@@ -96,7 +101,7 @@ def benchmark_command(options: argparse.Namespace) -> None:
     if options.dry_run:
         _print_status(cell_status(plan, out, options.results))
         return
-    with _executor(options) as executor:
+    with _executor(options, plan) as executor:
         records = run_benchmark(plan, out, results=options.results, executor=executor, verbose=not options.quiet)
     _, page = write_report(out)
     print_table(records, sys.stdout)
@@ -134,13 +139,20 @@ def _print_status(cells: Sequence[CellStatus]) -> None:
 
 
 @contextmanager
-def _executor(options: argparse.Namespace) -> Iterator[Any]:
+def _executor(options: argparse.Namespace, plan: BenchmarkPlan) -> Iterator[Any]:
     """Where the cells run; None is this process."""
-    if options.jobs is None and options.scheduler is None:
-        yield None
-        return
-    from art_entropic.benchmark.executors import dask_cluster, process_pool
+    from art_entropic.benchmark.executors import dask_cluster, process_pool, side_by_side
+    from art_entropic.benchmark.plan import resolved
+    from art_entropic.benchmark.provenance import available_cores
 
+    if options.jobs is None and options.scheduler is None:
+        frameworks = resolved(plan).frameworks
+        if len(frameworks) == 1 or available_cores() < len(frameworks):
+            yield None
+            return
+        with side_by_side(frameworks) as executor:
+            yield executor
+        return
     if options.scheduler is None:
         with process_pool(options.jobs) as executor:
             yield executor

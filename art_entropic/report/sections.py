@@ -35,7 +35,8 @@ from art_entropic.records import (
 from art_entropic.statistics import Difference, paired_difference
 
 RunRecord = TrainingRecord | EvaluationRecord | ChecksRecord | ProfileRecord
-BUSY = 0.1
+BUSY = 0.1  # share of its machine that others used while a network trained: its seconds are unsure
+CROWDED = 0.25  # and from here on no ratio is made of them
 INK = "#010203"  # stands for the page's own text colour in a figure, see `inline_svg`
 
 
@@ -76,6 +77,7 @@ class ComparisonRow:
     tests: tuple[EvaluationRecord, ...] = ()  # one a seed
     training: TrainingRecord | None = None
     busy: bool = False  # others used the machine while it trained
+    crowded: bool = False  # so much that its seconds are not compared
     diverged: bool = False  # in every seed
     verdicts: tuple[str, ...] = ()  # of the sanity checks, one a seed
     checks: tuple[CheckOutcome, ...] = ()  # of the first seed
@@ -210,6 +212,13 @@ def busy_note(section: Section) -> str | None:
         f"Training seconds are unsure, because other programs used more than {BUSY:.0%} of the machine during the training "
         f"of {', '.join(rows)}. Run it again, in a new folder, with nothing else running."
     )
+
+
+def crowded_note(section: Section) -> str | None:
+    """Why there is no ratio of seconds, None where there are all."""
+    if not any(row.crowded for row in section.rows):
+        return None
+    return f"Seconds are not compared where other programs used more than {CROWDED:.0%}: a ratio would be theirs."
 
 
 def percent(share: float) -> str:
@@ -361,7 +370,7 @@ def _row(
         certified=pool(certified),
         certified_reason=next((test.certified_reason for test in tests if test.certified_reason), None),
         seconds=seconds,
-        ratio=seconds / base if seconds is not None and base else None,
+        ratio=seconds / base if seconds is not None and base and not _crowded([*done, *natural]) else None,
         remark=_remark(runs, tests),
         notes=tuple(dict.fromkeys(note for run in runs for note in run.notes)),
         curve=_pool_curves(tests),
@@ -369,10 +378,15 @@ def _row(
         tests=tuple(tests),
         training=done[0] if done else None,
         busy=any(_other_load(run) > BUSY for run in done),
+        crowded=_crowded(done),
         diverged=bool(runs) and all(run.status == "diverged" for run in runs),
         verdicts=tuple(record.verdict for record in checked),
         checks=tuple(checked[0].checks) if checked else (),
     )
+
+
+def _crowded(runs: Sequence[TrainingRecord]) -> bool:
+    return any(_other_load(run) > CROWDED for run in runs)
 
 
 def _other_load(run: TrainingRecord) -> float:

@@ -102,10 +102,12 @@ def _chance(entropic: ComparisonRow, rival: ComparisonRow) -> str:
 def _cost(entropic: ComparisonRow, rival: ComparisonRow) -> str:
     parts = []
     if entropic.seconds and rival.seconds:
-        ratio = entropic.seconds / rival.seconds
         seconds = f"{duration(entropic.seconds)} s against {duration(rival.seconds)} s"
         unsure = ", unsure: the machine was busy" if entropic.busy or rival.busy else ""
-        parts.append(f"it took {_times(ratio)} the training time ({seconds}{unsure})")
+        if entropic.crowded or rival.crowded:
+            parts.append(f"its training took {seconds}, on a machine too busy to compare them")
+        else:
+            parts.append(f"it took {_times(entropic.seconds / rival.seconds)} the training time ({seconds}{unsure})")
     if entropic.clean is not None and rival.clean is not None:
         points = 100 * (entropic.clean.value - rival.clean.value)
         parts.append(f"its clean accuracy is {_compared(points)}")

@@ -6,20 +6,24 @@ import os
 import pickle
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
 import pytest
 
 from art_entropic.backends.registry import backend_for
-from art_entropic.benchmark.cells import plan_jobs, shards_of
+from art_entropic.benchmark.cells import TrainTask, plan_jobs, shards_of
 from art_entropic.benchmark.data import for_framework
-from art_entropic.benchmark.executors import InProcess, _shares, dask_cluster, process_pool
+from art_entropic.benchmark.executors import InProcess, _shares, dask_cluster, process_pool, side_by_side
 from art_entropic.benchmark.plan import BenchmarkPlan, resolved
 from art_entropic.benchmark.problems import build_classifier, load_data
+from art_entropic.benchmark.progress import RunProgress
 from art_entropic.benchmark.run import run_benchmark, run_with
 from art_entropic.benchmark.tools import TOOLS, Tools
 from art_entropic.benchmark.worker import _check_versions
@@ -323,6 +327,48 @@ def test_cores_are_shared_out(monkeypatch, n_jobs):
     shares = _shares(n_jobs)
     assert len(shares) == n_jobs
     assert sorted(np.concatenate(shares)) == [0, 1, 2, 5]
+
+
+def test_frameworks_side_by_side_have_a_process_and_a_thread_each():
+    def request(framework):
+        return SimpleNamespace(task=TrainTask(SimpleNamespace(framework=framework)))
+
+    with side_by_side(("pytorch", "tensorflow")) as executor:
+        first, second, again = (executor.submit(_seen, request(name)).result() for name in ("pytorch", "tensorflow", "pytorch"))
+    assert first == again and first != second
+    assert {threads for _, threads in (first, second)} == {"1"}
+
+
+def _seen(_request):
+    return os.getpid(), os.environ["OMP_NUM_THREADS"]
+
+
+def test_a_run_that_is_no_terminal_tells_what_it_does_as_time_goes_by(capsys):
+    progress = RunProgress(3, True, interval=0.01)
+    progress.begin("training A")
+    progress.begin("training B")
+    progress.advance()
+    progress.start()
+    time.sleep(0.1)
+    progress.stop()
+    assert "1 of 3 done after 0 min: training A, 1 more under way or in line" in capsys.readouterr().err
+
+
+def test_tensorflow_starts_without_a_word_of_its_cpp_code_and_python_warnings_stay():
+    pytest.importorskip("tensorflow")
+    code = (
+        "import os, sys, warnings\n"
+        "os.write(2, b'before\\n')\n"
+        "from art_entropic.backends.registry import framework_module\n"
+        "framework_module('tensorflow')\n"
+        "import tensorflow as tf\n"
+        "tf.zeros(3).numpy()\n"
+        "warnings.warn('a warning')\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stderr.startswith("before\n") and "UserWarning: a warning" in ran.stderr
+    assert not re.search(r"absl|\.cc:\d+\]|CPU instructions", ran.stderr)
 
 
 def test_more_jobs_than_cores_are_warned_of(monkeypatch, capsys):

@@ -194,7 +194,7 @@ def test_overlapping_intervals_are_called_chance() -> None:
 
 
 def test_seconds_of_a_busy_machine_are_called_unsure(tmp_path: Path) -> None:
-    quiet, loud = {"other_load": 0.05}, {"other_load": 0.4}
+    quiet, loud = {"other_load": 0.05}, {"other_load": 0.2}
     records: list[AnyRecord] = []
     for defence, robust, settings in (("entropic", 0.8, quiet), ("madry_pgd", 0.7, loud)):
         records += [training(defence, settings=settings), evaluation(defence, robust)]
@@ -204,6 +204,21 @@ def test_seconds_of_a_busy_machine_are_called_unsure(tmp_path: Path) -> None:
         assert f"during the training of {DEFENCES['madry_pgd'].title} on PyTorch. Run it again" in text
     (section,) = sections(comparison())
     assert busy_note(section) is None
+
+
+@pytest.mark.parametrize("crowded", ["natural", "entropic", "madry_pgd"])
+def test_seconds_are_not_compared_where_others_used_a_quarter_of_the_machine(crowded: str) -> None:
+    records: list[AnyRecord] = []
+    for defence, robust in (("natural", 0.1), ("entropic", 0.7), ("madry_pgd", 0.7)):
+        settings = {"other_load": 0.26 if defence == crowded else 0.25}
+        records += [training(defence, settings=settings), evaluation(defence, robust)]
+    (section,) = sections(records)
+    ratios = {row.defence for row in section.rows if row.ratio is not None}
+    assert ratios == (set() if crowded == "natural" else {"natural", "entropic", "madry_pgd"} - {crowded})
+    said = summary(section)[0]
+    assert ("1.00 times the training time" in said) == (crowded == "natural")
+    assert ("10.0 s against 10.0 s, on a machine too busy to compare them" in said) == (crowded != "natural")
+    assert any("Seconds are not compared where other programs used more than 25%" in note for note in results(section).notes)
 
 
 def test_table_shows_numbers_intervals_and_ratio(tmp_path: Path) -> None:
