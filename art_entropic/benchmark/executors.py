@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -92,6 +93,7 @@ def _settle(shares: Any, one_thread: bool) -> None:
     Of several processes each computes in one thread: on cores that others use too, threads that wait for each other by spinning
     have taken a training from 20 s to half an hour.
     """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every process of a terminal, and must not wait for a task
     share = shares.get()
     threads = "1" if one_thread else str(len(share) or max(1, available_cores()))
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from art_entropic._validate import file_path
-from art_entropic.benchmark.cells import AttackTask, CheckTask, Job, TrainTask, plan_jobs, profiles_of, shards_of
+from art_entropic.benchmark.cells import AttackTask, CheckTask, Job, TrainTask, hold_out, plan_jobs, profiles_of, shards_of
+from art_entropic.benchmark.costs import recorded_costs
 from art_entropic.benchmark.data import Data
+from art_entropic.benchmark.defences import VALIDATION_SHARE
 from art_entropic.benchmark.executors import InProcess
 from art_entropic.benchmark.plan import BenchmarkPlan, ResolvedPlan, check_device, default_folder, naming, resolved
 from art_entropic.benchmark.progress import progress_bar
@@ -103,6 +105,7 @@ class CellStatus:
         seconds: an estimate from like cells that have been done; None where there is none.
     """
 
+    framework: str
     title: str
     state: str
     seconds: float | None
@@ -114,7 +117,8 @@ def cell_status(
     """What `run_benchmark` would do, without doing or writing anything.
 
     The estimate takes the mean seconds of the trainings and the evaluations that the folder and `results` know of the same
-    problem, network, framework and defence, by epoch and training point, and by attacked point. Machines differ.
+    problem, network, framework and defence, by epoch and training point, and by attacked point; where they know none, and for
+    checks, what the default comparison took where it was recorded. Machines differ.
 
     Raises:
         As `run_benchmark`.
@@ -136,15 +140,18 @@ def status_with(
     published = [] if results is None else map(as_published, read_records(file_path("results", results)))
     known = [*published, *read_records(home / RECORDS)]  # the folder's own go before, since their weights are there
     store, jobs = Store(home, known), plan_jobs(plan, data.sha256)
-    return [_status(plan, data, store, known, job, jobs) for job in jobs]
+    return [_status(plan, data, store, known, job, jobs, tools) for job in jobs]
 
 
 def _status(
-    plan: ResolvedPlan, data: Data, store: Store, known: Sequence[AnyRecord], job: Job, jobs: Sequence[Job]
+    plan: ResolvedPlan, data: Data, store: Store, known: Sequence[AnyRecord], job: Job, jobs: Sequence[Job], tools: Tools
 ) -> CellStatus:
     left = [task for task in tasks_of(plan, job) if not is_done(task, store, jobs)]
     if not left:
-        return CellStatus(job.title, "done", 0.0)
+        return CellStatus(job.framework, job.title, "done", 0.0)
+    state = _STATES[type(left[0])]
+    if tools.defences[job.defence].unavailable(job.framework) is not None:
+        return CellStatus(job.framework, job.title, state, 0.0)
     like = [
         record
         for record in known
@@ -154,15 +161,21 @@ def _status(
     ]
     trained = [record for record in like if isinstance(record, TrainingRecord) and record.status == "done"]
     attacked = [record for record in like if isinstance(record, EvaluationRecord) and record.battery == plan.battery]
-    steps = plan.epochs_of(job.defence, job.variant) * len(data.x_train)
+    epochs, kept = plan.epochs_of(job.defence, job.variant), hold_out(len(data.x_train), VALIDATION_SHARE, job.seed)[0]
+    steps = epochs * len(data.x_train)
     training = [one.seconds * steps / (one.nb_epochs * max(1, one.n_train)) for one in trained]
     finished = sum(len(shard.points) for shard in shards_of(plan, job) if store.shard(shard) is not None)
     attack = [one.seconds * (plan.n_examples - finished) / one.clean.n for one in attacked]
-    state = _STATES[type(left[0])]
+
+    def recorded(kind: str) -> list[float]:
+        seconds = recorded_costs().of(plan, job.framework, job.defence, kind, epochs, len(kept))
+        return [] if seconds is None or job.variant is not None else [seconds]
+
     # An attack that waits for its training is not among what is left yet.
-    attacks = [attack] if store.evaluation(job.evaluation_key) is None else []
-    needed: list[list[float]] = {"train": [training, *attacks], "attack": attacks}.get(state, [[]])
-    return CellStatus(job.title, state, sum(sum(one) / len(one) for one in needed) if all(needed) else None)
+    attacks = [attack or recorded("attack")] if store.evaluation(job.evaluation_key) is None else []
+    checks = [recorded("check")] if job.checks_key is not None and (state == "check" or recorded("check")) else []
+    needed = [*([training or recorded("train")] if state == "train" else []), *attacks, *checks]
+    return CellStatus(job.framework, job.title, state, sum(sum(one) / len(one) for one in needed) if all(needed) else None)
 
 
 _STATES: dict[type, str] = {TrainTask: "train", AttackTask: "attack", CheckTask: "check"}

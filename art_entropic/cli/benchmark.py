@@ -89,7 +89,7 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def benchmark_command(options: argparse.Namespace) -> None:
-    from art_entropic.benchmark.plan import default_folder
+    from art_entropic.benchmark.plan import check_device, default_folder, resolved
     from art_entropic.benchmark.run import cell_status, run_benchmark
     from art_entropic.report.page import write_report
     from art_entropic.report.tables import print_table
@@ -99,9 +99,13 @@ def benchmark_command(options: argparse.Namespace) -> None:
     plan = _plan(options)
     out = options.out or default_folder(plan)
     if options.dry_run:
-        _print_status(cell_status(plan, out, options.results))
+        _print_status(cell_status(plan, out, options.results), _n_processes(options, plan))
         return
     with _executor(options, plan) as executor:
+        if executor is None:
+            check_device(resolved(plan))
+        if not options.quiet:
+            _tell_beforehand(cell_status(plan, out, options.results), _n_processes(options, plan))
         records = run_benchmark(plan, out, results=options.results, executor=executor, verbose=not options.quiet)
     _, page = write_report(out)
     print_table(records, sys.stdout)
@@ -123,35 +127,68 @@ def _plan(options: argparse.Namespace) -> BenchmarkPlan:
     return plan_of({name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
-def _print_status(cells: Sequence[CellStatus]) -> None:
+def _side_by_side(options: argparse.Namespace, plan: BenchmarkPlan) -> Sequence[str]:
+    """The frameworks that run in a process each, where nothing else was asked for and each can have a core."""
+    from art_entropic.benchmark.plan import resolved
+    from art_entropic.benchmark.provenance import available_cores
+
+    if options.jobs is not None or options.scheduler is not None:
+        return ()
+    frameworks = resolved(plan).frameworks
+    return frameworks if 1 < len(frameworks) <= available_cores() else ()
+
+
+def _n_processes(options: argparse.Namespace, plan: BenchmarkPlan) -> int:
+    return options.jobs or max(1, len(_side_by_side(options, plan)))
+
+
+def _tell_beforehand(cells: Sequence[CellStatus], n_processes: int) -> None:
+    if any(cell.state != "done" for cell in cells):
+        print(_expected(cells, n_processes), file=sys.stderr)
+
+
+def _expected(cells: Sequence[CellStatus], n_processes: int) -> str:
+    """How much is left, and how long it takes: as long as the framework that takes longest, or a fair share of all."""
+    from art_entropic.benchmark.costs import recorded_costs
+
+    left = [cell for cell in cells if cell.state != "done"]
+    known = [(cell.framework, cell.seconds) for cell in left if cell.seconds is not None]
+    each = [sum(seconds for framework, seconds in known if framework == one) for one in {cell.framework for cell in left}]
+    total = sum(each)
+    seconds = max(total / n_processes, max(each, default=0.0) if n_processes == len(each) else 0.0)
+    unknown = len(left) - len(known)
+    told = f"{len(left)} of {len(cells)} cells to do, about {seconds:.0f} s" + (
+        f" and {unknown} of unknown length" * bool(unknown)
+    )
+    if n_processes > 1:
+        told += f" in {n_processes} processes"
+    if not total:
+        return told
+    costs = recorded_costs()
+    return f"{told} (of what this folder knows nothing: by one core of {costs.processor}, {costs.created[:10]})"
+
+
+def _print_status(cells: Sequence[CellStatus], n_processes: int) -> None:
     rows = []
     for cell in cells:
         seconds = "" if cell.state == "done" else "unknown" if cell.seconds is None else f"{cell.seconds:.0f}"
         rows.append([cell.title, NOTHING if cell.state == "done" else cell.state, seconds])
     print_on(sys.stdout, table_of(["cell", "to do", "seconds, about"], rows, words=["to do"]))
-    left = [cell for cell in cells if cell.state != "done"]
-    known = [cell.seconds for cell in left if cell.seconds is not None]
-    unknown = len(left) - len(known)
-    print(
-        f"{len(left)} of {len(cells)} cells to do, about {sum(known):.0f} s"
-        + (f" and {unknown} of unknown length" * bool(unknown))
-    )
+    print(_expected(cells, n_processes))
 
 
 @contextmanager
 def _executor(options: argparse.Namespace, plan: BenchmarkPlan) -> Iterator[Any]:
     """Where the cells run; None is this process."""
     from art_entropic.benchmark.executors import dask_cluster, process_pool, side_by_side
-    from art_entropic.benchmark.plan import resolved
-    from art_entropic.benchmark.provenance import available_cores
 
-    if options.jobs is None and options.scheduler is None:
-        frameworks = resolved(plan).frameworks
-        if len(frameworks) == 1 or available_cores() < len(frameworks):
-            yield None
-            return
+    frameworks = _side_by_side(options, plan)
+    if frameworks:
         with side_by_side(frameworks) as executor:
             yield executor
+        return
+    if options.jobs is None and options.scheduler is None:
+        yield None
         return
     if options.scheduler is None:
         with process_pool(options.jobs) as executor:

@@ -14,9 +14,11 @@ import pytest
 from world import SMALL, World
 
 from art_entropic.backends.registry import FRAMEWORKS
+from art_entropic.benchmark.costs import recorded_costs
 from art_entropic.benchmark.defences import DEFENCES
-from art_entropic.benchmark.plan import resolved
+from art_entropic.benchmark.plan import BenchmarkPlan, resolved
 from art_entropic.benchmark.problems import load_data
+from art_entropic.benchmark.run import cell_status
 from art_entropic.cli.main import main
 from art_entropic.files import replacing
 from art_entropic.records import (
@@ -121,6 +123,21 @@ def test_failed_save_leaves_no_file(tmp_path: Path) -> None:
         assert temporary.name.endswith(".fake")
         temporary.write_text("whole")
     assert [file.name for file in tmp_path.iterdir()] == ["weights.fake"]
+
+
+def test_the_default_comparison_knows_its_length_before_anything_is_done(tmp_path: Path) -> None:
+    plan, costs = resolved(BenchmarkPlan()), recorded_costs()
+    # After a change of the default plan, `benchmarks/first_command.py` measures it again.
+    assert (costs.problem, costs.network, costs.battery, costs.n_examples) == (
+        plan.problem, plan.network, plan.battery, plan.n_examples,
+    )  # fmt: skip
+    assert costs.epochs == {defence: plan.epochs_of(defence) for defence in plan.defences}
+    double = BenchmarkPlan(
+        nb_epochs=2 * plan.nb_epochs, nb_epochs_natural=2 * plan.nb_epochs_natural, n_examples=2 * plan.n_examples
+    )
+    once, twice = ([cell.seconds for cell in cell_status(asked, tmp_path)] for asked in (BenchmarkPlan(), double))
+    assert None not in once and max(once) > 0
+    np.testing.assert_allclose(twice, 2 * np.array(once, float))
 
 
 def test_a_dry_run_tells_what_is_missing_and_writes_nothing(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ import pytest
 
 import art_entropic
 from art_entropic.backends.registry import backend_for, installed_frameworks
+from art_entropic.benchmark.executors import SideBySide
+from art_entropic.benchmark.provenance import available_cores
 from art_entropic.cli.arguments import DEFAULT_BATTERY
 from art_entropic.cli.benchmark import _plan
 from art_entropic.cli.main import _COMMANDS, _parser, main
@@ -324,7 +327,7 @@ def test_benchmark_passes_its_options_on(
 
     def run_benchmark(plan: Any, out: Path, *, results: Path | None, executor: Any, verbose: bool) -> list[Any]:
         asked.extend((plan, out, results, verbose))
-        assert executor is None
+        assert isinstance(executor, SideBySide) == (available_cores() > 1)
         return []
 
     monkeypatch.setattr("art_entropic.benchmark.run.run_benchmark", run_benchmark)
@@ -358,7 +361,9 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr("art_entropic.benchmark.run.run_benchmark", run_benchmark)
     code, out, err = said(capsys, ["benchmark"])
     assert (code, out) == (130, "")
-    assert err.strip().count("\n") == 0
+    beforehand, _, _ = err.strip().partition("\n")
+    assert re.match(r"10 of 10 cells to do, about \d+ s", beforehand) and "unknown length" not in beforehand
+    assert err.strip().count("\n") == 2  # an empty line after the ^C of the terminal
     assert "The same command goes on where it was." in err
 
 

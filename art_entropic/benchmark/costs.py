@@ -1,0 +1,54 @@
+"""What the default comparison cost where it was measured: a small table that comes with the package.
+
+`benchmarks/first_command.py` writes it: CPU seconds of one thread, which are those that go by where nothing else runs."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+
+import msgspec
+
+from art_entropic.benchmark.plan import ResolvedPlan
+
+FILE = "costs.json"
+
+
+class Costs(msgspec.Struct, frozen=True, kw_only=True):
+    """CPU seconds of each task of the default plan.
+
+    Attributes:
+        n_train: points that were trained on, without those that are held out.
+        epochs: of each defence.
+        seconds: see `cost_key`; an import of the framework belongs to its first task.
+    """
+
+    created: str
+    processor: str
+    problem: str
+    network: str
+    battery: str
+    n_train: int
+    n_examples: int
+    epochs: dict[str, int]
+    seconds: dict[str, float]
+
+    def of(self, plan: ResolvedPlan, framework: str, defence: str, kind: str, epochs: int, n_train: int) -> float | None:
+        """Seconds of one task of a plan, in proportion to its epochs and points; None where nothing like it was measured."""
+        seconds = self.seconds.get(cost_key(framework, defence, kind))
+        if seconds is None or (plan.problem, plan.network, plan.battery) != (self.problem, self.network, self.battery):
+            return None
+        if kind == "train":
+            return seconds * epochs * n_train / (self.epochs[defence] * self.n_train)
+        return seconds * plan.n_examples / self.n_examples
+
+
+def cost_key(framework: str, defence: str, kind: str) -> str:
+    """Under which the seconds of a task are found; kind is "train", "attack", "check", or "profile" of no defence."""
+    return f"{framework} {defence} {kind}"
+
+
+@functools.cache
+def recorded_costs() -> Costs:
+    """The table that comes with the package."""
+    return msgspec.json.decode(importlib.resources.files(__package__).joinpath(FILE).read_bytes(), type=Costs)
