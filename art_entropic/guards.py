@@ -205,9 +205,9 @@ def check_planes(backend: Backend, x: Array, relaxed: Relaxed, ball: Ball) -> No
             points = (x + shift.reshape(x.shape)).astype(np.float32)
             height = (v * backend.logits(points)).sum(axis=1)
             moved = points.reshape(n, -1).astype(np.float64) - x.reshape(n, -1)
-            terms = np.abs(plane.value) + plane.gap + (np.abs(plane.gradient) * np.abs(moved)).sum(axis=1)
+            terms = plane.terms + plane.gap + (np.abs(plane.gradient) * np.abs(moved)).sum(axis=1)
             missing = plane.value - plane.gap + (plane.gradient * moved).sum(axis=1) - height
-            slack = BOUNDS_ROUNDING * (terms + np.abs(v * relaxed.logits).sum(axis=1))
+            slack = BOUNDS_ROUNDING * terms
             if not (missing <= slack).all() and np.isfinite(plane.gradient).all():
                 raise BoundsMismatchError("logits", f"a point of the ball lies below its linear bound by {missing.max():.3g}")
 

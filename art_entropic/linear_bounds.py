@@ -305,13 +305,14 @@ class Plane(NamedTuple):
     """A linear function below a combination of units: value - gap + gradient . d at the data moved by d, float64."""
 
     value: Array  # (n,), the combination at the data
+    terms: Array  # (n,), the sum of the sizes of its terms: they may cancel, their rounding does not
     gap: Array  # (n,), >= 0, how far the plane lies below it there
     gradient: Array  # (n, m), with respect to raw x
 
     def least(self, ball: Ball) -> Array:
         """What the combination is at least over the ball, (n,), less what float32 may have lost."""
         reach = np.maximum(-ball.lower, ball.upper)
-        size = np.abs(self.value) + self.gap + (np.abs(self.gradient) * reach).sum(axis=1)
+        size = self.terms + self.gap + (np.abs(self.gradient) * reach).sum(axis=1)
         least: Array = self.value - self.gap + ball.least(self.gradient) - BOUNDS_ROUNDING * size
         return least
 

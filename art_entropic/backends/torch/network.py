@@ -109,7 +109,8 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Inside, no weight asks for a gradient, so that a graph leads to the input alone."""
-    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # One made in inference mode could not be told to ask again; no graph leads to it anyway.
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad and not parameter.is_inference()]
     for parameter in asking:
         parameter.requires_grad_(False)
     try:

@@ -62,7 +62,7 @@ class RelaxingTrace(Trace):
 
     def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with torch.inference_mode(False), torch.enable_grad():
-            return super().answer(func, args, kwargs)
+            return super().answer(func, *_recordable((args, kwargs)))
 
     def rule(self, functional: Any) -> Rule | None:
         rule = super().rule(functional)
@@ -126,9 +126,10 @@ class RelaxingTrace(Trace):
         with torch.inference_mode(False):
             upstream = torch.from_numpy(coefficients).to(z.detach()).reshape(z.shape)
             gradient, gap = torch.autograd.grad(z, (self._x, self.one), upstream, retain_graph=True, allow_unused=True)
-        value = (coefficients * _double(z).reshape(n, -1)).sum(axis=1)
+        terms = coefficients * _double(z).reshape(n, -1)
         return Plane(
-            value,
+            terms.sum(axis=1),
+            np.abs(terms).sum(axis=1),
             np.zeros(n) if gap is None else _double(gap),
             np.zeros((n, self._x[0].numel())) if gradient is None else _double(gradient).reshape(n, -1),
         )
@@ -151,6 +152,15 @@ class TorchRelaxed:
 def _double(x: torch.Tensor) -> Array:
     array: Array = x.detach().cpu().numpy().astype(np.float64)
     return array
+
+
+def _recordable(tree: Any) -> Any:
+    """Arguments of which a graph may keep each tensor: what was made in inference mode is copied."""
+    if isinstance(tree, torch.Tensor):
+        return tree.detach().clone() if not is_bound(tree) and tree.is_inference() else tree
+    if isinstance(tree, dict):
+        return {key: _recordable(value) for key, value in tree.items()}
+    return type(tree)(map(_recordable, tree)) if type(tree) in (list, tuple) else tree
 
 
 def _fan_in(call: Call) -> float:
