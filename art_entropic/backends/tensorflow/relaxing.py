@@ -92,21 +92,23 @@ class RelaxingWalk(Walk):
         return keras.tree.map_structure(lambda one: self._after(name, call, one, exact), result)
 
     def _after(self, name: str, call: Call, result: Joint, exact: bool) -> Joint:
-        size = int(tf.size(result.value))
-        self.elements += size
+        self.elements += int(tf.size(result.value))
         if any(result is known for known in self._bound):
             return result
         if exact:
-            kernel = getattr(call.operation, "kernel", None)
-            self._multiplications += size / len(self.x) * (1 if kernel is None else _fan_in(kernel))
+            self._count(call, result)
             return result
         box = Box(*map(tf.stop_gradient, box_of(result)))
         ends = box
         if self.relaxation != "boxes" and name in _CONVEX:
             ends = Box(result.value, box.upper)
-        elif self.relaxation != "boxes" and name == "Multiply":
+        elif self.relaxation != "boxes" and name == "Multiply" and len(call.joints) == 2:
             ends = self._product(result.value.shape, *call.joints)
         return self._known(replace(result, value=self._sent(result.value, *ends), box=box))
+
+    def _count(self, call: Call, result: Joint) -> None:
+        kernel = getattr(call.operation, "kernel", None)
+        self._multiplications += int(tf.size(result.value)) / len(self.x) * (1 if kernel is None else _fan_in(kernel))
 
     def _product(self, shape: Any, left: Joint, right: Joint) -> Box:
         with self.tape.stop_recording():
@@ -134,6 +136,8 @@ class RelaxingWalk(Walk):
         return tf.reduce_sum(one) / n
 
     def activated(self, call: Call, f: Callable[[tf.Tensor], tf.Tensor], x: Joint, bound: Callable[[Joint], Joint]) -> Joint:
+        # Of a layer that carries its activation: what is affine in it, before the units that it makes are counted.
+        self._count(call, x)
         lines_on = None if self.relaxation == "boxes" else _lines_of(call, f, self.relu)
         with self.tape.stop_recording():
             x = replace(x, box=Box(*map(tf.stop_gradient, box_of(x))))
@@ -171,8 +175,8 @@ class RelaxingWalk(Walk):
             output_gradients=tf.reshape(tf.cast(coefficients, z.dtype), z.shape),
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
-        value = (coefficients * _double(z).reshape(n, -1)).sum(axis=1)
-        return Plane(value, _double(gap), _double(gradient).reshape(n, -1))
+        terms = coefficients * _double(z).reshape(n, -1)
+        return Plane(terms.sum(axis=1), np.abs(terms).sum(axis=1), _double(gap), _double(gradient).reshape(n, -1))
 
 
 def _fan_in(kernel: Any) -> float:
