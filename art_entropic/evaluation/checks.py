@@ -23,8 +23,8 @@ from art_entropic.evaluation.target import Ball, Target, numpy_seeded, within_ba
 from art_entropic.ops import Array
 from art_entropic.records import Accuracy, CheckOutcome, CheckStatus
 
-# Raised with every change of what a check finds, so that old verdicts are not taken for new ones.
-CHECKS_REVISION = 2
+# Raised with every change of what a check decides, so that old verdicts are not taken for new ones.
+CHECKS_REVISION = 1
 # A check looks at so many points, no more.
 CHECKED_POINTS = 200
 # Where many steps would only confirm that all is well, a check begins with so many: any, or the nearest to falling.
