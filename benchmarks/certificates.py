@@ -4,8 +4,8 @@
     python benchmarks/certificates.py benchmarks/plans/mnist-0.1.toml runs/mnist-0.1 natural 0.01
 
 The folder is that of a finished run of the plan, for the weights of one defence; the radii follow. One record for each
-radius is appended to results/certificates.jsonl. Seconds are those of the
-processor, of one thread where OMP_NUM_THREADS=1.
+radius is appended to results/certificates.jsonl, with the boxes of the logits, that is IBP with nothing merged, beside them.
+Seconds are those of the processor, of one thread where OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 from measuring import keep
 
+from art_entropic import intervals
+from art_entropic.backends.numpy import ops
 from art_entropic.backends.registry import backend_for
 from art_entropic.benchmark.cells import plan_jobs
 from art_entropic.benchmark.data import for_framework
@@ -40,7 +43,8 @@ def main(file: str, folder: str, defence: str, *radii: str) -> None:
     classifier = build_classifier(plan.problem_spec, framework, 0, plan.network)
     backend_for(classifier).load_weights(store.home / str(training.weights))
     for eps in map(float, radii):
-        values = {}
+        one_hot, boxes = np.eye(classifier.nb_classes)[y], backend_for(classifier).logit_bounds(x, eps)
+        values = {"boxes_of_logits_proved": float(intervals.certified(ops, boxes, one_hot).sum())}
         for method in (*METHODS, BEST):
             began = time.process_time()
             found = certificates(classifier, x, y, eps, method=method)

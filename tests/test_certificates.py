@@ -12,7 +12,7 @@ from scipy import special
 from scipy.optimize import minimize
 from torch import nn
 
-from art_entropic import certify
+from art_entropic import certify, evaluate
 from art_entropic.backends.numpy import ops
 from art_entropic.backends.registry import backend_for
 from art_entropic.certificates import METHODS, certificates
@@ -292,6 +292,16 @@ def test_methods_reach_further_one_after_the_other():
     found = certificates(one, x[:60], y[:60], 0.04)
     np.testing.assert_array_equal(np.sum(list(found.by.values()), axis=0), found.proved)
     assert found.left_out == {} and found.nothing_because is None
+
+
+def test_an_evaluation_says_which_method_proved_how_many():
+    one, x, y = trained(Residual(nn.GELU()))
+    result = evaluate(one, x[:60], y[:60], 0.04, battery="quick", checks=False, verbose=False)
+    np.testing.assert_array_equal(np.sum(list(result.certified_by.values()), axis=0), result.certified_points)
+    by = {name: int(found.sum()) for name, found in result.certified_by.items()}
+    assert by["crown"] > 0 and f"({by['crown-ibp']} by crown-ibp, {by['crown']} by crown)" in str(result)
+    # A certified point meets the first attack alone.
+    assert result.attacks[1].attacked == 60 - result.attacks[0].broken - result.certified.correct
 
 
 def test_the_l2_ball_is_smaller_than_the_box_around_it():

@@ -43,7 +43,8 @@ class Evaluation(Findings, frozen=True, kw_only=True, eq=False):
         certified_reason: why there is no certificate.
         attacks: one outcome per attack of the battery and seed, in order.
         curve: robust accuracy over the radius, as `security_curve` draws it; empty until `with_curve` puts it there.
-        points: what became of each point; `clean_correct`, `survived`, `broken_by` and `certified_points` read it.
+        points: what became of each point; `clean_correct`, `survived`, `broken_by`, `certified_points`
+            and `certified_by` read it.
         points_sha256: of the test points, channels last, and their classes, in their order.
         runs: for each attack by name, what it did to each point, as `to_frame` shows it.
         checks: of the evaluation, in the order of CHECKS; empty where they were not asked for.
@@ -73,6 +74,11 @@ class Evaluation(Findings, frozen=True, kw_only=True, eq=False):
     def certified_points(self) -> Array | None:
         """Bool (n,), no perturbation of the ball can change the prediction; None without a certificate."""
         return None if self.points.certified is None else unpack(self.points.certified, self.clean.n)
+
+    @property
+    def certified_by(self) -> dict[str, Array]:
+        """For each method of `certify` by name, bool (n,), the points that it proved and none before it did."""
+        return {name: unpack(found, self.clean.n) for name, found in self.points.certified_by.items()}
 
     @property
     def broken_by(self) -> dict[str, Array]:
@@ -136,9 +142,14 @@ class Evaluation(Findings, frozen=True, kw_only=True, eq=False):
         names = BATTERIES[self.battery]
         return {name: outcome.attack for name, outcome in zip(names * len(self.seeds), self.attacks, strict=True)}
 
+    @property
+    def _methods(self) -> str:
+        told = [f"{int(found.sum())} by {name}" for name, found in self.certified_by.items() if found.any()]
+        return f" ({', '.join(told)})" if told else ""
+
     def __str__(self) -> str:
         shares = f"clean {_shown(self.clean)}, robust {_shown(self.robust)}"
-        certified = "" if self.certified is None else f", certified {_shown(self.certified)}"
+        certified = "" if self.certified is None else f", certified {_shown(self.certified)}{self._methods}"
         missing = f" The battery was incomplete: {'; '.join(self.missing)}." if self.missing else ""
         return (
             f"{shares}{certified}; n = {self.robust.n}, L{self.norm} eps {self.eps:g}, battery {self.battery!r}. "
