@@ -42,3 +42,14 @@ def test_weights_made_in_inference_mode_are_bounded_as_others(method):
     # The margin is 0.7 at the data, 0.7 - 2 eps at the worst point of the ball.
     assert certify(classifier(network), X, [0, 1], 0.34, method=method).all()
     assert not certify(classifier(network), X, [0, 1], 0.36, method=method).any()
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown"])
+def test_the_callers_inference_mode_changes_no_certificate(method):
+    def proved(eps):
+        network = nn.Sequential(layer(), nn.GELU(), layer()).eval()
+        scaled = PyTorchClassifier(network, nn.CrossEntropyLoss(), (2,), 2, preprocessing=(0.5, 2.0))
+        return certify(scaled, X, [0, 1], eps, method=method).all()
+
+    with torch.inference_mode():
+        assert proved(0.1) and not proved(0.36)

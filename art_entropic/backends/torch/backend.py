@@ -124,7 +124,9 @@ class TorchBackend:
     def __init__(self, estimator: Any) -> None:
         self._estimator = estimator
         self.model: nn.Module = estimator.model
-        self._mean_std, self._clip = _pair(standardisation(estimator)), _pair(estimator.clip_values)
+        # Graphs will keep these, which they cannot where the caller's inference mode made them.
+        with torch.inference_mode(False):
+            self._mean_std, self._clip = _pair(standardisation(estimator)), _pair(estimator.clip_values)
         self._told_of_auxiliary = False
 
     @property
@@ -137,6 +139,7 @@ class TorchBackend:
         device: torch.device = self._estimator.device
         return device
 
+    @torch.inference_mode(False)
     def _here(self, pair: _Pair | None) -> _Pair | None:
         if pair is None or pair[0].device == self.device:
             return pair
@@ -281,6 +284,7 @@ class TorchBackend:
     @full_float32
     def relaxed(self, x: Array, eps: float, norm: float, relaxation: Relaxation) -> TorchRelaxed:
         ball = Ball.around(x, eps, norm, self._estimator.clip_values)
+        # No graph grows in the caller's inference mode.
         with torch.inference_mode(False), self.inference(), frozen(self.model), torch.enable_grad():
             chunk = self._tensor(x).requires_grad_(True)
             trace = RelaxingTrace(self.model, chunk, relaxation, ball)

@@ -120,6 +120,7 @@ class RelaxingTrace(Trace):
         z.bounds = Bounds(Box(*(torch.from_numpy(end).to(z.value.detach()).reshape(shape) for end in box)))
         return lines_on(z.box)
 
+    @torch.inference_mode(False)
     def below(self, z: torch.Tensor, coefficients: Array) -> Plane:
         """A linear bound of sum(coefficients * z) of each example."""
         n = len(self._x)
