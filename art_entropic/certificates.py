@@ -24,7 +24,7 @@ _AFFORDABLE = 2.5e8
 # On so many points "crown" is tried before it runs on all.
 TRIED = 16
 # A pass may hold so much memory. Each number of it is there in some dozen forms: value, ends, lines, and their graphs.
-_PASS_BYTES, _BYTES_PER_ELEMENT = 300e6, 80
+_PASS_BYTES, _BYTES_PER_ELEMENT = 600e6, 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,10 +126,20 @@ class _Prover:
         self._backend, self._eps, self._norm = backend, eps, norm
         self._clip = backend.estimator.clip_values
         two, three = (self._pass(x[:1].repeat(n, axis=0), "boxes") for n in (2, 3))
-        apart = two.leading <= {2} and three.leading <= {3}
         # Where the first axis of some tensor is not that of the examples, nobody can tell whose bound a number is.
-        size = min(batch_size, max(1, int(_PASS_BYTES / (_BYTES_PER_ELEMENT * two.elements / 2)))) if apart else 1
-        self._size = size
+        apart = two.leading <= {2} and three.leading <= {3} and self._alone_as_together(some_of(x, 3))
+        fitting = int(_PASS_BYTES / (_BYTES_PER_ELEMENT * two.elements / 2))
+        self._size = min(batch_size, max(1, fitting)) if apart else 1
+
+    def _alone_as_together(self, x: Array) -> bool:
+        """Whether a few examples have the linear bounds in company that each has alone: their order is kept on the way."""
+
+        def bounds(x: Array) -> Array:
+            relaxed = self._pass(x, "lines")
+            return relaxed.below(np.ones(relaxed.logits.shape)).least(self._ball(x))
+
+        together, alone = bounds(x), np.concatenate([bounds(x[i : i + 1]) for i in range(len(x))])
+        return bool(np.allclose(together, alone, rtol=1e-3, atol=1e-3 * float(np.max(np.abs(alone), initial=0.0))))
 
     def _pass(self, x: Array, relaxation: Relaxation) -> Relaxed:
         return self._backend.relaxed(x, self._eps, self._norm, relaxation)

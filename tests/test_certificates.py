@@ -338,6 +338,25 @@ def test_examples_are_told_apart_whatever_the_order_of_axes():
     assert together.any() and not certify(one, x[:12], y[:12], 0.2, method="crown-ibp").any()
 
 
+class Turned(nn.Module):
+    """Turns the order of the examples round, and back again behind the nonlinearity."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(36, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        h = torch.relu(self.two(torch.relu(self.one(x.flatten(1))).flip(0)))
+        return self.out(h.flip(0))
+
+
+def test_examples_that_change_places_on_the_way_keep_their_own_bounds():
+    one, x, y = trained(Turned())
+    together = certify(one, x[:12], y[:12], 0.15, method="crown-ibp")
+    alone = [certify(one, x[i : i + 1], y[i : i + 1], 0.15, method="crown-ibp")[0] for i in range(12)]
+    np.testing.assert_array_equal(together, alone)
+
+
 class Frozen(nn.Module):
     def __init__(self, backbone):
         super().__init__()
