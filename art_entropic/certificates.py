@@ -13,8 +13,8 @@ from art_entropic._validate import check_logits, check_points, check_radius, cho
 from art_entropic.backends.protocol import Backend, Relaxation, Relaxed
 from art_entropic.backends.registry import backend_for
 from art_entropic.guards import check_bounds, check_planes, check_predictions, some_of
-from art_entropic.linear_bounds import BOUNDS_ROUNDING, Ball
-from art_entropic.ops import Array
+from art_entropic.linear_bounds import BOUNDS_ROUNDING, Ball, Plane
+from art_entropic.ops import Array, Box
 
 # What each method bounds nonlinearities by, from the cheapest on.
 METHODS: dict[str, Relaxation] = {"ibp": "boxes", "crown-ibp": "lines", "crown": "tightened"}
@@ -143,7 +143,9 @@ class _Prover:
         return bool(np.allclose(together, alone, rtol=1e-3, atol=1e-3 * float(np.max(np.abs(alone), initial=0.0))))
 
     def _pass(self, x: Array, relaxation: Relaxation) -> Relaxed:
-        return self._backend.relaxed(x, self._eps, self._norm, relaxation)
+        copies = max(1, self._size // len(x)) if relaxation == "tightened" else 1
+        relaxed = self._backend.relaxed(x.repeat(copies, axis=0), self._eps, self._norm, relaxation, copies)
+        return _OfCopies(relaxed, copies) if copies > 1 else relaxed
 
     def _chunks(self, n: int) -> Iterator[slice]:
         return (slice(start, start + self._size) for start in range(0, n, self._size))
@@ -171,6 +173,18 @@ class _Prover:
 
     def _ball(self, x: Array) -> Ball:
         return Ball.around(x, self._eps, self._norm, self._clip)
+
+
+class _OfCopies:
+    """`Relaxed` of examples each of which went through the network several times, so that many units are bounded at once."""
+
+    def __init__(self, relaxed: Relaxed, copies: int) -> None:
+        self._relaxed, self._copies, self._first = relaxed, copies, slice(None, None, copies)
+        self.logits, self.box = relaxed.logits[self._first], Box(*(end[self._first] for end in relaxed.box))
+        self.leading, self.elements, self.work = relaxed.leading, relaxed.elements, relaxed.work[self._first]
+
+    def below(self, v: Array) -> Plane:
+        return self._relaxed.below(v.repeat(self._copies, axis=0)).rows(self._first)
 
 
 def _margins_hold(relaxed: Relaxed, ball: Ball, y: Array) -> Array:

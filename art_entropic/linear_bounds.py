@@ -316,7 +316,7 @@ class Plane(NamedTuple):
         least: Array = self.value - self.gap + ball.least(self.gradient) - BOUNDS_ROUNDING * size
         return least
 
-    def rows(self, chosen: Array) -> Plane:
+    def rows(self, chosen: Array | slice) -> Plane:
         return Plane(*(part[chosen] for part in self))
 
 
@@ -327,7 +327,7 @@ def wide_units(ops: Ops, lines: Lines, box: Box) -> Tensor:
     return ops.cast_like(height > limit, height) * ops.cast_like(height < math.inf, height)
 
 
-def cut(box: Box, value: Array, wide: Array, below: Callable[[Array], Plane], ball: Ball) -> Box:
+def cut(box: Box, value: Array, wide: Array, below: Callable[[Array], Plane], ball: Ball, copies: int = 1) -> Box:
     """A box cut at the linear bounds of its wide units.
 
     Args:
@@ -336,13 +336,14 @@ def cut(box: Box, value: Array, wide: Array, below: Callable[[Array], Plane], ba
         wide: bool (n, m).
         below: the plane of sum(coefficients * units), for coefficients (n, m).
         ball: of the inputs.
+        copies: so many rows, one behind the other, are the same example, and share its units out among them.
     """
-    counts = wide.sum(axis=1)
+    counts, first = wide.sum(axis=1), np.arange(len(wide)) % copies
     order = np.argsort(~wide, axis=1, kind="stable")
     lower, upper = (np.array(end, np.float64) for end in box)
-    for number in range(int(counts.max(initial=0))):
-        rows = np.flatnonzero(counts > number)
-        units = order[rows, number]
+    for number in range(0, int(counts.max(initial=0)), copies):
+        rows = np.flatnonzero(number + first < counts)
+        units = order[rows, number + first[rows]]
         for sign in (1.0, -1.0):
             coefficients = np.zeros_like(value)
             coefficients[rows, units] = sign
@@ -351,5 +352,9 @@ def cut(box: Box, value: Array, wide: Array, below: Callable[[Array], Plane], ba
                 lower[rows, units] = np.fmax(lower[rows, units], bound)
             else:
                 upper[rows, units] = np.fmin(upper[rows, units], bound)
+    if copies > 1:
+        grouped = (-1, copies, value.shape[1])
+        lower = lower.reshape(grouped).max(axis=1).repeat(copies, axis=0)
+        upper = upper.reshape(grouped).min(axis=1).repeat(copies, axis=0)
     # The data lies in the box, whatever rounding says.
     return Box(np.minimum(lower, value), np.maximum(upper, value))

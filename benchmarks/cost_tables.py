@@ -56,6 +56,28 @@ def evaluations() -> str:
     return markdown(table_of(headings, rows)) if rows else "Not run yet."
 
 
+def certificates() -> str:
+    """What `benchmarks/certificates.py` proved."""
+    rows = []
+    for record in measurements("certificates"):
+        found, told = record.values, record.settings
+        proved = [percent(found[f"{method}_proved"]) for method in ("boxes_of_logits", "ibp", "crown-ibp", "crown", "best")]
+        seconds = [f"{found[f'{method}_cpu_seconds_per_1000']:.3g}" for method in ("ibp", "crown-ibp", "crown", "best")]
+        where = f"{told['plan']}, {DEFENCES[str(told['defence'])].title}, at {told['eps']:g}"
+        rows.append([where, percent(found["survive_quick"]), *proved, " : ".join(seconds)])
+    headings = [
+        "network",
+        "survive `quick` %",
+        "proved %: boxes of the logits",
+        "`ibp`",
+        "`crown-ibp`",
+        "`crown` (first 100 points)",
+        "`best`",
+        "CPU seconds for 1,000 points, `ibp` : `crown-ibp` : `crown` : `best`",
+    ]
+    return markdown(table_of(headings, rows)) if rows else "Not run yet."
+
+
 def across_frameworks() -> str:
     """What `benchmarks/evaluation.py` found of the same weights in both frameworks."""
     rows = []

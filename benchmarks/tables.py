@@ -12,6 +12,7 @@ import networks as of_networks
 from comparison_tables import FIGURE, ablation, comparison, figure, heading, headline, origin, unrun
 from cost_tables import (
     across_frameworks,
+    certificates,
     costs,
     epochs_of_each_kind,
     evaluations,
@@ -111,6 +112,7 @@ def main() -> None:
     }
     fill(ROOT / "docs" / "growth.md", {**grown, "imagenet": imagenet()})
     fill(ROOT / "docs" / "networks.md", {"networks": networks()})
+    fill(ROOT / "docs" / "method.md", {"certificates": certificates()})
     fill(ROOT / "docs" / "evaluation.md", {"evaluation": evaluations(), "frameworks": across_frameworks()})
     (ROOT / "BENCHMARKS.md").write_text(benchmarks(tables), encoding="utf-8")
     print(f"BENCHMARKS.md, README.md, docs/ and their figures written from {len(tables)} tables")

@@ -294,6 +294,15 @@ def test_methods_reach_further_one_after_the_other():
     assert found.left_out == {} and found.nothing_because is None
 
 
+def test_copies_of_an_example_share_its_units_and_find_the_same_boxes():
+    one, x, _ = trained(Residual(nn.GELU()))
+    backend, v = backend_for(one), np.random.default_rng(1).normal(size=(3, 3))
+    alone = backend.relaxed(x[:3], 0.04, math.inf, "tightened").below(v)
+    shared = backend.relaxed(x[:3].repeat(5, axis=0), 0.04, math.inf, "tightened", copies=5).below(v.repeat(5, axis=0))
+    for mine, theirs in zip(alone, shared.rows(slice(None, None, 5)), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_an_evaluation_says_which_method_proved_how_many():
     one, x, y = trained(Residual(nn.GELU()))
     result = evaluate(one, x[:60], y[:60], 0.04, battery="quick", checks=False, verbose=False)

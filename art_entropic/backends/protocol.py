@@ -226,9 +226,11 @@ class Backend(Protocol):
         """The last of `intervals`, without holding those of the other layers for all points."""
         ...
 
-    def relaxed(self, x: Array, eps: float, norm: float, relaxation: Relaxation) -> Relaxed:
+    def relaxed(self, x: Array, eps: float, norm: float, relaxation: Relaxation, copies: int = 1) -> Relaxed:
         """The points and the ball around them through the network in inference mode, ready for linear bounds.
 
+        Args:
+            copies: so many points, one behind the other, are the same one, and share the work of "tightened".
         Raises:
             NoIntervalRuleError: an operation has no rule.
             BoundsMismatchError: the pass that carries bounds gives other logits than the network itself.

@@ -11,7 +11,7 @@ import numpy as np
 from art_entropic._validate import check_points, check_radius, largest_distance, norm_of
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.registry import backend_for
-from art_entropic.certificates import Certificates, certificates
+from art_entropic.certificates import BEST, Certificates, certificates
 from art_entropic.evaluation.target import Ball, Target
 from art_entropic.guards import check_predictions
 from art_entropic.measures import Interval, Measure, measure_of
@@ -69,7 +69,7 @@ class Case:
         target = replace(target, is_deterministic=np.array_equal(logits, target.logits(x)))
         return cls(target, x, y, balls, logits, target.predict(x) == y)
 
-    def certificates(self, ball: Ball) -> tuple[Certificates | None, str | None]:
+    def certificates(self, ball: Ball, method: str = BEST) -> tuple[Certificates | None, str | None]:
         """The points whose prediction no perturbation of the ball can change; or None, and why that is not known."""
         classifier, reach, norm = self.target.classifier, ball.eps, ball.norm
         if norm == 1:
@@ -78,7 +78,7 @@ class Case:
             # Nothing can move farther.
             reach = min(reach, largest_distance(classifier.clip_values, self.target.input_shape, norm))
         try:
-            return certificates(classifier, self.x, self.y, reach, norm), None
+            return certificates(classifier, self.x, self.y, reach, norm, method), None
         except NoIntervalRuleError as error:
             return None, str(error)
 
@@ -87,9 +87,9 @@ class Case:
         """Whether nothing proved is a result, and not what anybody would expect."""
         return isinstance(self.target.measure, Interval)
 
-    def certified(self, ball: Ball) -> Array | None:
+    def certified(self, ball: Ball, method: str = BEST) -> Array | None:
         """Bool (n,), those points; None where that is not known."""
-        found, _ = self.certificates(ball)
+        found, _ = self.certificates(ball, method)
         return None if found is None else found.proved
 
 

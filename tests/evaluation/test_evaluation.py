@@ -67,7 +67,7 @@ def battery(monkeypatch):
 def proving(decide):
     """In place of `certificates`: the points that `decide(x, eps)` calls proved."""
 
-    def certificates(classifier, x, y, eps, norm):
+    def certificates(classifier, x, y, eps, norm, method="best"):
         proved = decide(x, eps)
         return Certificates(proved, {"ibp": proved}, {})
 

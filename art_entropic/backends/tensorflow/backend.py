@@ -323,7 +323,7 @@ class TensorFlowBackend:
         return concatenated([box for (box,) in self._bounds(passes, passes.logit_bounds, x, eps, batch_size, norm)])
 
     @full_float32
-    def relaxed(self, x: Array, eps: float, norm: float, relaxation: Relaxation) -> TensorFlowRelaxed:
+    def relaxed(self, x: Array, eps: float, norm: float, relaxation: Relaxation, copies: int = 1) -> TensorFlowRelaxed:
         ball = Ball.around(x, eps, norm, self._estimator.clip_values)
         points, around = (tf.constant(x, tf.float32) for _ in range(2))
         radius = tf.constant(eps, tf.float32)
@@ -331,7 +331,7 @@ class TensorFlowBackend:
         spread = None if math.isinf(norm) else self._spread(around, radius)
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(points)
-            walk = RelaxingWalk(tape, points, relaxation, ball)
+            walk = RelaxingWalk(tape, points, relaxation, ball, copies)
             logits = walk.logits(self.model, Joint(self._standardise(points), box, "input", spread=spread))
         check_joint_pass(self.logits(x), logits.value.numpy(), lambda: logits.source)
         return TensorFlowRelaxed(walk, logits)

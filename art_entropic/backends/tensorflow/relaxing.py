@@ -72,9 +72,10 @@ class RelaxingWalk(Walk):
         ball: of the inputs, that boxes are cut by.
     """
 
-    def __init__(self, tape: tf.GradientTape, x: tf.Tensor, relaxation: Relaxation, ball: Ball) -> None:
+    def __init__(self, tape: tf.GradientTape, x: tf.Tensor, relaxation: Relaxation, ball: Ball, copies: int) -> None:
         super().__init__(training=False)
         self.tape, self.x, self.relaxation, self._ball = tape, x, relaxation, ball
+        self._copies = copies
         self.one = tf.ones(len(x), x.dtype)
         tape.watch(self.one)
         self.leading: set[int] = set()
@@ -162,7 +163,7 @@ class RelaxingWalk(Walk):
             return z, lines
         flat = Box(*(end.numpy().reshape(n, -1) for end in box))
         value = z.value.numpy().reshape(n, -1)
-        found = linear_bounds.cut(flat, value, wide, lambda c: self.below(z.value, c), self._ball)
+        found = linear_bounds.cut(flat, value, wide, lambda c: self.below(z.value, c), self._ball, self._copies)
         box = Box(*(tf.reshape(tf.cast(end, z.value.dtype), z.value.shape) for end in found))
         return replace(z, box=box), lines_on(box)
 

@@ -282,12 +282,12 @@ class TorchBackend:
         return logits
 
     @full_float32
-    def relaxed(self, x: Array, eps: float, norm: float, relaxation: Relaxation) -> TorchRelaxed:
+    def relaxed(self, x: Array, eps: float, norm: float, relaxation: Relaxation, copies: int = 1) -> TorchRelaxed:
         ball = Ball.around(x, eps, norm, self._estimator.clip_values)
         # No graph grows in the caller's inference mode.
         with torch.inference_mode(False), self.inference(), frozen(self.model), torch.enable_grad():
             chunk = self._tensor(x).requires_grad_(True)
-            trace = RelaxingTrace(self.model, chunk, relaxation, ball)
+            trace = RelaxingTrace(self.model, chunk, relaxation, ball, copies)
             logits = self._bound_logits(chunk, eps, trace, norm, chunk.detach())
             with torch.no_grad():
                 plain = self.forward(chunk.detach())

@@ -48,11 +48,11 @@ class RelaxingTrace(Trace):
         ball: of the inputs; its radius is what a tightened box is made of.
     """
 
-    def __init__(self, model: nn.Module, x: torch.Tensor, relaxation: Relaxation, ball: Ball) -> None:
+    def __init__(self, model: nn.Module, x: torch.Tensor, relaxation: Relaxation, ball: Ball, copies: int) -> None:
         super().__init__(model)
         # Without gradients too a network is what it computes: the graph here is ours.
         self.differentiates = False
-        self.relaxation, self._ball, self._x = relaxation, ball, x
+        self.relaxation, self._ball, self._x, self._copies = relaxation, ball, x, copies
         self.one = torch.ones(len(x), dtype=x.dtype, device=x.device, requires_grad=True)
         self.leading: set[int] = set()
         self.elements = 0
@@ -116,7 +116,7 @@ class RelaxingTrace(Trace):
         n, shape = wide.shape[0], z.value.shape
         flat = Box(*(end.reshape(n, -1).cpu().numpy() for end in z.box))
         value = z.value.detach().reshape(n, -1).cpu().numpy()
-        box = linear_bounds.cut(flat, value, wide, functools.partial(self.below, z.value), self._ball)
+        box = linear_bounds.cut(flat, value, wide, functools.partial(self.below, z.value), self._ball, self._copies)
         z.bounds = Bounds(Box(*(torch.from_numpy(end).to(z.value.detach()).reshape(shape) for end in box)))
         return lines_on(z.box)
 
