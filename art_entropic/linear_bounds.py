@@ -82,8 +82,9 @@ def two_pieces(ops: Ops, box: Box, left: Tensor = 0.0) -> Lines:
         left: slope of the left piece, one number or broadcast.
     Source: Zhang et al. 2018, arXiv 1811.00866, section 3.3 and CROWN-Ada.
 
-    >>> two_pieces(ops, Box(np.array([-1.0]), np.array([3.0])))
-    Lines(below=Line(slope=array([1.]), offset=array([0.])), above=Line(slope=array([0.75]), offset=array([0.75])))
+    >>> lines = two_pieces(ops, Box(np.array([-1.0]), np.array([3.0])))
+    >>> lines.below.slope, lines.above.slope, lines.above.at(3.0).round(3)
+    (array([1.]), array([0.75]), array([3.]))
     """
     low, high = box
     below = ops.where(high > -low, low * 0.0 + 1.0, low * 0.0 + left)

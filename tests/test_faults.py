@@ -384,9 +384,10 @@ def test_a_title_with_html_is_text_in_both_reports(tmp_path):
 def test_a_share_is_suspicious_where_chance_does_not_explain_it_at_this_n(count, n, flagged):
     from scipy.stats import binom
 
-    from art_entropic.evaluation.checks import FALSE_ALARM_RATE, TOLERATED, _more_often
+    from art_entropic.evaluation.checks import TOLERATED
+    from art_entropic.evaluation.deciding import FALSE_ALARM_RATE, more_often
 
-    finding = _more_often(count, n, TOLERATED)
+    finding = more_often(count, n, TOLERATED)
     assert finding.suspicious is flagged is bool(binom.sf(count - 1, n, TOLERATED) < FALSE_ALARM_RATE)
     assert finding.value == count / n and finding.n == n
 

@@ -104,6 +104,7 @@ def benchmark_command(options: argparse.Namespace) -> None:
     with _executor(options, plan) as executor:
         if executor is None:
             check_device(resolved(plan))
+        Path(out).mkdir(parents=True, exist_ok=True)  # where that fails, nothing need be told
         if not options.quiet:
             _tell_beforehand(cell_status(plan, out, options.results), _n_processes(options, plan))
         records = run_benchmark(plan, out, results=options.results, executor=executor, verbose=not options.quiet)
