@@ -47,7 +47,6 @@ _KINKS: dict[str, tuple[float, ...]] = {
     "hardsigmoid": (-3.0, 3.0),
     "hardtanh": (-1.0, 1.0),
 }
-# fmt: on
 _LEAKY = ("relu", "leakyrelu")
 _SAME = {"swish": "silu", "hardsilu": "hardswish", "power": "square"}
 
