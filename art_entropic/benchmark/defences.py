@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,8 +18,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from art_entropic._validate import NORMS, check_points, check_radius, norm_name, norm_of, positive_int
+from art_entropic._validate import NORMS, check_points, check_radius, choice, norm_name, norm_of, positive_int
 from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module, framework_of
+from art_entropic.benchmark.augmentation import AUGMENTATIONS, NO_AUGMENTATION, Augment, augmented, generator_of
 from art_entropic.choosing import smooth_activations
 from art_entropic.evaluation.target import numpy_seeded
 from art_entropic.information import check_layer_names
@@ -36,6 +38,10 @@ PGD_STEP_SHARE = 0.25  # a step, in shares of eps
 RAMP, SMALLEST = 0.5, 0.01
 # The authors' own: 1 on MNIST, 6 on CIFAR-10. With 6, TRADES loses 19 points of robust accuracy on digits.
 TRADES_BETA_GREY, TRADES_BETA_COLOUR = 1.0, 6.0
+# Which epoch ART's trainers keep; ours always keeps the best, by its own loss.
+LAST, BEST = KEPT_EPOCHS = ("last", "best")
+# Held-out points on which the epochs of ART's trainers are compared, and steps of the PGD that does it.
+N_COMPARED, COMPARING_STEPS = 500, 10
 _LAST_EPOCH = "the held-out points are not looked at: the last epoch is kept"
 _RAMPED = "eps grows from almost 0 over the first half, as ours does; ART starts at full eps, from which it may not learn"
 _UNCOUNTED = "without the two forward passes a batch with which ART counts successful examples for its log"
@@ -61,6 +67,10 @@ class Outcome(NamedTuple):
     notes: tuple[str, ...]
     history: tuple[Epoch, ...] = ()
     settings: Mapping[str, Any] = {}
+
+    def told(self, *notes: str) -> Outcome:
+        """The same with further notes before its own."""
+        return self._replace(notes=(*notes, *self.notes))
 
 
 class Trained(NamedTuple):
@@ -92,6 +102,8 @@ class Conditions(NamedTuple):
     verbose: bool
     validation_data: tuple[Array, Array] | None
     measure: Measure | None
+    augment: Augment | None
+    keep: str
 
 
 class TrainingFunction(Protocol):
@@ -158,6 +170,8 @@ class Defence:
         verbose: bool = True,
         validation_data: tuple[Any, Any] | None = None,
         measure: Measure | None = None,
+        augmentation: str = NO_AUGMENTATION,
+        keep: str = LAST,
     ) -> Trained:
         """Train from the estimator's present weights, with its optimizer, the network that `adapt_network` makes of it.
 
@@ -171,6 +185,8 @@ class Defence:
             learning_rate: falls linearly to 0 over the last share DECAY of the training, for every defence.
             validation_data: held-out points, used only by a trainer that chooses its best epoch.
             measure: of ours, in place of the row's own.
+            augmentation: a name of AUGMENTATIONS, for points (n, h, w, c) or (n, c, h, w).
+            keep: "last", or "best": ART's trainers keep the epoch that is best on the held-out points too.
         Raises:
             ValueError: an argument is out of its range, or the defence cannot run on the estimator's framework or for the norm.
         """
@@ -188,7 +204,11 @@ class Defence:
             verbose=verbose,
             validation_data=None if validation_data is None else _checked(estimator, *validation_data),
             measure=self.measure if measure is None else measure,
+            augment=AUGMENTATIONS[choice("augmentation", augmentation, AUGMENTATIONS)].of(_channels_first(estimator)),
+            keep=choice("keep", keep, KEPT_EPOCHS),
         )
+        if given.keep == BEST and given.validation_data is None:
+            raise ValueError("`validation_data` must be given where the best epoch is kept, got None")
         x, y = _checked(estimator, x, y)
         backend = backend_for(estimator)
         backend.check_trainable()
@@ -251,42 +271,52 @@ def _named_settings(settings: Mapping[str, Any]) -> dict[str, Setting]:
     return {f"trainer.{name}": value if isinstance(value, plain) else json.dumps(value) for name, value in settings.items()}
 
 
+def _channels_first(estimator: Any) -> bool:
+    return FRAMEWORKS[framework_of(estimator)].channels_first
+
+
 def _checked(estimator: Any, x: Any, y: Any) -> tuple[Array, Array]:
     x, labels = check_points(estimator, x, y)
     return x, np.eye(int(estimator.nb_classes), dtype=np.float32)[labels]
 
 
 def _natural(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
-    with _trainee(estimator, len(x), given) as (twin, _):
-        twin.fit(x, y, batch_size=given.batch_size, nb_epochs=given.nb_epochs, verbose=given.verbose)
-    return Outcome((_LAST_EPOCH,))
+    with _trainee(estimator, len(x), given, radius=0.0) as (twin, course):
+
+        def fit(points: Array, nb_epochs: int) -> None:
+            twin.fit(points, y, batch_size=given.batch_size, nb_epochs=nb_epochs, verbose=given.verbose)
+
+        return course.follow(x, fit)
 
 
 def _uniform_noise(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
-    with _trainee(estimator, len(x), given) as (twin, _):
-        for epoch in range(given.nb_epochs):
-            # In place: a data set can be large.
-            noisy = unit_ball(np.random.default_rng([given.seed, epoch]), x.shape, given.norm)
-            noisy *= given.eps
-            noisy += x
-            if estimator.clip_values is not None:
-                low, high = estimator.clip_values
-                noisy.clip(low, high, out=noisy)
-            twin.fit(noisy, y, batch_size=given.batch_size, nb_epochs=1, verbose=given.verbose)
-    return Outcome((_LAST_EPOCH,))
+    def noisy(points: Array, epoch: int) -> Array:
+        # In place: a data set can be large.
+        result = unit_ball(np.random.default_rng([given.seed, epoch]), x.shape, given.norm)
+        result *= given.eps
+        result += points
+        if estimator.clip_values is not None:
+            low, high = estimator.clip_values
+            result.clip(low, high, out=result)
+        return result
+
+    with _trainee(estimator, len(x), given, radius=0.0) as (twin, course):
+
+        def fit(points: Array, nb_epochs: int) -> None:
+            twin.fit(points, y, batch_size=given.batch_size, nb_epochs=nb_epochs, verbose=given.verbose)
+
+        return course.follow(x, fit, change=noisy)
 
 
 def _entropic(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
     from art_entropic.trainer import EntropicTrainer
 
-    history = EntropicTrainer(estimator, given.eps, given.measure, norm=given.norm, verbose=given.verbose).fit(
-        x,
-        y,
-        batch_size=given.batch_size,
-        nb_epochs=given.nb_epochs,
-        validation_data=given.validation_data,
-        seed=given.seed,
-    )
+    trainer = EntropicTrainer(estimator, given.eps, given.measure, norm=given.norm, verbose=given.verbose)
+    usual: dict[str, Any] = {"nb_epochs": given.nb_epochs, "validation_data": given.validation_data, "seed": given.seed}
+    if given.augment is None:
+        history = trainer.fit(x, y, batch_size=given.batch_size, **usual)
+    else:
+        history = trainer.fit_generator(generator_of(x, y, given.augment, given.batch_size, given.seed), **usual)
     chosen = () if given.validation_data is None else (f"epoch {history.best_epoch} was chosen on the held-out points",)
     return Outcome(chosen, tuple(history.epochs), history.settings)
 
@@ -308,9 +338,9 @@ def _madry_pgd(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome
         trainer.attack.set_params(norm=given.norm, batch_size=given.batch_size)
         course.begin(_radius_of(trainer.attack))
         with _art_bars("adversarial_trainer", given.verbose), _uncounted(trainer.attack):
-            trainer.fit(x, y)
+            outcome = course.follow(x, lambda points, nb_epochs: trainer.fit(points, y, nb_epochs=nb_epochs))
     told = f"PGD with {PGD_STEPS} steps of eps/4, the paper's number for CIFAR-10 (40 steps on MNIST)"
-    return Outcome((told, _RAMPED, _UNCOUNTED, *twin.remarks, _LAST_EPOCH))
+    return outcome.told(told, _RAMPED, _UNCOUNTED, *twin.remarks)
 
 
 def _fbf(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
@@ -319,16 +349,17 @@ def _fbf(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
     with _trainee(estimator, len(x), given) as (twin, course):
         trainer = AdversarialTrainerFBFPyTorch(twin, eps=given.eps)
         course.begin(partial(setattr, trainer, "_eps"))
+
+        def fit(points: Array, nb_epochs: int) -> None:
+            trainer.fit(points, y, batch_size=given.batch_size, nb_epochs=nb_epochs)
+
         with _art_bars("adversarial_trainer_fbf_pytorch", given.verbose):
-            trainer.fit(x, y, batch_size=given.batch_size, nb_epochs=given.nb_epochs)
-    return Outcome(
-        (
-            "the shared learning rate in place of ART's own schedule (up to 0.21, for SGD)",
-            _RAMPED,
-            "training mode in every step, where ART leaves the network in evaluation mode",
-            "ART clips the norm of the gradient to 0.5, which cannot be switched off",
-            _LAST_EPOCH,
-        )
+            outcome = course.follow(x, fit)
+    return outcome.told(
+        "the shared learning rate in place of ART's own schedule (up to 0.21, for SGD)",
+        _RAMPED,
+        "training mode in every step, where ART leaves the network in evaluation mode",
+        "ART clips the norm of the gradient to 0.5, which cannot be switched off",
     )
 
 
@@ -351,23 +382,29 @@ def _trades(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
         beta = TRADES_BETA_COLOUR if colour else TRADES_BETA_GREY
         trainer = AdversarialTrainerTRADESPyTorch(twin, attack, beta=beta)
         course.begin(_radius_of(attack))
+
+        def fit(points: Array, nb_epochs: int) -> None:
+            trainer.fit(points, y, batch_size=given.batch_size, nb_epochs=nb_epochs)
+
         with _art_bars("adversarial_trainer_trades_pytorch", given.verbose), _uncounted(attack):
-            trainer.fit(x, y, batch_size=given.batch_size, nb_epochs=given.nb_epochs)
-    return Outcome(
-        (
-            f"beta {beta:g}, PGD with {PGD_STEPS} steps of eps/4",
-            "ART's inner step climbs cross-entropy, the paper's climbs the KL divergence",
-            _RAMPED,
-            _UNCOUNTED,
-            _LAST_EPOCH,
-        )
+            outcome = course.follow(x, fit)
+    return outcome.told(
+        f"beta {beta:g}, PGD with {PGD_STEPS} steps of eps/4",
+        "ART's inner step climbs cross-entropy, the paper's climbs the KL divergence",
+        _RAMPED,
+        _UNCOUNTED,
     )
+
+
+Fit = Callable[[Array, int], Any]  # some of ART's training, on points (n, ...) for so many epochs
 
 
 @dataclass
 class _Course:
     """What changes from step to step of a training by one of ART's trainers, as it does in ours."""
 
+    twin: Any
+    given: Conditions
     eps: float
     radius: Callable[[float], Any] | None = None  # gives the trainer another radius
 
@@ -375,13 +412,79 @@ class _Course:
         self.radius = radius
         self.at(0.0)
 
-    def at(self, progress: float) -> None:
-        """Set the radius of the points that the next step is made with.
+    def eps_at(self, progress: float) -> float:
+        """The radius of the points that a step is made with.
 
         At the full radius from the start, PGD training does not leave chance level at MNIST 0.3 in six epochs.
         """
+        return self.eps * min(1.0, max(progress / RAMP, SMALLEST))
+
+    def at(self, progress: float) -> None:
         if self.radius is not None:
-            self.radius(self.eps * min(1.0, max(progress / RAMP, SMALLEST)))
+            self.radius(self.eps_at(progress))
+
+    def follow(self, x: Array, fit: Fit, *, change: Callable[[Array, int], Array] | None = None) -> Outcome:
+        """Train: as ART does, or epoch by epoch where the points change in between or the best epoch is looked for."""
+        given = self.given
+        if given.augment is None and change is None and given.keep == LAST:
+            fit(x, given.nb_epochs)
+            return Outcome((_LAST_EPOCH,))
+        best = _BestEpoch(self) if given.keep == BEST else None
+        for epoch in range(given.nb_epochs):
+            began = time.perf_counter()
+            points = augmented(x, given.augment, given.seed, epoch)
+            fit(points if change is None else change(points, epoch), 1)
+            if best is not None:
+                best.look(epoch + 1, time.perf_counter() - began)
+        return Outcome((_LAST_EPOCH,)) if best is None else best.restored()
+
+
+class _BestEpoch:
+    """The epochs of one of ART's trainers, compared on the held-out points by robust accuracy, then by clean accuracy."""
+
+    def __init__(self, course: _Course) -> None:
+        from art.attacks.evasion import ProjectedGradientDescent
+
+        self._course, self._twin, eps = course, course.twin, course.eps
+        x, y = course.given.validation_data or (np.zeros(0), np.zeros(0))
+        self._x, self._y = x[:N_COMPARED], y[:N_COMPARED]
+        self._attack = ProjectedGradientDescent(
+            self._twin,
+            norm=course.given.norm,
+            eps=eps,
+            eps_step=pgd_step(eps),
+            max_iter=COMPARING_STEPS,
+            batch_size=N_COMPARED,
+            verbose=False,
+        ) if eps else None  # fmt: skip
+        self._found: tuple[float, float] = (-1.0, -1.0)
+        self._number, self._history = 0, list[Epoch]()
+        self._state: dict[str, Array] = {}
+
+    def look(self, number: int, seconds: float) -> None:
+        """After an epoch, from 1; those before the full radius are told and not kept."""
+        began, backend = time.perf_counter(), backend_for(self._twin)
+        attacked = self._x if self._attack is None else self._attack.generate(self._x, self._y)
+        robust, clean = (self._accuracy(x) for x in (attacked, self._x))
+        progress = number / self._course.given.nb_epochs
+        if (self._attack is None or progress >= RAMP) and (robust, clean) > self._found:
+            self._found, self._number, self._state = (robust, clean), number, backend.state()
+        self._history.append(
+            Epoch(
+                epoch=number, eps=self._course.eps_at(progress), k=0.0, beta=0.0, learning_rate=backend.learning_rate,
+                seconds=seconds + time.perf_counter() - began, terms={},
+                validation={"accuracy": clean, "robust_accuracy": robust},
+            )
+        )  # fmt: skip
+
+    def _accuracy(self, x: Array) -> float:
+        return float(np.mean(self._twin.predict(x).argmax(axis=1) == self._y.argmax(axis=1)))
+
+    def restored(self) -> Outcome:
+        """Load the best epoch's weights."""
+        backend_for(self._twin).load_state(self._state)
+        by = "accuracy" if self._attack is None else f"robust accuracy under PGD-{COMPARING_STEPS} at the full radius"
+        return Outcome((f"epoch {self._number} was chosen on {len(self._x)} held-out points, by {by}",), tuple(self._history))
 
 
 def _radius_of(attack: Any) -> Callable[[float], Any]:
@@ -389,10 +492,15 @@ def _radius_of(attack: Any) -> Callable[[float], Any]:
 
 
 @contextlib.contextmanager
-def _trainee(estimator: Any, n: int, given: Conditions) -> Iterator[tuple[Any, _Course]]:
-    """The estimator as ART's trainers take it; its learning rate falls and its radius grows as those of EntropicTrainer do."""
+def _trainee(estimator: Any, n: int, given: Conditions, radius: float | None = None) -> Iterator[tuple[Any, _Course]]:
+    """The estimator as ART's trainers take it; its learning rate falls and its radius grows as those of EntropicTrainer do.
+
+    Args:
+        radius: that its epochs are compared for, in place of eps.
+    """
     module = framework_module(framework_of(estimator))
-    twin, course = module.for_art_trainers(estimator), _Course(given.eps)
+    twin = module.for_art_trainers(estimator)
+    course = _Course(twin, given, given.eps if radius is None else radius)
     steps, taken = given.nb_epochs * math.ceil(n / given.batch_size), itertools.count()
     with falling_rate(backend_for(estimator), DECAY) as set_rates:
 

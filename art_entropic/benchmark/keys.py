@@ -32,6 +32,8 @@ from art_entropic.schedule import DECAY
 _TRAINING: dict[str, Any] = {
     "n_train": None,
     "norm": "inf",
+    "augmentation": "none",
+    "keep": "last",
     "device": None,
     "decay": 0.5,
     "validation_share": 0.1,
@@ -81,6 +83,8 @@ def training_key(
     facts = {
         "n_train": plan.n_train,
         "norm": plan.norm,
+        "augmentation": plan.augmentation,
+        "keep": plan.keep,
         # One GPU is like another.
         "device": None if plan.device is None else plan.device.partition(":")[0],
         "decay": DECAY,

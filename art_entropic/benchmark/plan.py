@@ -17,8 +17,9 @@ from msgspec import Meta, Struct
 from art_entropic._validate import DEVICE_WISH, NORMS, check_radius, choice, device_word, norm_name, norm_of
 from art_entropic.backends.errors import MissingFrameworkError
 from art_entropic.backends.registry import FRAMEWORKS, resolve_device
+from art_entropic.benchmark.augmentation import AUGMENTATIONS, NO_AUGMENTATION
 from art_entropic.benchmark.data import CLIP_VALUES
-from art_entropic.benchmark.defences import DEFENCES
+from art_entropic.benchmark.defences import DEFENCES, KEPT_EPOCHS
 from art_entropic.benchmark.problems import PROBLEMS, Problem
 from art_entropic.benchmark.tools import TOOLS, Tools
 from art_entropic.evaluation.attacks import BATTERIES
@@ -27,7 +28,7 @@ from art_entropic.measures import AnyMeasure
 from art_entropic.palette import NATURAL
 
 STARTS = (NATURAL, "random")
-_OURS = [name for name, row in DEFENCES.items() if row.ours]
+_RETRAINED = [name for name in DEFENCES if name != NATURAL]
 _SHORT_LIST = ", ".join(name for name, row in DEFENCES.items() if row.default)
 _NETWORKS = "; ".join(f"{name}: {', '.join(problem.networks)}" for name, problem in PROBLEMS.items())
 
@@ -43,7 +44,7 @@ def _norm(given: Any) -> str:
 
 @fields_described
 class Variant(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, repr_omit_defaults=True):
-    """A further row of a comparison: one of our defences with another measure, start or length.
+    """A further row of a comparison: a defence with another start or length, and one of ours with another measure.
 
     Its name is for people: renamed, it finds its records again.
     """
@@ -57,14 +58,14 @@ class Variant(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     defence: Annotated[
         str,
         Meta(
-            description="a name of DEFENCES, of those that EntropicTrainer trains",
-            extra={"choices": _OURS, "wish": "the name of one of our defences"},
+            description="a name of DEFENCES, but for natural training, which all start from",
+            extra={"choices": _RETRAINED, "wish": "the name of a defence"},
         ),
     ]
     measure: Annotated[
         AnyMeasure | None,
         Meta(
-            description="in place of the defence's own, which None takes",
+            description="of one of our defences, in place of its own, which None takes",
             extra={"wish": 'a measure, or a table such as { type = "interval", beta = 0.0 }'},
         ),
     ] = None
@@ -162,6 +163,22 @@ class BenchmarkPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             extra={"option": "--epochs-natural"},
         ),
     ] = None
+    augmentation: Annotated[
+        str,
+        Meta(
+            description="of the training points, alike for every defence, anew in every epoch: "
+            + "; ".join(f"{name}: {row.description}" for name, row in AUGMENTATIONS.items()),
+            extra={"choices": AUGMENTATIONS},
+        ),
+    ] = NO_AUGMENTATION
+    keep: Annotated[
+        str,
+        Meta(
+            description="last, or best: ART's trainers too keep the epoch that is best on the held-out points, by robust "
+            "accuracy, natural training by accuracy. Ours always does, by its own loss",
+            extra={"choices": KEPT_EPOCHS},
+        ),
+    ] = KEPT_EPOCHS[0]
     checks: Annotated[bool, Meta(description="the sanity checks and the verdicts")] = True
     profile: Annotated[bool, Meta(description="where the information goes in the networks of the first seed")] = True
     device: Annotated[
@@ -228,7 +245,7 @@ class ResolvedPlan(BenchmarkPlan, frozen=True, kw_only=True):
         return self.nb_epochs_natural if defence == NATURAL else self.nb_epochs
 
 
-_SAID_WHERE_OTHER = ("first_example", "norm")  # than the default, which no version will change
+_SAID_WHERE_OTHER = ("first_example", "norm", "augmentation", "keep")  # than the default, which no version will change
 
 
 def _option_words(spec: FieldSpec, value: Any) -> str:

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from art_entropic.backends.registry import resolve_device
+from art_entropic.benchmark.augmentation import NO_AUGMENTATION
 from art_entropic.benchmark.cells import (
     N_GALLERY,
     N_PROFILED,
@@ -26,7 +27,7 @@ from art_entropic.benchmark.cells import (
     shards_of,
 )
 from art_entropic.benchmark.data import Data, for_framework
-from art_entropic.benchmark.defences import VALIDATION_SHARE
+from art_entropic.benchmark.defences import LAST, VALIDATION_SHARE
 from art_entropic.benchmark.plan import ResolvedPlan, Variant, check_counts
 from art_entropic.benchmark.progress import describe
 from art_entropic.benchmark.provenance import OTHER_LOAD, Spent, Stopwatch, timestamp
@@ -203,6 +204,8 @@ class Runner:
                 verbose=False,
                 validation_data=(x[held], y[held]),
                 measure=job.measure,
+                augmentation=self.plan.augmentation,
+                keep=self.plan.keep,
             )
         except TrainingDivergedError as error:
             return self._training_record(job, "diverged", watch.stop(), reason=str(error), n_train=len(kept))
@@ -374,6 +377,8 @@ class Runner:
             "data": self.data.title,
             "learning_rate": self.plan.problem_spec.learning_rate,
             "validation_share": VALIDATION_SHARE,
+            **({} if self.plan.augmentation == NO_AUGMENTATION else {"augmentation": self.plan.augmentation}),
+            **({} if self.plan.keep == LAST else {"keep": self.plan.keep}),
             OTHER_LOAD: spent.other_load,
             **({} if job.variant is None else variant_settings(job.variant)),
             **(own or {}),
