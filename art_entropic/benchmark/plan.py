@@ -291,6 +291,11 @@ def resolved(plan: BenchmarkPlan, tools: Tools = TOOLS) -> ResolvedPlan:
         # One shard that holds all points is the evaluation without shards, and keeps its key.
         if values["points_per_shard"] is not None and values["points_per_shard"] >= values["n_examples"]:
             values["points_per_shard"] = None
+        if values["augmentation"] != NO_AUGMENTATION and len(problem.input_shape) != 3:
+            raise ValueError(
+                f"`augmentation` must be {NO_AUGMENTATION!r} for {plan.problem}, whose points are no images, got "
+                f"{values['augmentation']!r}"
+            )
         full = ResolvedPlan(**values)
         check_counts(full, problem.n_train, problem.n_test)
         _check_defences(full, tools)

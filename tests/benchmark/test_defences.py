@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module
+from art_entropic.benchmark import defences
+from art_entropic.benchmark.augmentation import AUGMENTATIONS, Augmentation, flip_and_crop
 from art_entropic.benchmark.defences import DEFENCES, Passes
 from art_entropic.measures import MEASURES, Channel, Interval
 
@@ -88,6 +90,76 @@ def test_uniform_noise_trains_on_points_of_the_ball_drawn_anew_each_epoch(framew
         np.testing.assert_array_less(np.abs(noisy - x), 0.3 + 1e-6)
         np.testing.assert_allclose(np.mean(noisy - x), 0.0, atol=0.03)
         assert np.abs(noisy - x).max() > 0.29
+
+
+AUGMENTED = [run for run in RUNS if run[1] in ("natural", "uniform_noise", "entropic", "madry_pgd", "fbf", "trades")]
+
+
+@pytest.mark.parametrize(("framework", "name"), AUGMENTED)
+def test_every_trainer_sees_the_same_points_anew_in_each_epoch(framework, name, make_classifier, points, monkeypatch):
+    seen = []
+
+    def grey(x, rng):
+        seen.append((x.copy(), rng.random()))
+        return np.full_like(x, 0.5)
+
+    monkeypatch.setitem(AUGMENTATIONS, "flip_crop", Augmentation("grey", grey))
+    result = trained(framework, name, make_classifier(framework), points, augmentation="flip_crop", eps=1e-6)
+    x, _ = points(framework, n=50)
+    images = np.moveaxis(x, 1, -1) if FRAMEWORKS[framework].channels_first else x
+    for (given, _), _ in zip(seen, range(2), strict=True):
+        np.testing.assert_array_equal(given, images)
+    np.testing.assert_allclose(
+        [drawn for _, drawn in seen], [np.random.default_rng([0, epoch, 3]).random() for epoch in (0, 1)]
+    )
+    start, state = backend_for(make_classifier(framework)).state(), backend_for(result.estimator).state()
+    assert any(not np.array_equal(state[key], start[key]) for key in start)
+
+
+def test_cropped_images_are_windows_of_the_mirrored_or_plain_one():
+    images = np.random.default_rng(0).random((40, 5, 6, 2)).astype(np.float32)
+    found = flip_and_crop(images, np.random.default_rng(1))
+    assert found.shape == images.shape and found.dtype == np.float32
+    sides = set()
+    for image, crop in zip(images, found, strict=True):
+        matches = [
+            (mirrored, down, right)
+            for mirrored in (False, True)
+            for down in range(9)
+            for right in range(9)
+            if np.array_equal(
+                np.pad(image[:, ::-1] if mirrored else image, ((4, 4), (4, 4), (0, 0)))[down : down + 5, right : right + 6],
+                crop,
+            )
+        ]
+        assert matches
+        sides.add(matches[0][0])
+    assert sides == {False, True}
+
+
+@pytest.mark.parametrize(("framework", "name"), [run for run in AUGMENTED if run[1] != "entropic"])
+def test_the_best_epoch_is_kept_where_it_is_asked_for(framework, name, make_classifier, points, monkeypatch):
+    states, accuracies = [], iter([0.9, 0.9, 0.2, 0.3, 0.4, 0.5, 0.4, 0.4])  # robust and clean, by epoch
+    classifier = make_classifier(framework)
+
+    def accuracy(self, x):
+        states.append(backend_for(classifier).state())
+        return next(accuracies)
+
+    monkeypatch.setattr(defences._BestEpoch, "_accuracy", accuracy)
+    held = points(framework, n=10)
+    result = trained(framework, name, classifier, points, nb_epochs=4, keep="best", validation_data=held)
+    # The first is the best, but its radius has not grown to the full one, which natural training does not wait for.
+    best = 1 if name in ("natural", "uniform_noise") else 3
+    assert f"epoch {best} was chosen on 10 held-out points" in result.notes[-1]
+    for key, array in backend_for(classifier).state().items():
+        np.testing.assert_array_equal(array, states[2 * best - 1][key])
+    assert [epoch.validation["robust_accuracy"] for epoch in result.history] == [0.9, 0.2, 0.4, 0.4]
+
+
+def test_the_best_epoch_needs_held_out_points(make_classifier, points):
+    with pytest.raises(ValueError, match="`validation_data` must be given where the best epoch is kept, got None"):
+        trained("pytorch", "fbf", make_classifier("pytorch"), points, keep="best")
 
 
 def test_a_measure_reaches_the_trainer_and_its_settings_come_back(framework, make_classifier, points):

@@ -55,7 +55,9 @@ from art_entropic.records import (
         ({"network": "huge"}, "`network` must be one of 'small', got 'huge'"),
         ({"n_train": 1}, "`n_train` must be a whole number of at least 2, one point to train on and one to hold out, got 1"),
         ({"n_train": 51}, "`n_train` must be at most the 50 training points, got 51"),
-        ({"variants": (Variant("a", "fbf"),)}, "`variants[0].defence` must be one of 'entropic', 'entropic_smooth'"),
+        ({"variants": (Variant("a", "natural"),)}, "`variants[0].defence` must be one of 'uniform_noise', 'entropic'"),
+        ({"augmentation": "mixup"}, "`augmentation` must be one of 'none', 'flip_crop', got 'mixup'"),
+        ({"keep": "first"}, "`keep` must be one of 'last', 'best', got 'first'"),
         ({"variants": (Variant(" ", "entropic"),)}, "`variants[0].name` must not be empty, got ' '"),
         ({"variants": (Variant("a", "entropic"), Variant("a", "entropic"))}, "`variants[1].name` must be one that no other"),
         (
@@ -153,6 +155,7 @@ def test_all_that_makes_a_variant_is_part_of_its_key(world: World, tmp_path: Pat
     ]  # fmt: skip
     variants = [Variant(**{"name": "one", "defence": "entropic", **change}) for change in changes]
     plans = [msgspec.structs.replace(ABLATION, variants=(variant,)) for variant in variants]
+    plans += [msgspec.structs.replace(plans[0], augmentation="flip_crop"), msgspec.structs.replace(plans[0], keep="best")]
     plans.append(msgspec.structs.replace(plans[0], n_train=40))
     plans.append(msgspec.structs.replace(plans[0], problem="mnist", network="large"))
     plans.append(msgspec.structs.replace(plans[0], problem="mnist", network="small_silu"))
@@ -192,6 +195,8 @@ points_per_shard = 5
 n_train = 100
 nb_epochs = 2
 nb_epochs_natural = 1
+augmentation = "flip_crop"
+keep = "best"
 
 [[variants]]
 name = "no information"
@@ -215,7 +220,7 @@ def test_a_plan_file_says_all_that_a_plan_can(tmp_path: Path, monkeypatch: pytes
     assert plan == BenchmarkPlan(
         problem="cifar10", network="six_dense", frameworks=("pytorch",), defences=("entropic", "fbf"), battery="quick",
         eps=8 / 255, seeds=(0, 4), n_examples=7, first_example=3, points_per_shard=5, n_train=100, nb_epochs=2,
-        nb_epochs_natural=1, checks=False, profile=False, device="cpu",
+        nb_epochs_natural=1, augmentation="flip_crop", keep="best", checks=False, profile=False, device="cpu",
         title="A table",
         variants=(
             Variant("no information", "entropic_interval", Interval(beta=0.0, layers="dense")),
@@ -251,9 +256,9 @@ def test_an_empty_plan_file_is_the_default_plan(tmp_path: Path, monkeypatch: pyt
         ('defences = ["magic"]', "plan.toml: `defences` must be one of "),
         ('frameworks = ["jax"]', "plan.toml: `frameworks` must be one of 'pytorch', 'tensorflow', got 'jax'"),
         ('variants = "none"', "plan.toml: `variants` must be tables [[variants]], got 'none'"),
-        ('[[variants]]\nname = "a"', "plan.toml: `variants[0].defence` must be the name of one of our defences, got nothing"),
+        ('[[variants]]\nname = "a"', "plan.toml: `variants[0].defence` must be the name of a defence, got nothing"),
         ('[[variants]]\nbeta = 1', "plan.toml: `variants[0].beta` is unknown: a key must be one of name, defence, "),
-        ('[[variants]]\nname = "a"\ndefence = "fbf"', "plan.toml: `variants[0].defence` must be one of 'entropic', "),
+        ('[[variants]]\nname = "a"\ndefence = "natural"', "plan.toml: `variants[0].defence` must be one of 'uniform_noise', "),
         ("[[variants]]\nname = 1", "plan.toml: `variants[0].name` must be a text, got 1"),
         ("[[variants]]\noptions = { beta = 0 }", "plan.toml: `variants[0].options` is no longer a key: hyperparameters belong"),
         ("[[variants]]\nmeasure = { beta = 0.0 }", "`variants[0].measure.type` must be one of 'interval', 'channel', "),
