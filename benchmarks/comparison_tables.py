@@ -139,7 +139,7 @@ def headline(tables: dict[str, Section]) -> str:
     """One line a comparison: ours by its own choice of measure, ART's MadryPGD, and what came out most robust of all."""
     rows = [line for name in COMPARISONS if name in tables for line in _headlines(tables[name])]
     ours, rival = "**entropic**: clean / robust / certified %", "MadryPGD: clean / robust %"
-    headings = ["data, network", "Linf eps", "measure", ours, rival, "seconds, entropic : MadryPGD", "most robust of the table"]
+    headings = ["data, network", "ball", "measure", ours, rival, "seconds, entropic : MadryPGD", "most robust of the table"]
     return markdown(table_of(headings, rows))
 
 
@@ -154,7 +154,7 @@ def _headlines(section: Section) -> list[list[str]]:
         best = max((row for place, row in rows.items() if place[0] == framework), key=lambda row: row.robust.value)
         winner = NOTHING if rival is None else f"{best.defence_title}, {_value(best.robust)} %"
         measure = f"`{setting(ours, 'measure')}`"
-        lines.append([where, radius(section.eps), measure, _three(ours), _two(rival), _seconds(ours, rival), winner])
+        lines.append([where, radius_of(section), measure, _three(ours), _two(rival), _seconds(ours, rival), winner])
     return lines
 
 
@@ -162,6 +162,11 @@ def radius(eps: float) -> str:
     """0.3, or 8/255 where that is what it is."""
     pixels = eps * 255
     return f"{eps:g}" if abs(eps * 100 - round(eps * 100)) < 1e-9 else f"{pixels:g}/255"
+
+
+def radius_of(section: Section) -> str:
+    """The ball, such as Linf 8/255."""
+    return f"L{section.norm} {radius(section.eps)}"
 
 
 def _value(estimate: Estimate | None) -> str:
@@ -226,7 +231,7 @@ def _difference(row: ComparisonRow, default: ComparisonRow | None) -> str:
 
 def heading(section: Section) -> str:
     frameworks = " and ".join(FRAMEWORKS[framework].title for framework in section.frameworks)
-    return f"{section.title}, Linf {radius(section.eps)}, {frameworks}{fresh(section)}"
+    return f"{section.title}, {radius_of(section)}, {frameworks}{fresh(section)}"
 
 
 def fresh(section: Section) -> str:
@@ -277,7 +282,7 @@ def figure(tables: dict[str, Section]) -> None:
             axes.errorbar(row.seconds, value, yerr=bars, color=shade(row), lw=0.8)
             marker, size = ("*", 70) if row.ours else ("o", 36)
             handles[row.defence_title] = axes.scatter(row.seconds, value, s=size, color=shade(row), marker=marker)
-        axes.set(title=f"{section.name or section.problem}, Linf {radius(section.eps)}", xlabel="training seconds")
+        axes.set(title=f"{section.name or section.problem}, {radius_of(section)}", xlabel="training seconds")
         axes.set(xscale="log", ylim=(-3, 103))
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())

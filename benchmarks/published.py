@@ -13,6 +13,7 @@ RESULTS, PLANS = ROOT / "results", ROOT / "benchmarks" / "plans"
 RIVAL = "madry_pgd"
 MODELS = (NATURAL, RIVAL, "entropic")  # whose information is read
 FRESH = "The same networks as above on test points that nobody looked at while choosing settings."
+LONGER = "Four times the epochs: what each defence reaches when it is given them. One seed."
 # In this order, each with what a reader should know before the numbers.
 COMPARISONS = {
     "mnist-0.3": (
@@ -27,12 +28,27 @@ COMPARISONS = {
     "mnist-0.3-tensorflow": "The same comparison on TensorFlow, from the same initial weights, in the same order of the data.",
     "cifar10-8-255": "Colour images at the usual radius, a small network and few images: what two cores can train.",
     "cifar10-2-255": "The same at a small radius.",
+    "mnist-0.3-converged": LONGER,
+    "mnist-0.2-converged": LONGER,
+    "mnist-0.1-converged": LONGER,
+    "cifar10-8-255-converged": "All images of CIFAR-10, augmented, until the validation curve is flat.",
+    "cifar10-2-255-converged": "The same at the small radius.",
+    "cifar10-8-255-resnet": "The same with a residual network with BatchNorm.",
+    "mnist-l2": "An L2 ball, for which `EntropicTrainer` chooses `channel`.",
+    "cifar10-l2": "An L2 ball on colour images.",
     "mnist-0.3-fresh": FRESH,
     "mnist-0.1-silu-fresh": FRESH,
     "cifar10-8-255-fresh": FRESH,
     "digits": "The embedded data: minutes on any machine, both frameworks, three seeds.",
 }
 CLAIM = "cifar10-8-255-six-dense"
+CLAIM_L2 = "cifar10-l2-six-dense"
+# Ours at equal epochs and at equal seconds.
+EQUAL_TIME = ("mnist-0.1", "mnist-0.1-converged", "mnist-0.2", "mnist-0.2-converged", "mnist-0.3", "mnist-0.3-converged",
+              "mnist-0.3-large", "mnist-0.1-silu")  # fmt: skip
+# One line each in one table; they have no table of their own.
+BREADTH: tuple[str, ...] = ()
+LONG = ("mnist-0.1-long", "mnist-0.3-long")
 ABLATIONS = {
     "ablation-term": "What the entropic term adds to interval training alone (IBP mixed with the clean loss), and when.",
     "ablation": "The worst-case measure on a ReLU network, Linf 0.3. `beta 0` keeps the pure phase at the beginning.",
@@ -42,12 +58,13 @@ ABLATIONS = {
     "ablation-channel-relu": "Both measures on a ReLU network, Linf 0.1.",
     "ablation-cifar10-relu": "Both measures, the smooth twin and MadryPGD on colour images, with ReLU in place of SiLU.",
 }
+ALL = (*COMPARISONS, CLAIM, CLAIM_L2, *BREADTH, *LONG, *ABLATIONS)
 
 
 def load() -> dict[str, Section]:
     """Every plan that has records."""
     tables = {}
-    for name in (*COMPARISONS, CLAIM, *ABLATIONS):
+    for name in ALL:
         path = RESULTS / f"{name}.jsonl"
         if path.exists():
             (tables[name],) = sections(read_records(path))

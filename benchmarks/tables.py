@@ -6,6 +6,7 @@ python benchmarks/tables.py
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import networks as of_networks
@@ -21,8 +22,9 @@ from cost_tables import (
     growth_with_network,
     imagenet,
 )
+from evidence_tables import breadth, breadth_sentence, certified_training, equal_time
 from information_tables import decisions, draw_information, layers, likeness
-from published import ABLATIONS, CLAIM, COMPARISONS, ROOT, load
+from published import ABLATIONS, ALL, BREADTH, CLAIM, CLAIM_L2, COMPARISONS, EQUAL_TIME, LONG, ROOT, load
 
 from art_entropic.report.sections import Section
 from art_entropic.report.table import markdown
@@ -47,6 +49,15 @@ these tables report; ART's trainers run with their papers' settings and one lear
 of a few points may come from it. They were chosen with seed 0, and at MNIST 0.3 it is our best of three by far: where a table
 has one seed, another may be worse."""
 
+EQUAL_TIME_TOLD = """Entropic retraining costs a fifth to a third of MadryPGD's seconds an epoch. The rows "in MadryPGD's time"
+spend the difference on more epochs. FBF costs about what ours costs. Ratios of seconds are those of
+`python benchmarks/training_cost.py`, one thread with nothing else running, where it was run for the network, else those of the
+trainings themselves."""
+BREADTH_TOLD = """One plan a line under [benchmarks/plans/](benchmarks/plans). Equal epochs for every defence, nothing tuned for
+a line, and `EntropicTrainer` with its settings left to itself. One seed."""
+LONG_TOLD = """How far certified training comes that has the epochs, the networks and the tuning. Certificates of the others are
+those of their own verifiers, some of them complete ones; ours are those of `certify` with its best method."""
+
 
 def networks() -> str:
     """What works with which measure, one line a network of `benchmarks/zoo`."""
@@ -67,14 +78,36 @@ def benchmarks(tables: dict[str, Section]) -> str:
     if CLAIM in tables:
         parts += [f"## {heading(tables[CLAIM])}", "Discussed in [docs/claim.md](docs/claim.md)."]
         parts += [claim(tables[CLAIM]), origin(CLAIM)]
+    if CLAIM_L2 in tables:
+        parts += [f"## {heading(tables[CLAIM_L2])}", "Discussed in [docs/claim.md](docs/claim.md)."]
+        parts += [claim_l2(tables), origin(CLAIM_L2)]
+    parts += ["## Equal time", EQUAL_TIME_TOLD, equal_time(chosen_tables(tables, EQUAL_TIME))]
+    broad = chosen_tables(tables, BREADTH)
+    if broad:
+        parts += ["## Other data, other networks", BREADTH_TOLD, breadth_sentence(broad), breadth(broad)]
+        parts += [origin(name) for name in broad]
+    parts += ["## Beside published certified training", LONG_TOLD, certified_training(chosen_tables(tables, LONG))]
+    parts += [origin(name) for name in LONG if name in tables]
     parts += ["## Ablation", "Changes from a measure's own settings, each from the same natural weights."]
     for name, told in ABLATIONS.items():
         if name in tables:
             parts += [f"### {heading(tables[name])}", told, ablation(tables[name]), *unrun(name, tables[name]), origin(name)]
-    missing = [name for name in (*COMPARISONS, CLAIM, *ABLATIONS) if name not in tables]
+    missing = [name for name in ALL if name not in tables]
     if missing:
         parts += ["## Not run yet", "There are plans but no records: " + ", ".join(f"`{name}`" for name in missing) + "."]
     return "\n\n".join(parts) + "\n"
+
+
+def chosen_tables(tables: dict[str, Section], names: Sequence[str]) -> dict[str, Section]:
+    """Those of them that have records."""
+    return {name: tables[name] for name in names if name in tables}
+
+
+def claim_l2(tables: dict[str, Section]) -> str:
+    """The second table of docs/claim.md."""
+    if CLAIM_L2 not in tables:
+        return f"Not run yet: plan `{CLAIM_L2}`."
+    return "\n\n".join([comparison(tables[CLAIM_L2]), *unrun(CLAIM_L2, tables[CLAIM_L2])])
 
 
 def claim(section: Section) -> str:
@@ -103,7 +136,7 @@ def main() -> None:
     picture = f"![Robust accuracy against training seconds]({FIGURE.relative_to(ROOT)})"
     fill(ROOT / "README.md", {"headline": f"{picture}\n\n{headline(tables)}", "costs": costs()})
     if CLAIM in tables:
-        fill(ROOT / "docs" / "claim.md", {"claim": claim(tables[CLAIM])})
+        fill(ROOT / "docs" / "claim.md", {"claim": claim(tables[CLAIM]), "claim-l2": claim_l2(tables)})
     grown = {
         "epoch": epochs_of_each_kind(),
         "data": growth_with_data(),
