@@ -27,8 +27,9 @@ import torch
 import torch.nn.functional as F
 from measuring import keep, timed
 
+from art_entropic.benchmark.course import PGD_STEPS, pgd_step
 from art_entropic.benchmark.data import CLIP_VALUES, for_framework
-from art_entropic.benchmark.defences import DEFENCES, PGD_STEPS, pgd_step
+from art_entropic.benchmark.defences import DEFENCES
 from art_entropic.benchmark.problems import PROBLEMS, build_classifier, load_data
 
 KINDS = ("natural", "entropic", "fbf", "madry_pgd", "trades")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -68,26 +69,26 @@ def augmented(x: Array, augment: Augment | None, seed: int, epoch: int) -> Array
     return x if augment is None else augment(x, np.random.default_rng([seed, epoch, 3]))
 
 
-def batches_of(x: Array, y: Array, augment: Augment | None, batch_size: int, seed: int) -> Iterator[tuple[Array, Array]]:
+def batches_of(
+    x: Array, y: Array, augment: Augment | None, batch_size: int, seed: int, first_epoch: int = 0
+) -> Iterator[tuple[Array, Array]]:
     """Batches of one epoch after another, without end, each epoch in an order of its own."""
-    epoch = 0
-    while True:
+    for epoch in itertools.count(first_epoch):
         points = augmented(x, augment, seed, epoch)
         order = np.random.default_rng([seed, epoch]).permutation(len(x))
         for start in range(0, len(x), batch_size):
             chosen = order[start : start + batch_size]
             yield points[chosen], y[chosen]
-        epoch += 1
 
 
-def generator_of(x: Array, y: Array, augment: Augment, batch_size: int, seed: int) -> Any:
+def generator_of(x: Array, y: Array, augment: Augment, batch_size: int, seed: int, first_epoch: int = 0) -> Any:
     """The same as an ART DataGenerator."""
     from art.data_generators import DataGenerator
 
     class Augmented(DataGenerator):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__(size=len(x), batch_size=batch_size)
-            self._batches = batches_of(x, y, augment, batch_size, seed)
+            self._batches = batches_of(x, y, augment, batch_size, seed, first_epoch)
 
         def get_batch(self) -> tuple[Array, Array]:
             return next(self._batches)

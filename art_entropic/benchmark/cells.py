@@ -58,6 +58,11 @@ class Job:
         """Folder inside the run's where what is finished of its evaluation waits for the rest."""
         return f"attacks/{self.evaluation_key[:12]}"
 
+    @property
+    def checkpoint(self) -> str:
+        """File inside the run's folder where its training stands after each epoch, until it is done."""
+        return f"training/{self.training_key[:12]}.npz"
+
     def weights(self, suffix: str) -> str:
         """File of the weights inside the run's folder."""
         return f"weights/{self.training_key[:12]}-{self.framework}-{self.defence}-seed{self.seed}{suffix}"

@@ -6,21 +6,33 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import itertools
 import json
 import math
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from art_entropic._validate import NORMS, check_points, check_radius, choice, norm_name, norm_of, positive_int
-from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module, framework_of
-from art_entropic.benchmark.augmentation import AUGMENTATIONS, NO_AUGMENTATION, Augment, augmented, generator_of
+from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_of
+from art_entropic.benchmark.augmentation import AUGMENTATIONS, NO_AUGMENTATION, generator_of
+from art_entropic.benchmark.course import (
+    BEST,
+    KEPT_EPOCHS,
+    LAST,
+    PGD_STEP_SHARE,
+    PGD_STEPS,
+    RAMP,
+    SMALLEST,
+    Conditions,
+    Outcome,
+    pgd_step,
+    trainee,
+)
 from art_entropic.choosing import smooth_activations
 from art_entropic.evaluation.target import numpy_seeded
 from art_entropic.information import check_layer_names
@@ -28,27 +40,13 @@ from art_entropic.measures import MEASURES, Activation, Channel, Coding, Interva
 from art_entropic.ops import Array
 from art_entropic.perturbations import unit_ball
 from art_entropic.records import Epoch, Setting
-from art_entropic.schedule import DECAY, falling_rate
 
 # Of the training points, held out for trainers that choose their best epoch.
 VALIDATION_SHARE = 0.1
-PGD_STEPS = 7
-PGD_STEP_SHARE = 0.25  # a step, in shares of eps
-# Share of the training over which the radius of ART's trainers grows, and where it begins, in shares of eps.
-RAMP, SMALLEST = 0.5, 0.01
 # The authors' own: 1 on MNIST, 6 on CIFAR-10. With 6, TRADES loses 19 points of robust accuracy on digits.
 TRADES_BETA_GREY, TRADES_BETA_COLOUR = 1.0, 6.0
-# Which epoch ART's trainers keep; ours always keeps the best, by its own loss.
-LAST, BEST = KEPT_EPOCHS = ("last", "best")
-# Held-out points on which the epochs of ART's trainers are compared, and steps of the PGD that does it.
-N_COMPARED, COMPARING_STEPS = 500, 10
-_LAST_EPOCH = "the held-out points are not looked at: the last epoch is kept"
 _RAMPED = "eps grows from almost 0 over the first half, as ours does; ART starts at full eps, from which it may not learn"
 _UNCOUNTED = "without the two forward passes a batch with which ART counts successful examples for its log"
-
-
-def pgd_step(eps: float) -> float:
-    return PGD_STEP_SHARE * eps
 
 
 class Passes(NamedTuple):
@@ -61,18 +59,6 @@ class Passes(NamedTuple):
         return Passes(self.forward * n, self.backward * n)
 
 
-class Outcome(NamedTuple):
-    """What a training tells: what could not be made equal; history and settings where the trainer keeps them."""
-
-    notes: tuple[str, ...]
-    history: tuple[Epoch, ...] = ()
-    settings: Mapping[str, Any] = {}
-
-    def told(self, *notes: str) -> Outcome:
-        """The same with further notes before its own."""
-        return self._replace(notes=(*notes, *self.notes))
-
-
 class Trained(NamedTuple):
     """A trained estimator and how it was trained.
 
@@ -82,6 +68,7 @@ class Trained(NamedTuple):
         settings: of EntropicTrainer, named ``trainer.<name>``; empty for the others.
         passes: of one batch through the network, over all training steps; what a trainer looks at between its epochs, such as
             validation points, is not counted.
+        earlier: seconds that it had taken before it was interrupted and gone on with.
     """
 
     estimator: Any
@@ -89,21 +76,7 @@ class Trained(NamedTuple):
     history: list[Epoch]
     settings: dict[str, Setting]
     passes: Passes
-
-
-class Conditions(NamedTuple):
-    """What every defence is given, checked."""
-
-    eps: float
-    norm: float
-    nb_epochs: int
-    batch_size: int
-    seed: int
-    verbose: bool
-    validation_data: tuple[Array, Array] | None
-    measure: Measure | None
-    augment: Augment | None
-    keep: str
+    earlier: float = 0.0
 
 
 class TrainingFunction(Protocol):
@@ -172,6 +145,7 @@ class Defence:
         measure: Measure | None = None,
         augmentation: str = NO_AUGMENTATION,
         keep: str = LAST,
+        checkpoint: Path | None = None,
     ) -> Trained:
         """Train from the estimator's present weights, with its optimizer, the network that `adapt_network` makes of it.
 
@@ -187,6 +161,8 @@ class Defence:
             measure: of ours, in place of the row's own.
             augmentation: a name of AUGMENTATIONS, for points (n, h, w, c) or (n, c, h, w).
             keep: "last", or "best": ART's trainers keep the epoch that is best on the held-out points too.
+            checkpoint: file that is rewritten after each epoch and gone on from where it is there, by ours, and by ART's
+                trainers where they train epoch by epoch.
         Raises:
             ValueError: an argument is out of its range, or the defence cannot run on the estimator's framework or for the norm.
         """
@@ -195,6 +171,7 @@ class Defence:
         reason = self.unavailable(framework_of(estimator))
         if reason is not None:
             raise ValueError(f"`defence` must run on {FRAMEWORKS[framework_of(estimator)].title}, got {self.title}: {reason}")
+        first = FRAMEWORKS[framework_of(estimator)].channels_first
         given = Conditions(
             eps=check_radius(eps, exponent, estimator.clip_values, tuple(estimator.input_shape)),
             norm=exponent,
@@ -204,8 +181,9 @@ class Defence:
             verbose=verbose,
             validation_data=None if validation_data is None else _checked(estimator, *validation_data),
             measure=self.measure if measure is None else measure,
-            augment=AUGMENTATIONS[choice("augmentation", augmentation, AUGMENTATIONS)].of(_channels_first(estimator)),
+            augment=AUGMENTATIONS[choice("augmentation", augmentation, AUGMENTATIONS)].of(first),
             keep=choice("keep", keep, KEPT_EPOCHS),
+            checkpoint=checkpoint,
         )
         if given.keep == BEST and given.validation_data is None:
             raise ValueError("`validation_data` must be given where the best epoch is kept, got None")
@@ -219,7 +197,8 @@ class Defence:
         with numpy_seeded(seed), backend.training(seed):
             outcome = self.run(estimator, x, y, given)
         history, settings = list(outcome.history), _named_settings(outcome.settings)
-        return Trained(estimator, outcome.notes, history, settings, self._all_passes(outcome, len(x), given))
+        passes = self._all_passes(outcome, len(x), given)
+        return Trained(estimator, outcome.notes, history, settings, passes, outcome.earlier)
 
     def check_norm(self, norm: Any) -> float:
         """The norm as a number.
@@ -271,17 +250,13 @@ def _named_settings(settings: Mapping[str, Any]) -> dict[str, Setting]:
     return {f"trainer.{name}": value if isinstance(value, plain) else json.dumps(value) for name, value in settings.items()}
 
 
-def _channels_first(estimator: Any) -> bool:
-    return FRAMEWORKS[framework_of(estimator)].channels_first
-
-
 def _checked(estimator: Any, x: Any, y: Any) -> tuple[Array, Array]:
     x, labels = check_points(estimator, x, y)
     return x, np.eye(int(estimator.nb_classes), dtype=np.float32)[labels]
 
 
 def _natural(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
-    with _trainee(estimator, len(x), given, radius=0.0) as (twin, course):
+    with trainee(estimator, len(x), given, radius=0.0) as (twin, course):
 
         def fit(points: Array, nb_epochs: int) -> None:
             twin.fit(points, y, batch_size=given.batch_size, nb_epochs=nb_epochs, verbose=given.verbose)
@@ -300,7 +275,7 @@ def _uniform_noise(estimator: Any, x: Array, y: Array, given: Conditions) -> Out
             result.clip(low, high, out=result)
         return result
 
-    with _trainee(estimator, len(x), given, radius=0.0) as (twin, course):
+    with trainee(estimator, len(x), given, radius=0.0) as (twin, course):
 
         def fit(points: Array, nb_epochs: int) -> None:
             twin.fit(points, y, batch_size=given.batch_size, nb_epochs=nb_epochs, verbose=given.verbose)
@@ -312,19 +287,29 @@ def _entropic(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
     from art_entropic.trainer import EntropicTrainer
 
     trainer = EntropicTrainer(estimator, given.eps, given.measure, norm=given.norm, verbose=given.verbose)
-    usual: dict[str, Any] = {"nb_epochs": given.nb_epochs, "validation_data": given.validation_data, "seed": given.seed}
+    if given.checkpoint is not None and given.checkpoint.exists():
+        trainer.resume(given.checkpoint)
+    # In a history that is gone on with, the epochs of before the interruption are counted.
+    earlier, finished = (0.0, 0) if trainer.history is None else (trainer.history.seconds, len(trainer.history.epochs))
+    usual: dict[str, Any] = {
+        "nb_epochs": given.nb_epochs,
+        "validation_data": given.validation_data,
+        "seed": given.seed,
+        "checkpoint": given.checkpoint,
+    }
     if given.augment is None:
         history = trainer.fit(x, y, batch_size=given.batch_size, **usual)
     else:
-        history = trainer.fit_generator(generator_of(x, y, given.augment, given.batch_size, given.seed), **usual)
+        batches = generator_of(x, y, given.augment, given.batch_size, given.seed, first_epoch=finished)
+        history = trainer.fit_generator(batches, **usual)
     chosen = () if given.validation_data is None else (f"epoch {history.best_epoch} was chosen on the held-out points",)
-    return Outcome(chosen, tuple(history.epochs), history.settings)
+    return Outcome(chosen, tuple(history.epochs), history.settings, earlier)
 
 
 def _madry_pgd(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
     from art.defences.trainer import AdversarialTrainerMadryPGD
 
-    with _trainee(estimator, len(x), given) as (twin, course):
+    with trainee(estimator, len(x), given) as (twin, course):
         trainer = AdversarialTrainerMadryPGD(
             twin,
             nb_epochs=given.nb_epochs,
@@ -346,7 +331,7 @@ def _madry_pgd(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome
 def _fbf(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
     from art.defences.trainer import AdversarialTrainerFBFPyTorch
 
-    with _trainee(estimator, len(x), given) as (twin, course):
+    with trainee(estimator, len(x), given) as (twin, course):
         trainer = AdversarialTrainerFBFPyTorch(twin, eps=given.eps)
         course.begin(partial(setattr, trainer, "_eps"))
 
@@ -367,7 +352,7 @@ def _trades(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
     from art.attacks.evasion import ProjectedGradientDescent
     from art.defences.trainer import AdversarialTrainerTRADESPyTorch
 
-    with _trainee(estimator, len(x), given) as (twin, course):
+    with trainee(estimator, len(x), given) as (twin, course):
         attack = ProjectedGradientDescent(
             twin,
             norm=given.norm,
@@ -396,122 +381,8 @@ def _trades(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
     )
 
 
-Fit = Callable[[Array, int], Any]  # some of ART's training, on points (n, ...) for so many epochs
-
-
-@dataclass
-class _Course:
-    """What changes from step to step of a training by one of ART's trainers, as it does in ours."""
-
-    twin: Any
-    given: Conditions
-    eps: float
-    radius: Callable[[float], Any] | None = None  # gives the trainer another radius
-
-    def begin(self, radius: Callable[[float], Any]) -> None:
-        self.radius = radius
-        self.at(0.0)
-
-    def eps_at(self, progress: float) -> float:
-        """The radius of the points that a step is made with.
-
-        At the full radius from the start, PGD training does not leave chance level at MNIST 0.3 in six epochs.
-        """
-        return self.eps * min(1.0, max(progress / RAMP, SMALLEST))
-
-    def at(self, progress: float) -> None:
-        if self.radius is not None:
-            self.radius(self.eps_at(progress))
-
-    def follow(self, x: Array, fit: Fit, *, change: Callable[[Array, int], Array] | None = None) -> Outcome:
-        """Train: as ART does, or epoch by epoch where the points change in between or the best epoch is looked for."""
-        given = self.given
-        if given.augment is None and change is None and given.keep == LAST:
-            fit(x, given.nb_epochs)
-            return Outcome((_LAST_EPOCH,))
-        best = _BestEpoch(self) if given.keep == BEST else None
-        for epoch in range(given.nb_epochs):
-            began = time.perf_counter()
-            points = augmented(x, given.augment, given.seed, epoch)
-            fit(points if change is None else change(points, epoch), 1)
-            if best is not None:
-                best.look(epoch + 1, time.perf_counter() - began)
-        return Outcome((_LAST_EPOCH,)) if best is None else best.restored()
-
-
-class _BestEpoch:
-    """The epochs of one of ART's trainers, compared on the held-out points by robust accuracy, then by clean accuracy."""
-
-    def __init__(self, course: _Course) -> None:
-        from art.attacks.evasion import ProjectedGradientDescent
-
-        self._course, self._twin, eps = course, course.twin, course.eps
-        x, y = course.given.validation_data or (np.zeros(0), np.zeros(0))
-        self._x, self._y = x[:N_COMPARED], y[:N_COMPARED]
-        self._attack = ProjectedGradientDescent(
-            self._twin,
-            norm=course.given.norm,
-            eps=eps,
-            eps_step=pgd_step(eps),
-            max_iter=COMPARING_STEPS,
-            batch_size=N_COMPARED,
-            verbose=False,
-        ) if eps else None  # fmt: skip
-        self._found: tuple[float, float] = (-1.0, -1.0)
-        self._number, self._history = 0, list[Epoch]()
-        self._state: dict[str, Array] = {}
-
-    def look(self, number: int, seconds: float) -> None:
-        """After an epoch, from 1; those before the full radius are told and not kept."""
-        began, backend = time.perf_counter(), backend_for(self._twin)
-        attacked = self._x if self._attack is None else self._attack.generate(self._x, self._y)
-        robust, clean = (self._accuracy(x) for x in (attacked, self._x))
-        progress = number / self._course.given.nb_epochs
-        if (self._attack is None or progress >= RAMP) and (robust, clean) > self._found:
-            self._found, self._number, self._state = (robust, clean), number, backend.state()
-        self._history.append(
-            Epoch(
-                epoch=number, eps=self._course.eps_at(progress), k=0.0, beta=0.0, learning_rate=backend.learning_rate,
-                seconds=seconds + time.perf_counter() - began, terms={},
-                validation={"accuracy": clean, "robust_accuracy": robust},
-            )
-        )  # fmt: skip
-
-    def _accuracy(self, x: Array) -> float:
-        return float(np.mean(self._twin.predict(x).argmax(axis=1) == self._y.argmax(axis=1)))
-
-    def restored(self) -> Outcome:
-        """Load the best epoch's weights."""
-        backend_for(self._twin).load_state(self._state)
-        by = "accuracy" if self._attack is None else f"robust accuracy under PGD-{COMPARING_STEPS} at the full radius"
-        return Outcome((f"epoch {self._number} was chosen on {len(self._x)} held-out points, by {by}",), tuple(self._history))
-
-
 def _radius_of(attack: Any) -> Callable[[float], Any]:
     return lambda eps: attack.set_params(eps=eps, eps_step=pgd_step(eps))
-
-
-@contextlib.contextmanager
-def _trainee(estimator: Any, n: int, given: Conditions, radius: float | None = None) -> Iterator[tuple[Any, _Course]]:
-    """The estimator as ART's trainers take it; its learning rate falls and its radius grows as those of EntropicTrainer do.
-
-    Args:
-        radius: that its epochs are compared for, in place of eps.
-    """
-    module = framework_module(framework_of(estimator))
-    twin = module.for_art_trainers(estimator)
-    course = _Course(twin, given, given.eps if radius is None else radius)
-    steps, taken = given.nb_epochs * math.ceil(n / given.batch_size), itertools.count()
-    with falling_rate(backend_for(estimator), DECAY) as set_rates:
-
-        def before_step() -> None:
-            step = next(taken)
-            set_rates(step / steps)
-            # This step's points are made already.
-            course.at((step + 1) / steps)
-
-        with module.before_each_step(twin, before_step):
-            yield twin, course
 
 
 def _art_bars(module: str, verbose: bool) -> contextlib.AbstractContextManager[None]:

@@ -18,8 +18,9 @@ from art_entropic._validate import DEVICE_WISH, NORMS, check_radius, choice, dev
 from art_entropic.backends.errors import MissingFrameworkError
 from art_entropic.backends.registry import FRAMEWORKS, resolve_device
 from art_entropic.benchmark.augmentation import AUGMENTATIONS, NO_AUGMENTATION
+from art_entropic.benchmark.course import KEPT_EPOCHS
 from art_entropic.benchmark.data import CLIP_VALUES
-from art_entropic.benchmark.defences import DEFENCES, KEPT_EPOCHS
+from art_entropic.benchmark.defences import DEFENCES
 from art_entropic.benchmark.problems import PROBLEMS, Problem
 from art_entropic.benchmark.tools import TOOLS, Tools
 from art_entropic.evaluation.attacks import BATTERIES

@@ -26,8 +26,9 @@ from art_entropic.benchmark.cells import (
     hold_out,
     shards_of,
 )
+from art_entropic.benchmark.course import LAST
 from art_entropic.benchmark.data import Data, for_framework
-from art_entropic.benchmark.defences import LAST, VALIDATION_SHARE
+from art_entropic.benchmark.defences import VALIDATION_SHARE
 from art_entropic.benchmark.plan import ResolvedPlan, Variant, check_counts
 from art_entropic.benchmark.progress import describe
 from art_entropic.benchmark.provenance import OTHER_LOAD, Spent, Stopwatch, timestamp
@@ -189,6 +190,8 @@ class Runner:
         x = for_framework(self.data.x_train, job.framework)
         kept, held = hold_out(len(x), VALIDATION_SHARE, job.seed)
         y = self.data.y_train
+        checkpoint = self.store.home / job.checkpoint
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
         watch = Stopwatch()
         try:
             trained = self.tools.defences[job.defence].train(
@@ -206,10 +209,12 @@ class Runner:
                 measure=job.measure,
                 augmentation=self.plan.augmentation,
                 keep=self.plan.keep,
+                checkpoint=checkpoint,
             )
         except TrainingDivergedError as error:
             return self._training_record(job, "diverged", watch.stop(), reason=str(error), n_train=len(kept))
         spent = watch.stop()
+        spent = spent._replace(seconds=spent.seconds + trained.earlier)
         facts: dict[str, Any] = {
             "n_train": len(kept),
             "notes": trained.notes,
@@ -220,7 +225,9 @@ class Runner:
         }
         if not self._has_finite_weights(trained.estimator):
             return self._training_record(job, "diverged", spent, reason="weights are NaN or infinite after training", **facts)
-        return self._training_record(job, "done", spent, weights=self._save(job, trained.estimator), **facts)
+        record = self._training_record(job, "done", spent, weights=self._save(job, trained.estimator), **facts)
+        checkpoint.unlink(missing_ok=True)
+        return record
 
     def _warm_up(self, job: Job) -> None:
         """One batch of natural training on a network that is thrown away.

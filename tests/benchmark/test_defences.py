@@ -3,10 +3,12 @@ import random
 import numpy as np
 import pytest
 
+from art_entropic import trainer
 from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module
-from art_entropic.benchmark import defences
+from art_entropic.benchmark import course
 from art_entropic.benchmark.augmentation import AUGMENTATIONS, Augmentation, flip_and_crop
 from art_entropic.benchmark.defences import DEFENCES, Passes
+from art_entropic.checkpoint import write_checkpoint
 from art_entropic.measures import MEASURES, Channel, Interval
 
 SETTINGS = dict(eps=0.1, nb_epochs=2, batch_size=20, seed=0, learning_rate=0.02)
@@ -146,7 +148,7 @@ def test_the_best_epoch_is_kept_where_it_is_asked_for(framework, name, make_clas
         states.append(backend_for(classifier).state())
         return next(accuracies)
 
-    monkeypatch.setattr(defences._BestEpoch, "_accuracy", accuracy)
+    monkeypatch.setattr(course._Epochs, "_accuracy", accuracy)
     held = points(framework, n=10)
     result = trained(framework, name, classifier, points, nb_epochs=4, keep="best", validation_data=held)
     # The first is the best, but its radius has not grown to the full one, which natural training does not wait for.
@@ -155,6 +157,34 @@ def test_the_best_epoch_is_kept_where_it_is_asked_for(framework, name, make_clas
     for key, array in backend_for(classifier).state().items():
         np.testing.assert_array_equal(array, states[2 * best - 1][key])
     assert [epoch.validation["robust_accuracy"] for epoch in result.history] == [0.9, 0.2, 0.4, 0.4]
+
+
+@pytest.mark.parametrize(("framework", "name"), AUGMENTED)
+def test_an_interrupted_training_goes_on_as_if_nothing_had_been(
+    framework, name, make_classifier, points, monkeypatch, tmp_path
+):
+    asked = dict(nb_epochs=4, keep="best", augmentation="flip_crop", validation_data=points(framework, n=10))
+    whole = trained(framework, name, make_classifier(framework), points, **asked)
+    asked["checkpoint"] = tmp_path / "checkpoint.npz"
+
+    class KilledError(Exception):
+        """As if the process had ended there."""
+
+    def killed(path, retraining):
+        write_checkpoint(path, retraining)
+        if retraining.last.epoch == 2:
+            raise KilledError
+
+    for module in (course, trainer):
+        monkeypatch.setattr(module, "write_checkpoint", killed)
+    with pytest.raises(KilledError):
+        trained(framework, name, make_classifier(framework), points, **asked)
+    monkeypatch.undo()
+    result = trained(framework, name, make_classifier(framework), points, **asked)
+    assert [epoch.validation for epoch in result.history] == [epoch.validation for epoch in whole.history]
+    assert result.earlier > 0 and result.notes == whole.notes
+    for key, array in backend_for(whole.estimator).state().items():
+        np.testing.assert_array_equal(backend_for(result.estimator).state()[key], array, err_msg=key)
 
 
 def test_the_best_epoch_needs_held_out_points(make_classifier, points):
