@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from art_entropic.backends.protocol import Backend
 from art_entropic.backends.registry import backend_for, framework_module, framework_of
 from art_entropic.benchmark.augmentation import Augment, augmented
 from art_entropic.checkpoint import (
@@ -23,6 +23,7 @@ from art_entropic.checkpoint import (
     refuse_other_settings,
     write_checkpoint,
 )
+from art_entropic.evaluation.target import numpy_seeded
 from art_entropic.history import History
 from art_entropic.measures import Measure
 from art_entropic.ops import Array
@@ -112,16 +113,18 @@ class Course:
         for epoch in range(epochs.finished, given.nb_epochs):
             began = time.perf_counter()
             points = augmented(x, given.augment, given.seed, epoch)
-            _seed(given.seed, epoch)
-            fit(points if change is None else change(points, epoch), 1)
+            with _seeded(backend_for(self.twin), given.seed, epoch):
+                fit(points if change is None else change(points, epoch), 1)
             epochs.add(began)
         return epochs.outcome()
 
 
-def _seed(seed: int, epoch: int) -> None:
-    """Of the global generators that ART draws from, so that a training that goes on draws what an uninterrupted one does."""
-    np.random.seed([seed, epoch])
-    random.seed(f"{seed} {epoch}")
+@contextlib.contextmanager
+def _seeded(backend: Backend, seed: int, epoch: int) -> Iterator[None]:
+    """All generators that ART draws from, so that a training that goes on draws what an uninterrupted one does."""
+    own = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0] >> 1)  # 31 bits
+    with numpy_seeded(own), backend.training(own):
+        yield
 
 
 class _Epochs:

@@ -139,7 +139,7 @@ def test_cropped_images_are_windows_of_the_mirrored_or_plain_one():
     assert sides == {False, True}
 
 
-@pytest.mark.parametrize(("framework", "name"), [run for run in AUGMENTED if run[1] != "entropic"])
+@pytest.mark.parametrize(("framework", "name"), [run for run in AUGMENTED if run[1] in ("natural", "madry_pgd", "fbf")])
 def test_the_best_epoch_is_kept_where_it_is_asked_for(framework, name, make_classifier, points, monkeypatch):
     states, accuracies = [], iter([0.9, 0.9, 0.2, 0.3, 0.4, 0.5, 0.4, 0.4])  # robust and clean, by epoch
     classifier = make_classifier(framework)
@@ -159,11 +159,9 @@ def test_the_best_epoch_is_kept_where_it_is_asked_for(framework, name, make_clas
     assert [epoch.validation["robust_accuracy"] for epoch in result.history] == [0.9, 0.2, 0.4, 0.4]
 
 
-@pytest.mark.parametrize(("framework", "name"), AUGMENTED)
-def test_an_interrupted_training_goes_on_as_if_nothing_had_been(
-    framework, name, make_classifier, points, monkeypatch, tmp_path
-):
-    asked = dict(nb_epochs=4, keep="best", augmentation="flip_crop", validation_data=points(framework, n=10))
+@pytest.mark.parametrize("name", ["entropic", "madry_pgd"])
+def test_a_training_goes_on_where_it_was_interrupted(framework, name, make_classifier, points, monkeypatch, tmp_path):
+    asked = dict(nb_epochs=3, keep="best", augmentation="flip_crop", validation_data=points(framework, n=10))
     whole = trained(framework, name, make_classifier(framework), points, **asked)
     asked["checkpoint"] = tmp_path / "checkpoint.npz"
 
