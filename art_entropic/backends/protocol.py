@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from art_entropic.backends.architecture import Activation, Architecture
+from art_entropic.backends.architecture import Activation, Architecture, Shape
 from art_entropic.linear_bounds import Plane
 from art_entropic.ops import Array, Box, Ops, Tensor
 
@@ -377,7 +377,7 @@ class Framework(Protocol):
         self,
         architecture: Architecture,
         *,
-        input_shape: tuple[int, int, int],
+        input_shape: Shape,
         nb_classes: int,
         clip_values: tuple[float, float],
         learning_rate: float,
@@ -387,16 +387,14 @@ class Framework(Protocol):
         """An ART estimator (Adam, cross-entropy) of a network described as data.
 
         Args:
-            input_shape: (height, width, channels), whatever the framework's own order.
+            input_shape: (height, width, channels), (time, bands) or (features,), whatever the framework's own order.
             seed: of the initial weights, which are the same numbers in every framework.
             device: "cpu" or "cuda:i"; None takes what ART and the framework take by themselves.
         Raises:
             ValueError: the framework cannot build there.
         """
 
-    def state_of(
-        self, architecture: Architecture, input_shape: tuple[int, int, int], arrays: Sequence[Array]
-    ) -> dict[str, Array]:
+    def state_of(self, architecture: Architecture, input_shape: Shape, arrays: Sequence[Array]) -> dict[str, Array]:
         """The `Backend.state` of `build_classifier`'s network from the arrays of the same network in Keras, in their order.
 
         Raises:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -26,6 +26,8 @@ MNIST_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1
 # The binary version: the one for Python is a pickle, which runs code when it is read.
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+FASHION_MNIST_SOURCE = "https://github.com/zalandoresearch/fashion-mnist"
+SPLIT = ("x_train", "y_train", "x_test", "y_test")
 CIFAR10_JPEG_KEYS = ("jpeg_train", "offset_train", "y_train", "jpeg_test", "offset_test", "y_test")
 
 
@@ -38,7 +40,7 @@ class Data:
     """A data set in memory.
 
     Attributes:
-        x_train, x_test: float32 (n, h, w, c) in [0, 1].
+        x_train, x_test: float32 in [0, 1], (n, h, w, c), (n, time, bands) or (n, features).
         y_train, y_test: int64 (n,).
         sha256: of the file that was read; for data inside a package, of the arrays as they came.
         source: what was read.
@@ -55,7 +57,7 @@ class Data:
 
 
 def for_framework(x: np.ndarray, framework: str) -> np.ndarray:
-    """Images (n, h, w, c) in the axis order of a framework."""
+    """Points (n, ..., channels) in the axis order of a framework."""
     return np.ascontiguousarray(np.moveaxis(x, -1, 1)) if FRAMEWORKS[framework].channels_first else x
 
 
@@ -75,10 +77,11 @@ def read_digits() -> Data:
 def read_mnist() -> Data:
     # Any local file with the right arrays is accepted and named by its hash: MNIST is handed round in many wrappings.
     path = _local("mnist.npz") or _download(MNIST_URL, MNIST_SHA256, "mnist.npz")
-    with _reading(path), _open_arrays(path, ("x_train", "y_train", "x_test", "y_test")) as arrays:
-        parts = [_digit_images(path, arrays, part) for part in ("train", "test")]
-    (x_train, y_train), (x_test, y_test) = parts
-    return Data(x_train, y_train, x_test, y_test, _sha256(path), str(path), "MNIST")
+    return _byte_images(path, (28, 28), 10, "MNIST")
+
+
+def read_fashion_mnist() -> Data:
+    return _byte_images(_required("fashion_mnist.npz", FASHION_MNIST_SOURCE), (28, 28), 10, "Fashion-MNIST")
 
 
 def read_cifar10() -> Data:
@@ -100,6 +103,22 @@ def _local(name: str) -> Path | None:
     folder = os.environ.get(DATA_FOLDER)
     path = Path(folder) / name if folder else None
     return path if path is not None and path.is_file() else None
+
+
+def _required(name: str, source: str) -> Path:
+    """A local file that nothing stands in for: its source has no address whose content is known to stay.
+
+    Raises:
+        DataNotFoundError: it is not there.
+    """
+    path = _local(name)
+    if path is None:
+        folder = os.environ.get(DATA_FOLDER)
+        where = f"folder {folder!r}, which has no such file" if folder else "no folder"
+        raise DataNotFoundError(
+            f"{name} not found: {DATA_FOLDER} names {where}; set it to a folder that holds {name}, made of {source}"
+        )
+    return path
 
 
 def _download(url: str, sha256: str, name: str, also: str = "") -> Path:
@@ -154,11 +173,26 @@ def _open_arrays(path: Path, keys: tuple[str, ...]) -> np.lib.npyio.NpzFile:
     return arrays
 
 
-def _digit_images(path: Path, arrays: np.lib.npyio.NpzFile, part: str) -> tuple[np.ndarray, np.ndarray]:
-    x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
-    if x.dtype != np.uint8 or x.ndim != 3 or x.shape[1:] != (28, 28):
-        raise ValueError(f"{path}: x_{part} must be uint8 of shape (n, 28, 28), got {x.dtype} of shape {x.shape}")
-    return _unit_range(x[..., None]), _labels(path, y, len(x), f"y_{part}")
+def _byte_images(path: Path, shape: tuple[int, ...], nb_classes: int, title: str) -> Data:
+    """The data of a file of uint8 images of that shape; grey ones get their channel."""
+    with _reading(path), _open_arrays(path, SPLIT) as arrays:
+        parts = []
+        for part in ("train", "test"):
+            x = _array(path, arrays, f"x_{part}", np.uint8, shape)
+            x = x if len(shape) == 3 else x[..., None]
+            parts.append((_unit_range(x), _labels(path, arrays[f"y_{part}"], len(x), f"y_{part}", nb_classes)))
+    (x_train, y_train), (x_test, y_test) = parts
+    return Data(x_train, y_train, x_test, y_test, _sha256(path), str(path), title)
+
+
+def _array(path: Path, arrays: np.lib.npyio.NpzFile, name: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The array of that name, of that type and that shape of a row."""
+    found: np.ndarray = arrays[name]
+    if found.dtype != dtype or found.ndim == 0 or found.shape[1:] != shape:
+        rows = ", ".join(map(str, ("n", *shape)))
+        wish = f"{np.dtype(dtype)} of shape ({rows})" if shape else f"{np.dtype(dtype)} of shape (n,)"
+        raise ValueError(f"{path}: {name} must be {wish}, got {found.dtype} of shape {found.shape}")
+    return found
 
 
 def _jpeg_images(path: Path, arrays: np.lib.npyio.NpzFile, part: str) -> tuple[np.ndarray, np.ndarray]:
@@ -187,12 +221,12 @@ def _unit_range(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels, dtype=np.float32) / np.float32(255)
 
 
-def _labels(path: Path, y: np.ndarray, n: int, name: str) -> np.ndarray:
+def _labels(path: Path, y: np.ndarray, n: int, name: str, nb_classes: int = 10) -> np.ndarray:
     if y.dtype.kind not in "iuf" or not np.isfinite(y).all() or not np.array_equal(y, np.floor(y)):
         raise ValueError(f"{path}: {name} must hold whole numbers, got others, of {y.dtype}")
     labels = y.reshape(-1).astype(np.int64)
-    if len(labels) != n or n == 0 or labels.min() < 0 or labels.max() > 9:
-        raise ValueError(f"{path}: {name} must hold {n} classes 0 to 9, got {len(labels)} labels")
+    if len(labels) != n or n == 0 or labels.min() < 0 or labels.max() >= nb_classes:
+        raise ValueError(f"{path}: {name} must hold {n} classes 0 to {nb_classes - 1}, got {len(labels)} labels")
     return labels
 
 

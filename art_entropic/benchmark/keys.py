@@ -60,7 +60,9 @@ _MEASURES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 _LAYERS: dict[str, dict[str, Any]] = {
     "Conv": {"stride": 1, "padding": 0, "activation": "relu", "batch_norm": False},
+    "Residual": {"stride": 1, "activation": "relu"},
     "MaxPool": {"size": 2},
+    "GlobalAverage": {},
     "Flatten": {},
     "Dense": {"activation": "relu"},
 }

@@ -7,9 +7,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from art_entropic._validate import choice
-from art_entropic.backends.architecture import Activation, Architecture, Conv, Dense, Flatten, MaxPool
+from art_entropic.backends.architecture import (
+    Activation,
+    Architecture,
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAverage,
+    MaxPool,
+    Residual,
+    Shape,
+)
 from art_entropic.backends.registry import backend_for, framework_module, resolve_device
-from art_entropic.benchmark.data import CLIP_VALUES, DIGITS_TEST, Data, read_cifar10, read_digits, read_mnist
+from art_entropic.benchmark.data import (
+    CLIP_VALUES,
+    DIGITS_TEST,
+    Data,
+    read_cifar10,
+    read_digits,
+    read_fashion_mnist,
+    read_mnist,
+)
 
 
 @dataclass(frozen=True)
@@ -17,7 +35,7 @@ class Problem:
     """One row of PROBLEMS.
 
     Attributes:
-        input_shape: (height, width, channels), whatever the framework's own order.
+        input_shape: (height, width, channels), (time, bands) or (features,), whatever the framework's own order.
         eps: Linf radius on the [0, 1] range, of a plan that names none.
         curve_eps: radii of the security curve.
         networks: by name; the first one is the default.
@@ -30,7 +48,7 @@ class Problem:
 
     name: str
     title: str
-    input_shape: tuple[int, int, int]
+    input_shape: Shape
     nb_classes: int
     eps: float
     curve_eps: tuple[float, ...]
@@ -119,6 +137,10 @@ def _digits_small() -> Architecture:
     )
 
 
+def _digits_mlp() -> Architecture:
+    return (Flatten(), Dense(64), Dense(128), Dense(64), Dense(10, None))
+
+
 def _mnist_small(activation: Activation, *, batch_norm: bool = False) -> Architecture:
     return (
         Conv(16, 4, stride=2, padding=1, activation=activation, batch_norm=batch_norm),
@@ -151,6 +173,17 @@ def _cifar10_small(activation: Activation) -> Architecture:
     )
 
 
+def _resnet(activation: Activation, nb_classes: int) -> Architecture:
+    """A stem, two basic blocks and a mean, 0.3 million weights; small enough for adversarial training on a processor."""
+    return (
+        Conv(32, 3, stride=2, padding=1, activation=activation, batch_norm=True),
+        Residual(64, 2, activation),
+        Residual(128, 2, activation),
+        GlobalAverage(),
+        Dense(nb_classes, None),
+    )
+
+
 def _six_dense(activation: Activation) -> Architecture:
     """Four convolutions and six dense layers, as the first author of arXiv 2008.03072 described his network in public."""
     return (
@@ -175,7 +208,7 @@ PROBLEMS: dict[str, Problem] = {
         nb_classes=10,
         eps=0.15,
         curve_eps=(0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
-        networks={"small": _digits_small()},
+        networks={"small": _digits_small(), "mlp": _digits_mlp()},
         nb_epochs_natural=10,
         nb_epochs=10,
         batch_size=64,
@@ -207,6 +240,23 @@ PROBLEMS: dict[str, Problem] = {
         n_examples=500,
         load=read_mnist,
     ),
+    "fashion_mnist": Problem(
+        name="fashion_mnist",
+        title="Fashion-MNIST",
+        input_shape=(28, 28, 1),
+        nb_classes=10,
+        eps=0.1,
+        curve_eps=(0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2),
+        networks={"small": _mnist_small("relu"), "small_silu": _mnist_small("silu")},
+        nb_epochs_natural=4,
+        nb_epochs=10,
+        batch_size=128,
+        learning_rate=2e-3,
+        n_train=60_000,
+        n_test=10_000,
+        n_examples=500,
+        load=read_fashion_mnist,
+    ),
     "cifar10": Problem(
         name="cifar10",
         title="CIFAR-10 (a local cifar10_jpeg.npz is its JPEG copy)",
@@ -219,6 +269,8 @@ PROBLEMS: dict[str, Problem] = {
             "small_relu": _cifar10_small("relu"),
             "six_dense": _six_dense("relu"),
             "six_dense_silu": _six_dense("silu"),
+            "resnet": _resnet("silu", 10),
+            "resnet_relu": _resnet("relu", 10),
         },
         nb_epochs_natural=8,
         nb_epochs=12,

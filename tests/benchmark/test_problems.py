@@ -5,7 +5,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool, initial_weights
+from art_entropic.backends.architecture import Conv, Dense, Flatten, GlobalAverage, MaxPool, Residual, initial_weights
 from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module
 from art_entropic.benchmark.data import DATA_FOLDER, DataNotFoundError, for_framework
 from art_entropic.benchmark.problems import PROBLEMS, build_classifier, load_data, to_pytorch
@@ -35,7 +35,7 @@ def test_row_agrees_with_itself(name):
     problem = PROBLEMS[name]
     assert problem.name == name
     for architecture in problem.networks.values():
-        *_, (kernel, _) = initial_weights(architecture, problem.input_shape, seed=0)
+        *_, kernel, _ = initial_weights(architecture, problem.input_shape, seed=0)
         assert kernel.shape[-1] == problem.nb_classes
     assert problem.eps in problem.curve_eps
     assert list(problem.curve_eps) == sorted(problem.curve_eps)
@@ -134,6 +134,48 @@ def test_a_local_file_of_something_else_is_refused(folder):
         load_data("mnist")
 
 
+def test_a_file_without_a_source_of_a_stable_hash_must_be_in_the_folder(folder, monkeypatch, rng):
+    with pytest.raises(DataNotFoundError, match=r"^fashion_mnist.npz not found: .* which has no such file; set it .* made of"):
+        load_data("fashion_mnist")
+    monkeypatch.delenv(DATA_FOLDER)
+    with pytest.raises(DataNotFoundError, match=r"^fashion_mnist.npz not found: ART_ENTROPIC_DATA names no folder; set it"):
+        load_data("fashion_mnist")
+    monkeypatch.setenv(DATA_FOLDER, str(folder))
+    pixels, labels = rng.integers(0, 256, (3, 28, 28), dtype=np.uint8), np.array([3, 1, 9], np.uint8)
+    np.savez(folder / "fashion_mnist.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
+    data = load_data("fashion_mnist")
+    assert data.x_test.shape == (3, 28, 28, 1) and data.title == "Fashion-MNIST"
+    np.testing.assert_array_equal(data.y_train, [3, 1, 9])
+
+
+def network_of(framework, architecture, arrays, input_shape):
+    """The backend of a network with these weights, in the order of Keras."""
+    module, nb_classes = framework_module(framework), architecture[-1].units
+    settings = {"nb_classes": nb_classes, "clip_values": (0.0, 1.0), "learning_rate": 0.1, "seed": 0}
+    backend = backend_for(module.build_classifier(architecture, input_shape=input_shape, **settings))
+    backend.load_state(module.state_of(architecture, input_shape, arrays))
+    return backend
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("block", [Residual(2), Residual(5, stride=2)])
+def test_a_basic_block_whose_convolutions_are_zero_is_its_shortcut(framework, block, rng):
+    """The input itself, or every second pixel of it times a kernel."""
+    x = rng.random((3, 4, 4, 2), np.float32)
+    kernel = np.eye(2) if block.stride == 1 else rng.normal(size=(2, 5))
+    architecture = (block, GlobalAverage(), Dense(block.filters, None))
+    arrays = initial_weights(architecture, (4, 4, 2), seed=0)
+    for array in arrays:
+        if array.shape[:2] == (3, 3):
+            array[:] = 0
+        elif array.shape[:2] == (1, 1):
+            array[0, 0] = kernel
+    arrays[-2][:] = np.eye(block.filters)
+    backend = network_of(framework, architecture, arrays, (4, 4, 2))
+    expected = np.maximum(x[:, :: block.stride, :: block.stride] @ kernel, 0).mean((1, 2))
+    np.testing.assert_allclose(backend.logits(for_framework(x, framework)), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_cifar10_reads_the_jpeg_copy_and_says_so(folder):
     from PIL import Image
 
@@ -182,16 +224,16 @@ def test_an_unknown_problem_is_refused():
         load_data("imagenet")
 
 
-@pytest.mark.parametrize("network", ["small", "small_batchnorm"])
-def test_a_keras_network_is_the_same_in_pytorch(network, rng):
+@pytest.mark.parametrize(("name", "network"), [("mnist", "small"), ("mnist", "small_batchnorm"), ("cifar10", "resnet")])
+def test_a_keras_network_is_the_same_in_pytorch(name, network, rng):
     pytest.importorskip("tensorflow")
-    problem = PROBLEMS["mnist"]
+    problem = PROBLEMS[name]
     there = build_classifier(problem, "tensorflow", 5, network)
     backend = backend_for(there)
     state = backend.state()
     backend.load_state({name: array + rng.uniform(0, 0.1, array.shape).astype(array.dtype) for name, array in state.items()})
     here = to_pytorch(there, problem, network)
-    x = rng.uniform(0, 1, (7, 28, 28, 1)).astype(np.float32)
+    x = rng.uniform(0, 1, (7, *problem.input_shape)).astype(np.float32)
     expected, got = backend.logits(x), backend_for(here).logits(for_framework(x, "pytorch"))
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from art.estimators.classification import TensorFlowV2Classifier
@@ -15,8 +16,13 @@ from art_entropic.backends.architecture import (
     Conv,
     Dense,
     Flatten,
+    GlobalAverage,
     MaxPool,
+    Residual,
+    Shape,
     initial_weights,
+    shape_after,
+    with_shapes,
 )
 from art_entropic.backends.tensorflow.devices import check_first
 from art_entropic.backends.tensorflow.network import named_weights
@@ -26,7 +32,7 @@ from art_entropic.ops import Array
 def build_classifier(
     architecture: Architecture,
     *,
-    input_shape: tuple[int, int, int],
+    input_shape: Shape,
     nb_classes: int,
     clip_values: tuple[float, float],
     learning_rate: float,
@@ -52,43 +58,72 @@ def build_classifier(
     )
 
 
-def _network(architecture: Architecture, input_shape: tuple[int, int, int], weights: list[tuple[Array, Array]]) -> Any:
+def _network(architecture: Architecture, input_shape: Shape, weights: Sequence[Array]) -> Any:
     layers: list[Any] = []
-    height, width, _ = input_shape
-    for index, layer in enumerate(architecture, start=1):
+    for index, (layer, shape) in enumerate(with_shapes(architecture, input_shape), start=1):
         match layer:
             case Conv():
-                same = all(_same_padding(layer, length) for length in (height, width))
-                if layer.padding and not same:
-                    layers.append(keras.layers.ZeroPadding2D(layer.padding, name=f"padding{index}"))
-                layers.append(
-                    keras.layers.Conv2D(
-                        layer.filters,
-                        layer.kernel,
-                        layer.stride,
-                        padding="same" if same else "valid",
-                        activation=None if layer.batch_norm else layer.activation,
-                        name=f"conv{index}",
-                    )
-                )
-                if layer.batch_norm:
-                    norm = keras.layers.BatchNormalization(momentum=NORM_MOMENTUM, epsilon=NORM_EPSILON, name=f"norm{index}")
-                    layers += [norm, keras.layers.Activation(layer.activation, name=f"activation{index}")]
-                height = (height + 2 * layer.padding - layer.kernel) // layer.stride + 1
-                width = (width + 2 * layer.padding - layer.kernel) // layer.stride + 1
+                layers += _convolution(layer, shape, str(index))
+            case Residual():
+                layers.append(_residual(layer, shape, str(index)))
             case MaxPool():
-                layers.append(keras.layers.MaxPooling2D(layer.size, name=f"pool{index}"))
-                height, width = height // layer.size, width // layer.size
+                layers.append(_BY_RANK[len(shape)].max_pool(layer.size, name=f"pool{index}"))
+            case GlobalAverage():
+                layers.append(_BY_RANK[len(shape)].average(name=f"average{index}"))
             case Flatten():
                 layers.append(keras.layers.Flatten(name=f"flatten{index}"))
             case Dense():
                 name = "logits" if index == len(architecture) else f"dense{index}"
                 layers.append(keras.layers.Dense(layer.units, activation=layer.activation, name=name))
     model = keras.Sequential([keras.Input(input_shape), *layers], name="network")
-    weighted = [layer for layer in model.layers if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense))]
-    for layer, arrays in zip(weighted, weights, strict=True):
-        layer.set_weights(list(arrays))
+    model.set_weights(list(weights))
     return model
+
+
+class _Layers(NamedTuple):
+    """Keras has classes of their own for each number of axes."""
+
+    convolution: Any
+    padding: Any
+    max_pool: Any
+    average: Any
+
+
+_L = keras.layers
+_BY_RANK = {  # of what enters
+    2: _Layers(_L.Conv1D, _L.ZeroPadding1D, _L.MaxPooling1D, _L.GlobalAveragePooling1D),
+    3: _Layers(_L.Conv2D, _L.ZeroPadding2D, _L.MaxPooling2D, _L.GlobalAveragePooling2D),
+}
+
+
+def _convolution(layer: Conv, shape: Shape, name: str) -> list[Any]:
+    same, kinds = all(_same_padding(layer, length) for length in shape[:-1]), _BY_RANK[len(shape)]
+    layers = [kinds.padding(layer.padding, name=f"padding{name}")] if layer.padding and not same else []
+    convolution = kinds.convolution(
+        layer.filters,
+        layer.kernel,
+        layer.stride,
+        padding="same" if same else "valid",
+        activation=None if layer.batch_norm else layer.activation,
+        name=f"conv{name}",
+    )
+    layers.append(convolution)
+    if layer.batch_norm:
+        layers.append(keras.layers.BatchNormalization(momentum=NORM_MOMENTUM, epsilon=NORM_EPSILON, name=f"norm{name}"))
+        if layer.activation is not None:
+            layers.append(keras.layers.Activation(layer.activation, name=f"activation{name}"))
+    return layers
+
+
+def _residual(layer: Residual, shape: Shape, name: str) -> Any:
+    """A model of its own, since a Sequential has no branches."""
+    (first, second), shortcut = layer.body, layer.shortcut(shape)
+    x = keras.Input(shape)
+    inner = _convolution(first, shape, f"{name}a") + _convolution(second, shape_after(first, shape), f"{name}b")
+    outer = [] if shortcut is None else _convolution(shortcut, shape, f"{name}c")
+    ends = [functools.reduce(lambda y, part: part(y), parts, x) for parts in (inner, outer)]
+    added = keras.layers.Add(name=f"sum{name}")(ends)
+    return keras.Model(x, keras.layers.Activation(layer.activation, name=f"activation{name}")(added), name=f"residual{name}")
 
 
 def _same_padding(layer: Conv, length: int) -> bool:
@@ -97,7 +132,7 @@ def _same_padding(layer: Conv, length: int) -> bool:
     return layer.padding > 0 and covered - length == 2 * layer.padding
 
 
-def state_of(architecture: Architecture, input_shape: tuple[int, int, int], arrays: Sequence[Array]) -> dict[str, Array]:
+def state_of(architecture: Architecture, input_shape: Shape, arrays: Sequence[Array]) -> dict[str, Array]:
     """See `Framework`."""
     network = _network(architecture, input_shape, initial_weights(architecture, input_shape, seed=0))
     names = named_weights(network)

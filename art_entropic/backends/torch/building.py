@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,28 @@ from art_entropic.backends.architecture import (
     Conv,
     Dense,
     Flatten,
+    GlobalAverage,
+    Layer,
     MaxPool,
+    Residual,
+    Shape,
     initial_weights,
+    shape_after,
+    with_shapes,
 )
 from art_entropic.backends.torch.devices import on_device
 from art_entropic.ops import Array
 
-ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
+ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
+_CONVOLUTIONS: dict[int, type[nn.Module]] = {2: nn.Conv1d, 3: nn.Conv2d}  # by the rank of what enters
+_NORMS: dict[int, type[nn.Module]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm2d}
+_MAX_POOLS: dict[int, type[nn.Module]] = {2: nn.MaxPool1d, 3: nn.MaxPool2d}
 
 
 def build_classifier(
     architecture: Architecture,
     *,
-    input_shape: tuple[int, int, int],
+    input_shape: Shape,
     nb_classes: int,
     clip_values: tuple[float, float],
     learning_rate: float,
@@ -38,13 +48,13 @@ def build_classifier(
 ) -> Any:
     """An ART PyTorchClassifier (NCHW, Adam, cross-entropy); see `Framework`. Without `device` ART takes the current GPU."""
     model = _network(architecture, input_shape, initial_weights(architecture, input_shape, seed))
-    height, width, channels = input_shape
+    *lengths, channels = input_shape
     with on_device(None if device is None else torch.device(device)) as kind:
         return PyTorchClassifier(
             model=model,
             loss=nn.CrossEntropyLoss(),
             optimizer=torch.optim.Adam(model.parameters(), lr=learning_rate),
-            input_shape=(channels, height, width),
+            input_shape=(channels, *lengths),
             nb_classes=nb_classes,
             clip_values=clip_values,
             channels_first=True,
@@ -52,79 +62,98 @@ def build_classifier(
         )
 
 
-def _network(
-    architecture: Architecture, input_shape: tuple[int, int, int], weights: list[tuple[Array, Array]]
-) -> nn.Sequential:
+def _network(architecture: Architecture, input_shape: Shape, weights: Sequence[Array]) -> nn.Sequential:
     modules: list[nn.Module] = []
-    height, width, channels = input_shape
-    flattened: tuple[int, int, int] | None = None
+    flattened: Shape | None = None
     remaining = iter(weights)
-    for layer in architecture:
-        match layer:
-            case Conv():
-                kernel, bias = next(remaining)
-                modules.append(nn.Conv2d(channels, layer.filters, layer.kernel, layer.stride, layer.padding))
-                _fill(modules[-1], kernel.transpose(3, 2, 0, 1), bias)
-                if layer.batch_norm:
-                    modules.append(nn.BatchNorm2d(layer.filters, NORM_EPSILON, 1 - NORM_MOMENTUM))
-                modules.append(ACTIVATIONS[layer.activation]())
-                height = (height + 2 * layer.padding - layer.kernel) // layer.stride + 1
-                width = (width + 2 * layer.padding - layer.kernel) // layer.stride + 1
-                channels = layer.filters
-            case MaxPool():
-                modules.append(nn.MaxPool2d(layer.size))
-                height, width = height // layer.size, width // layer.size
-            case Flatten():
-                modules.append(nn.Flatten())
-                flattened = (height, width, channels)
-            case Dense():
-                kernel, bias = next(remaining)
-                if flattened is not None:
-                    # The description flattens (height, width, channel); PyTorch flattens (channel, height, width).
-                    kernel = kernel.reshape(*flattened, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
-                    flattened = None
-                modules.append(nn.Linear(*kernel.shape))
-                _fill(modules[-1], kernel.T, bias)
-                if layer.activation is not None:
-                    modules.append(ACTIVATIONS[layer.activation]())
+    for layer, shape in with_shapes(architecture, input_shape):
+        if isinstance(layer, Flatten):
+            flattened = shape
+        modules += _modules(layer, shape, remaining, flattened)
+        if isinstance(layer, Dense):
+            flattened = None
     return nn.Sequential(*modules)
 
 
-def state_of(architecture: Architecture, input_shape: tuple[int, int, int], arrays: Sequence[Array]) -> dict[str, Array]:
-    """See `Framework`."""
-    kinds = [kind for layer in architecture for kind in _weighted(layer)]
-    if len(arrays) != sum(len(kind) for kind in kinds):
-        raise ValueError(f"`arrays` must be the {sum(map(len, kinds))} of the network, got {len(arrays)}")
-    remaining = iter(arrays)
-    taken = [[next(remaining) for _ in kind] for kind in kinds]
-    pairs = [(kernel, bias) for kind, (kernel, bias, *_) in zip(kinds, taken, strict=True) if kind == _PAIR]
-    norms = [four for kind, four in zip(kinds, taken, strict=True) if kind == _NORM]
-    wish = [(kernel.shape, bias.shape) for kernel, bias in initial_weights(architecture, input_shape, seed=0)]
-    got = [(kernel.shape, bias.shape) for kernel, bias in pairs]
-    if wish != got:
-        raise ValueError(f"kernels and biases must have the shapes {wish}, got {got}")
-    network = _network(architecture, input_shape, pairs)
-    state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    places = [name.removesuffix("running_mean") for name in state if name.endswith("running_mean")]
-    for place, values in zip(places, norms, strict=True):
-        state |= {f"{place}{name}": value for name, value in zip(_NORM, values, strict=True)}
-    return state
+def _modules(layer: Layer, shape: Shape, weights: Iterator[Array], flattened: Shape | None) -> list[nn.Module]:
+    """The modules of a layer, with the next weights.
 
-
-_PAIR = ("weight", "bias")
-_NORM = ("weight", "bias", "running_mean", "running_var")  # in the order of Keras: gamma, beta, mean, variance
-
-
-def _weighted(layer: Any) -> list[tuple[str, ...]]:
+    Args:
+        flattened: what a Dense gets flattened from; None where nothing was flattened since the last one.
+    """
     match layer:
-        case Conv(batch_norm=True):
-            return [_PAIR, _NORM]
-        case Conv() | Dense():
-            return [_PAIR]
-    return []
+        case Conv():
+            return _convolution(layer, shape, list(islice(weights, 6 if layer.batch_norm else 2)))
+        case Residual():
+            return [_Residual(layer, shape, weights), ACTIVATIONS[layer.activation]()]
+        case MaxPool():
+            return [_MAX_POOLS[len(shape)](layer.size)]
+        case GlobalAverage():
+            return [_GlobalAverage()]
+        case Flatten():
+            return [nn.Flatten()]
+        case Dense():
+            kernel, bias = islice(weights, 2)
+            if flattened is not None:
+                # The description flattens (..., channel); PyTorch flattens (channel, ...).
+                kernel = np.moveaxis(kernel.reshape(*flattened, -1), -2, 0).reshape(kernel.shape)
+            linear = nn.Linear(*kernel.shape)
+            _fill(linear, weight=kernel.T, bias=bias)
+            return [linear] if layer.activation is None else [linear, ACTIVATIONS[layer.activation]()]
 
 
-def _fill(module: nn.Module, kernel: Array, bias: Array) -> None:
+def _convolution(layer: Conv, shape: Shape, weights: list[Array]) -> list[nn.Module]:
+    kernel, bias, *norm = weights
+    convolution = _CONVOLUTIONS[len(shape)](shape[-1], layer.filters, layer.kernel, layer.stride, layer.padding)
+    # Keras has (..., in, out), PyTorch (out, in, ...).
+    _fill(convolution, weight=np.moveaxis(kernel, (-1, -2), (0, 1)), bias=bias)
+    modules = [convolution]
+    if norm:
+        modules.append(_NORMS[len(shape)](layer.filters, NORM_EPSILON, 1 - NORM_MOMENTUM))
+        _fill(modules[-1], **dict(zip(("weight", "bias", "running_mean", "running_var"), norm, strict=True)))
+    if layer.activation is not None:
+        modules.append(ACTIVATIONS[layer.activation]())
+    return modules
+
+
+class _Residual(nn.Module):
+    """A basic block up to its last activation. It takes the next weights, in the order of `beside`."""
+
+    def __init__(self, layer: Residual, shape: Shape, weights: Iterator[Array]) -> None:
+        super().__init__()
+        (first, second), shortcut = layer.body, layer.shortcut(shape)
+        entering = list(islice(weights, 6))
+        pair, other = list(islice(weights, 2)), list(islice(weights, 0 if shortcut is None else 2))
+        pair += islice(weights, 4)
+        other += islice(weights, 0 if shortcut is None else 4)
+        inner = _convolution(second, shape_after(first, shape), pair)
+        self.body = nn.Sequential(*_convolution(first, shape, entering), *inner)
+        self.shortcut = nn.Identity() if shortcut is None else nn.Sequential(*_convolution(shortcut, shape, other))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.body(x) + self.shortcut(x)
+        return result
+
+
+class _GlobalAverage(nn.Module):
+    """The mean of each channel, (n, c, ...) to (n, c)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(2).mean(2)
+
+
+def state_of(architecture: Architecture, input_shape: Shape, arrays: Sequence[Array]) -> dict[str, Array]:
+    """See `Framework`."""
+    wish = [array.shape for array in initial_weights(architecture, input_shape, seed=0)]
+    if len(arrays) != len(wish):
+        raise ValueError(f"`arrays` must be the {len(wish)} of the network, got {len(arrays)}")
+    got = [array.shape for array in arrays]
+    if wish != got:
+        raise ValueError(f"weights must have the shapes {wish}, got {got}")
+    return {name: tensor.numpy() for name, tensor in _network(architecture, input_shape, arrays).state_dict().items()}
+
+
+def _fill(module: nn.Module, **arrays: Array) -> None:
     with torch.no_grad():
-        module.weight.copy_(torch.from_numpy(np.ascontiguousarray(kernel)))  # type: ignore[operator]
-        module.bias.copy_(torch.from_numpy(bias))  # type: ignore[operator]
+        for name, array in arrays.items():
+            getattr(module, name).copy_(torch.from_numpy(np.ascontiguousarray(array)))
