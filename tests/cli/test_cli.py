@@ -194,7 +194,7 @@ def assert_one_line(outcome: tuple[int, str, str], *wanted: str) -> None:
         (["benchmark", "--dry-run", "--n-examples", "10000000"], "`n_examples` must be at most the 500 test points"),
         (["benchmark", "--epochs", "0"], "`nb_epochs`"),
         (["benchmark", "--n-ex", "5"], "--n-ex"),
-        (["benchmark", "--network", "huge"], "`network` must be one of 'small', got 'huge'"),
+        (["benchmark", "--network", "huge"], "`network` must be one of 'small', 'mlp', got 'huge'"),
         (["benchmark", "--n-train", "1"], "`n_train` must be a whole number of at least 2"),
         (["benchmark", "--plan", "none.toml"], "`plan` must be a TOML file, got none.toml"),
         (["benchmark", "--plan", "a.toml", "--eps", "0.1", "--n-train", "9"], "got --eps, --n-train beside it"),
