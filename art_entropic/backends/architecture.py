@@ -83,7 +83,49 @@ class Dense:
     activation: Activation | None = "relu"
 
 
-Layer = Conv | Residual | MaxPool | GlobalAverage | Flatten | Dense
+@dataclass(frozen=True)
+class OneHot:
+    """Takes features from number `first` on, which are 0 or 1, as what they are nearest to: clip(2 x - 1/2, 0, 1).
+
+    What lies within 1/4 of 0 or 1 is 0 or 1 to the layers behind, with derivative 0. So an Linf adversary of a smaller radius
+    cannot move such a feature, whatever trains, attacks or bounds the network.
+    """
+
+    first: int
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Square patches of an image as tokens (tokens, width): a linear map of each, and a learned vector of its position.
+
+    Source: Dosovitskiy et al. 2021, arXiv 2010.11929, eq. (1), without a class token.
+    """
+
+    size: int
+    width: int
+
+    @property
+    def embedding(self) -> Conv:
+        return Conv(self.width, self.size, self.size, 0, None)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A transformer's encoder block with normalisation first: x + attention(norm(x)), then x + mlp(norm(x)) with GELU.
+
+    Source: Dosovitskiy et al. 2021, arXiv 2010.11929, eq. (2) and (3).
+    """
+
+    heads: int
+    hidden: int
+
+
+@dataclass(frozen=True)
+class TokenMean:
+    """Layer normalisation, then the mean over the tokens."""
+
+
+Layer = Conv | Residual | MaxPool | GlobalAverage | Flatten | Dense | OneHot | Patches | Encoder | TokenMean
 Architecture = tuple[Layer, ...]
 
 
@@ -100,13 +142,18 @@ def shape_after(layer: Layer, shape: Shape) -> Shape:
             return shape_after(layer.body[0], shape)
         case MaxPool():
             return (*(n // layer.size for n in shape[:-1]), shape[-1])
-        case GlobalAverage():
+        case GlobalAverage() | TokenMean():
             return shape[-1:]
+        case OneHot() | Encoder():
+            return shape
+        case Patches():
+            *sides, width = shape_after(layer.embedding, shape)
+            return (math.prod(sides), width)
         case Flatten():
             return (math.prod(shape),)
         case Dense():
             if len(shape) != 1:
-                raise ValueError(f"a Dense layer needs a Flatten or a GlobalAverage before it, got inputs of shape {shape}")
+                raise ValueError(f"a Dense layer needs a Flatten or a mean before it, got inputs of shape {shape}")
             return (layer.units,)
 
 
@@ -121,7 +168,8 @@ def with_shapes(architecture: Architecture, input_shape: Shape) -> Iterator[tupl
 def initial_weights(architecture: Architecture, input_shape: Shape, seed: int) -> list[np.ndarray]:
     """The initial weights of a network, float32, in the order of Keras.
 
-    Kernels are He-uniform and biases zero; a batch normalisation has scale 1, shift 0, moving mean 0 and moving variance 1.
+    Kernels are He-uniform, those of attention Glorot-uniform, positions normal with standard deviation 0.02, biases zero; a
+    normalisation has scale 1, shift 0, moving mean 0 and moving variance 1.
 
     Args:
         input_shape: of one point, channels last.
@@ -129,8 +177,10 @@ def initial_weights(architecture: Architecture, input_shape: Shape, seed: int) -
     Returns:
         Kernel (k, ..., in, out) and bias of each Conv, with scale, shift, mean and variance of its batch normalisation behind
         them; those of a Residual's convolutions, the second one's `beside` the shortcut's; kernel (in, out) and bias of each
-        Dense.
-    Source: He et al. 2015, arXiv 1502.01852, eq. (10), uniform form.
+        Dense; kernel, bias and positions (tokens, width) of Patches; scale and shift, kernels and biases of query, key, value
+        (width, heads, width / heads) and output (heads, width / heads, width), scale and shift, kernels and biases of both
+        dense layers of an Encoder; scale and shift of a TokenMean.
+    Source: He et al. 2015, arXiv 1502.01852, eq. (10), uniform form; Glorot & Bengio 2010, eq. (16).
     """
     rng = np.random.default_rng(seed)
     return [array for layer, shape in with_shapes(architecture, input_shape) for array in _weights(layer, shape, rng)]
@@ -148,7 +198,27 @@ def _weights(layer: Layer, shape: Shape, rng: np.random.Generator) -> list[np.nd
             return found + (inner if shortcut is None else beside(inner, _weights(shortcut, shape, rng)))
         case Dense():
             return _he_uniform((*shape, layer.units), rng)
+        case Patches():
+            positions = rng.normal(0.0, 0.02, shape_after(layer, shape)).astype(np.float32)
+            return [*_weights(layer.embedding, shape, rng), positions]
+        case Encoder():
+            width = shape[-1]
+            attention = _attention(width, layer.heads, rng)
+            mlp = [*_he_uniform((width, layer.hidden), rng), *_he_uniform((layer.hidden, width), rng)]
+            return [*_norm(width)[:2], *attention, *_norm(width)[:2], *mlp]
+        case TokenMean():
+            return _norm(shape[-1])[:2]
     return []
+
+
+def _attention(width: int, heads: int, rng: np.random.Generator) -> list[np.ndarray]:
+    if width % heads:
+        raise ValueError(f"an Encoder must have heads that divide its width, got {heads} heads at width {width}")
+    bound, split = np.sqrt(3.0 / width), (heads, width // heads)
+    query, key, value, output = rng.uniform(-bound, bound, (4, width, width)).astype(np.float32)
+    zeros = np.zeros(split, np.float32)
+    entering = [array for kernel in (query, key, value) for array in (kernel.reshape(width, *split), zeros)]
+    return [*entering, output.reshape(*split, width), np.zeros(width, np.float32)]
 
 
 def beside(one: list[np.ndarray], other: list[np.ndarray]) -> list[np.ndarray]:

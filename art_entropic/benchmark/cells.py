@@ -216,15 +216,31 @@ def profiles_of(plan: ResolvedPlan, jobs: Sequence[Job]) -> list[ProfileTask]:
     return found
 
 
-def hold_out(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(n: int, share: float, seed: int, groups: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Indices (kept, held out) of a seeded split of n points; both in ascending order, at least one point each.
+
+    Args:
+        groups: (n,), the group of each point. A group stays together: groups are held out until the share is reached, as long
+            as one is left.
+    Raises:
+        ValueError: there are too few points, or groups, to be split.
 
     >>> kept, held = hold_out(10, 0.2, seed=0)
     >>> len(kept), len(held), sorted({*kept.tolist(), *held.tolist()}) == list(range(10))
     (8, 2, True)
+    >>> hold_out(4, 0.5, seed=0, groups=np.array([7, 5, 5, 7]))
+    (array([0, 3]), array([1, 2]))
     """
     if n < 2:
         raise ValueError(f"`n` must be at least 2 points to be split, got {n}")
-    held = min(max(round(n * share), 1), n - 1)
-    order = np.random.default_rng(seed).permutation(n)
-    return np.sort(order[held:]), np.sort(order[:held])
+    held, rng = min(max(round(n * share), 1), n - 1), np.random.default_rng(seed)
+    if groups is None:
+        order = rng.permutation(n)
+        return np.sort(order[held:]), np.sort(order[:held])
+    numbers, counts = np.unique(groups, return_counts=True)
+    if len(groups) != n or len(numbers) < 2:
+        raise ValueError(f"`groups` must name at least 2 groups of {n} points, got {len(numbers)} of {len(groups)}")
+    order = rng.permutation(len(numbers))
+    enough = int(np.searchsorted(np.cumsum(counts[order]), held)) + 1
+    out = np.isin(groups, numbers[order[: min(enough, len(numbers) - 1)]])
+    return np.flatnonzero(~out), np.flatnonzero(out)

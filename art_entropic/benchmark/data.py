@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import tarfile
@@ -27,8 +28,13 @@ MNIST_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 FASHION_MNIST_SOURCE = "https://github.com/zalandoresearch/fashion-mnist"
+GTSRB_SOURCE = "https://benchmark.ini.rub.de"
+TINY_IMAGENET_SOURCE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+FSDD_SOURCE = "https://github.com/Jakobovski/free-spoken-digit-dataset"
+NSL_KDD_SOURCE = "https://www.unb.ca/cic/datasets/nsl.html"
+NSL_KDD_NUMBERS = 38
 SPLIT = ("x_train", "y_train", "x_test", "y_test")
-CIFAR10_JPEG_KEYS = ("jpeg_train", "offset_train", "y_train", "jpeg_test", "offset_test", "y_test")
+JPEG_KEYS = ("jpeg_train", "offset_train", "y_train", "jpeg_test", "offset_test", "y_test")
 
 
 class DataNotFoundError(FileNotFoundError):
@@ -45,6 +51,8 @@ class Data:
         sha256: of the file that was read; for data inside a package, of the arrays as they came.
         source: what was read.
         title: the data set's name, with what sets this copy apart from the published one.
+        groups_train: (n,), numbers of groups of near copies, of which none may lie on both sides of a split; None where
+            training points are independent.
     """
 
     x_train: np.ndarray
@@ -54,6 +62,12 @@ class Data:
     sha256: str
     source: str
     title: str
+    groups_train: np.ndarray | None = None
+
+    def with_first(self, n: int | None) -> Data:
+        """The same with the first n training points alone; None keeps all."""
+        groups = None if self.groups_train is None else self.groups_train[:n]
+        return dataclasses.replace(self, x_train=self.x_train[:n], y_train=self.y_train[:n], groups_train=groups)
 
 
 def for_framework(x: np.ndarray, framework: str) -> np.ndarray:
@@ -84,12 +98,84 @@ def read_fashion_mnist() -> Data:
     return _byte_images(_required("fashion_mnist.npz", FASHION_MNIST_SOURCE), (28, 28), 10, "Fashion-MNIST")
 
 
+def read_gtsrb() -> Data:
+    """German traffic signs, 43 classes; the groups are tracks, the frames of one sign that a car passed.
+
+    Source: Stallkamp et al. 2012, doi 10.1016/j.neunet.2012.02.016.
+    """
+    path = _required("gtsrb32.npz", GTSRB_SOURCE)
+    data = _byte_images(path, (32, 32, 3), 43, "GTSRB, a subset, resized to 32x32")
+    with _reading(path), _open_arrays(path, ("track_train",)) as arrays:
+        tracks = _array(path, arrays, "track_train", np.uint16, ())
+    if len(tracks) != len(data.x_train):
+        raise ValueError(f"{path}: track_train must hold {len(data.x_train)} tracks, got {len(tracks)}")
+    return dataclasses.replace(data, groups_train=tracks)
+
+
+def read_tiny_imagenet10() -> Data:
+    path = _required("tiny_imagenet10_jpeg.npz", TINY_IMAGENET_SOURCE)
+    return _jpeg_data(path, (64, 64, 3), "Tiny ImageNet, ten classes")
+
+
+def read_fsdd() -> Data:
+    """Spoken digits as logarithms of mel energies, (n, 64 frames, 40 bands), [0, 1] from silence to the loudest.
+
+    The range is 80 dB, one of the file's 255 steps 0.314 dB: a radius of 8/255 is 2.5 dB, up or down, in every band and frame.
+    """
+    path = _required("fsdd_logmel.npz", FSDD_SOURCE)
+    with _reading(path), _open_arrays(path, SPLIT) as arrays:
+        parts = []
+        for part in ("train", "test"):
+            bands = _array(path, arrays, f"x_{part}", np.uint8, (40, 64))
+            x = _unit_range(bands.transpose(0, 2, 1))
+            parts.append((x, _labels(path, arrays[f"y_{part}"], len(x), f"y_{part}")))
+    (x_train, y_train), (x_test, y_test) = parts
+    return Data(x_train, y_train, x_test, y_test, _sha256(path), str(path), "Free Spoken Digit Dataset, log-mel")
+
+
+def read_nsl_kdd() -> Data:
+    """Network connections, normal (0) or an attack (1) of whatever kind, (n, 122) in [0, 1].
+
+    First NSL_KDD_NUMBERS numbers x as log(1 + x), scaled so that the training part has minimum 0 and maximum 1; test points
+    beyond are clipped to them. Then protocol, service and flag, one-hot. Of the test attacks 29 % are of kinds that the
+    training part lacks.
+
+    Source: Tavallaee et al. 2009, doi 10.1109/CISDA.2009.5356528.
+    """
+    path = _required("nsl_kdd.npz", NSL_KDD_SOURCE)
+    keys = ("protocol_type", "service", "flag", *SPLIT, "c_train", "c_test")
+    with _reading(path), _open_arrays(path, keys) as arrays:
+        counts = [len(arrays[name]) for name in keys[:3]]
+        numbers = {part: _logarithms(path, arrays, f"x_{part}") for part in ("train", "test")}
+        low, high = (end(numbers["train"], axis=0) for end in (np.min, np.max))
+        parts = []
+        for part in ("train", "test"):
+            scaled = np.clip((numbers[part] - low) / np.where(high > low, high - low, 1.0), 0.0, 1.0)
+            x = np.concatenate([scaled, *_one_hot(path, arrays, f"c_{part}", counts, len(scaled))], axis=1, dtype=np.float32)
+            kinds = _labels(path, arrays[f"y_{part}"], len(x), f"y_{part}", 5)
+            parts.append((x, (kinds > 0).astype(np.int64)))
+    (x_train, y_train), (x_test, y_test) = parts
+    title = "NSL-KDD (20 % of KDDTrain+, KDDTest+), two classes"
+    return Data(x_train, y_train, x_test, y_test, _sha256(path), str(path), title)
+
+
+def _logarithms(path: Path, arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    numbers = _array(path, arrays, name, np.float32, (NSL_KDD_NUMBERS,)).astype(np.float64)
+    if not len(numbers) or not np.isfinite(numbers).all() or numbers.min() < 0:
+        raise ValueError(f"{path}: {name} must hold finite numbers that are not negative, got others or none")
+    return np.log1p(numbers)
+
+
+def _one_hot(path: Path, arrays: np.lib.npyio.NpzFile, name: str, counts: list[int], n: int) -> list[np.ndarray]:
+    codes = _array(path, arrays, name, np.uint8, (len(counts),))
+    if len(codes) != n or (codes >= counts).any():
+        raise ValueError(f"{path}: {name} must hold {n} rows of codes below {counts}, got {len(codes)} rows")
+    return [np.eye(count)[column] for count, column in zip(counts, codes.T, strict=True)]
+
+
 def read_cifar10() -> Data:
     if path := _local("cifar10_jpeg.npz"):
-        with _reading(path), _open_arrays(path, CIFAR10_JPEG_KEYS) as arrays:
-            (x_train, y_train), (x_test, y_test) = (_jpeg_images(path, arrays, part) for part in ("train", "test"))
-        title = "CIFAR-10, JPEG copy (pixels differ a little from the published ones)"
-        return Data(x_train, y_train, x_test, y_test, _sha256(path), str(path), title)
+        return _jpeg_data(path, (32, 32, 3), "CIFAR-10, JPEG copy (pixels differ a little from the published ones)")
     name = "cifar-10-binary.tar.gz"
     path = _local(name) or _download(CIFAR10_URL, CIFAR10_SHA256, name, also="cifar10_jpeg.npz or ")
     with _reading(path), tarfile.open(path, "r:gz") as archive:
@@ -195,15 +281,23 @@ def _array(path: Path, arrays: np.lib.npyio.NpzFile, name: str, dtype: Any, shap
     return found
 
 
-def _jpeg_images(path: Path, arrays: np.lib.npyio.NpzFile, part: str) -> tuple[np.ndarray, np.ndarray]:
+def _jpeg_data(path: Path, shape: tuple[int, int, int], title: str) -> Data:
+    with _reading(path), _open_arrays(path, JPEG_KEYS) as arrays:
+        (x_train, y_train), (x_test, y_test) = (_jpeg_images(path, arrays, part, shape) for part in ("train", "test"))
+    return Data(x_train, y_train, x_test, y_test, _sha256(path), str(path), title)
+
+
+def _jpeg_images(
+    path: Path, arrays: np.lib.npyio.NpzFile, part: str, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
     import io
 
     from PIL import Image
 
     stream, offsets = arrays[f"jpeg_{part}"].tobytes(), arrays[f"offset_{part}"]
     images = [np.asarray(Image.open(io.BytesIO(stream[start:stop])).convert("RGB")) for start, stop in pairwise(offsets)]
-    if {image.shape for image in images} != {(32, 32, 3)}:
-        raise ValueError(f"{path}: jpeg_{part} must hold images of shape (32, 32, 3), got {images[0].shape}")
+    if found := {image.shape for image in images} - {shape}:
+        raise ValueError(f"{path}: jpeg_{part} must hold images of shape {shape}, got {found.pop()}")
     return _unit_range(np.stack(images)), _labels(path, arrays[f"y_{part}"], len(images), f"y_{part}")
 
 

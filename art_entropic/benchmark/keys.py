@@ -63,6 +63,10 @@ _LAYERS: dict[str, dict[str, Any]] = {
     "Residual": {"stride": 1, "activation": "relu"},
     "MaxPool": {"size": 2},
     "GlobalAverage": {},
+    "OneHot": {},
+    "Patches": {},
+    "Encoder": {},
+    "TokenMean": {},
     "Flatten": {},
     "Dense": {"activation": "relu"},
 }

@@ -12,21 +12,30 @@ from art_entropic.backends.architecture import (
     Architecture,
     Conv,
     Dense,
+    Encoder,
     Flatten,
     GlobalAverage,
     MaxPool,
+    OneHot,
+    Patches,
     Residual,
     Shape,
+    TokenMean,
 )
 from art_entropic.backends.registry import backend_for, framework_module, resolve_device
 from art_entropic.benchmark.data import (
     CLIP_VALUES,
     DIGITS_TEST,
+    NSL_KDD_NUMBERS,
     Data,
     read_cifar10,
     read_digits,
     read_fashion_mnist,
+    read_fsdd,
+    read_gtsrb,
     read_mnist,
+    read_nsl_kdd,
+    read_tiny_imagenet10,
 )
 
 
@@ -184,6 +193,34 @@ def _resnet(activation: Activation, nb_classes: int) -> Architecture:
     )
 
 
+def _tiny_imagenet_small() -> Architecture:
+    return (
+        *(Conv(filters, 4, stride=2, padding=1, activation="gelu") for filters in (16, 32, 64)),
+        Flatten(),
+        Dense(128, "gelu"),
+        Dense(10, None),
+    )
+
+
+def _nsl_kdd_mlp() -> Architecture:
+    """Protocol, service and flag of a connection are what they are: no perturbation of the numbers changes them."""
+    return (OneHot(NSL_KDD_NUMBERS), Dense(128), Dense(64), Dense(2, None))
+
+
+def _fsdd_conv1d() -> Architecture:
+    return (
+        *(Conv(filters, 5, stride=2, padding=2) for filters in (32, 64, 64)),
+        Flatten(),
+        Dense(64),
+        Dense(10, None),
+    )
+
+
+def _vit() -> Architecture:
+    """A vision transformer of two blocks, 0.07 million weights."""
+    return (Patches(4, 64), *(Encoder(4, 128) for _ in range(2)), TokenMean(), Dense(10, None))
+
+
 def _six_dense(activation: Activation) -> Architecture:
     """Four convolutions and six dense layers, as the first author of arXiv 2008.03072 described his network in public."""
     return (
@@ -240,23 +277,6 @@ PROBLEMS: dict[str, Problem] = {
         n_examples=500,
         load=read_mnist,
     ),
-    "fashion_mnist": Problem(
-        name="fashion_mnist",
-        title="Fashion-MNIST",
-        input_shape=(28, 28, 1),
-        nb_classes=10,
-        eps=0.1,
-        curve_eps=(0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2),
-        networks={"small": _mnist_small("relu"), "small_silu": _mnist_small("silu")},
-        nb_epochs_natural=4,
-        nb_epochs=10,
-        batch_size=128,
-        learning_rate=2e-3,
-        n_train=60_000,
-        n_test=10_000,
-        n_examples=500,
-        load=read_fashion_mnist,
-    ),
     "cifar10": Problem(
         name="cifar10",
         title="CIFAR-10 (a local cifar10_jpeg.npz is its JPEG copy)",
@@ -280,5 +300,90 @@ PROBLEMS: dict[str, Problem] = {
         n_test=10_000,
         n_examples=500,
         load=read_cifar10,
+    ),
+    "fashion_mnist": Problem(
+        name="fashion_mnist",
+        title="Fashion-MNIST",
+        input_shape=(28, 28, 1),
+        nb_classes=10,
+        eps=0.1,
+        curve_eps=(0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2),
+        networks={"small": _mnist_small("relu"), "small_silu": _mnist_small("silu"), "vit": _vit()},
+        nb_epochs_natural=4,
+        nb_epochs=10,
+        batch_size=128,
+        learning_rate=2e-3,
+        n_train=60_000,
+        n_test=10_000,
+        n_examples=500,
+        load=read_fashion_mnist,
+    ),
+    "gtsrb": Problem(
+        name="gtsrb",
+        title="Traffic signs (a subset of GTSRB)",
+        input_shape=(32, 32, 3),
+        nb_classes=43,
+        eps=8 / 255,
+        curve_eps=(0.0, 2 / 255, 4 / 255, 8 / 255, 12 / 255, 16 / 255),
+        networks={"resnet": _resnet("relu", 43)},
+        nb_epochs_natural=6,
+        nb_epochs=10,
+        batch_size=128,
+        learning_rate=2e-3,
+        n_train=13_070,
+        n_test=6_315,
+        n_examples=500,
+        load=read_gtsrb,
+    ),
+    "tiny_imagenet10": Problem(
+        name="tiny_imagenet10",
+        title="Tiny ImageNet, ten classes",
+        input_shape=(64, 64, 3),
+        nb_classes=10,
+        eps=4 / 255,
+        curve_eps=(0.0, 1 / 255, 2 / 255, 4 / 255, 6 / 255, 8 / 255),
+        networks={"small": _tiny_imagenet_small()},
+        nb_epochs_natural=8,
+        nb_epochs=12,
+        batch_size=64,
+        learning_rate=2e-3,
+        n_train=5_000,
+        n_test=500,
+        n_examples=500,
+        load=read_tiny_imagenet10,
+    ),
+    "nsl_kdd": Problem(
+        name="nsl_kdd",
+        title="Network intrusion (NSL-KDD), normal or attack",
+        input_shape=(122,),
+        nb_classes=2,
+        eps=0.05,
+        curve_eps=(0.0, 0.01, 0.02, 0.05, 0.1, 0.2),
+        networks={"mlp": _nsl_kdd_mlp()},
+        nb_epochs_natural=6,
+        nb_epochs=10,
+        batch_size=128,
+        learning_rate=2e-3,
+        n_train=25_192,
+        n_test=22_544,
+        n_examples=500,
+        load=read_nsl_kdd,
+    ),
+    "fsdd": Problem(
+        name="fsdd",
+        title="Spoken digits (log-mel)",
+        input_shape=(64, 40),
+        nb_classes=10,
+        eps=8 / 255,
+        curve_eps=(0.0, 2 / 255, 4 / 255, 8 / 255, 12 / 255, 16 / 255),
+        networks={"conv1d": _fsdd_conv1d()},
+        nb_epochs_natural=10,
+        nb_epochs=12,
+        batch_size=64,
+        learning_rate=2e-3,
+        n_train=2_700,
+        n_test=300,
+        n_examples=300,
+        load=read_fsdd,
     ),
 }

@@ -161,7 +161,8 @@ def _status(
     ]
     trained = [record for record in like if isinstance(record, TrainingRecord) and record.status == "done"]
     attacked = [record for record in like if isinstance(record, EvaluationRecord) and record.battery == plan.battery]
-    epochs, kept = plan.epochs_of(job.defence, job.variant), hold_out(len(data.x_train), VALIDATION_SHARE, job.seed)[0]
+    epochs = plan.epochs_of(job.defence, job.variant)
+    kept, _ = hold_out(len(data.x_train), VALIDATION_SHARE, job.seed, data.groups_train)
     steps = epochs * len(data.x_train)
     training = [one.seconds * steps / (one.nb_epochs * max(1, one.n_train)) for one in trained]
     finished = sum(len(shard.points) for shard in shards_of(plan, job) if store.shard(shard) is not None)

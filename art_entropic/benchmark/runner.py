@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,8 +59,7 @@ def shared_data(plan: ResolvedPlan, tools: Tools) -> Data:
     """The data of the problem, cut to the training points that every defence may see."""
     data = tools.load_data(plan.problem)
     check_counts(plan, len(data.x_train), len(data.x_test))  # a local copy may hold fewer than were published
-    n = plan.n_train
-    return dataclasses.replace(data, x_train=data.x_train[:n], y_train=data.y_train[:n])
+    return data.with_first(plan.n_train)
 
 
 class Done(NamedTuple):
@@ -188,7 +186,7 @@ class Runner:
         if start is not None:
             self.tools.backend_for(estimator).load_weights(self.store.home / str(start.weights))
         x = for_framework(self.data.x_train, job.framework)
-        kept, held = hold_out(len(x), VALIDATION_SHARE, job.seed)
+        kept, held = hold_out(len(x), VALIDATION_SHARE, job.seed, self.data.groups_train)
         y = self.data.y_train
         checkpoint = self.store.home / job.checkpoint
         checkpoint.parent.mkdir(parents=True, exist_ok=True)

@@ -250,7 +250,7 @@ def test_an_empty_plan_file_is_the_default_plan(tmp_path: Path, monkeypatch: pyt
         ("nb_epochs = true", "plan.toml: `nb_epochs` must be a whole number of at least 1, got True"),
         ('eps = "8/0"', "plan.toml: `eps` must be a number, or a fraction such as \"8/255\", got '8/0'"),
         ('eps = "much"', "plan.toml: `eps` must be a number, or a fraction such as \"8/255\", got 'much'"),
-        ('problem = "imagenet"', "plan.toml: `problem` must be one of 'digits', 'mnist', 'cifar10', got 'imagenet'"),
+        ('problem = "imagenet"', "plan.toml: `problem` must be one of 'digits', 'mnist', 'cifar10', "),
         ('network = "huge"', "plan.toml: `network` must be one of 'small', 'mlp', got 'huge'"),
         ('battery = "tank"', "plan.toml: `battery` must be one of "),
         ('defences = ["magic"]', "plan.toml: `defences` must be one of "),

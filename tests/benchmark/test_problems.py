@@ -1,5 +1,6 @@
 import hashlib
 import io
+import re
 import tarfile
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from art_entropic.backends.architecture import Conv, Dense, Flatten, GlobalAverage, MaxPool, Residual, initial_weights
 from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_module
-from art_entropic.benchmark.data import DATA_FOLDER, DataNotFoundError, for_framework
+from art_entropic.benchmark.data import DATA_FOLDER, NSL_KDD_NUMBERS, DataNotFoundError, for_framework
 from art_entropic.benchmark.problems import PROBLEMS, build_classifier, load_data, to_pytorch
 
 NETWORKS = [(name, network) for name, problem in PROBLEMS.items() for network in problem.networks]
@@ -176,23 +177,122 @@ def test_a_basic_block_whose_convolutions_are_zero_is_its_shortcut(framework, bl
     np.testing.assert_allclose(backend.logits(for_framework(x, framework)), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_cifar10_reads_the_jpeg_copy_and_says_so(folder):
+def test_traffic_signs_come_with_their_tracks(folder, rng):
+    pixels, labels = rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8), np.array([0, 42, 7], np.uint8)
+    arrays = {"x_train": pixels, "y_train": labels, "x_test": pixels, "y_test": labels}
+    np.savez(folder / "gtsrb32.npz", **arrays, track_train=np.array([42001, 9, 9], np.uint16))
+    data = load_data("gtsrb")
+    np.testing.assert_allclose(data.x_test, pixels / 255, rtol=1e-6)
+    np.testing.assert_array_equal(data.with_first(2).groups_train, [42001, 9])
+    assert len(data.with_first(2).x_train) == len(data.with_first(2).y_train) == 2
+    np.savez(folder / "gtsrb32.npz", **arrays, track_train=np.array([1, 2], np.uint16))
+    with pytest.raises(ValueError, match=r"gtsrb32.npz: track_train must hold 3 tracks, got 2"):
+        load_data("gtsrb")
+    np.savez(folder / "gtsrb32.npz", **{**arrays, "y_test": labels + 1}, track_train=np.array([1, 2, 3], np.uint16))
+    with pytest.raises(ValueError, match=r"gtsrb32.npz: y_test must hold 3 classes 0 to 42"):
+        load_data("gtsrb")
+
+
+def connections(**changed):
+    """Three training points and one test point in the layout of the file, with two protocols, one service and one flag."""
+    x = np.zeros((3, 38), np.float32)
+    x[:, 0], x[:, 1] = [0, np.e - 1, np.e**2 - 1], 5
+    beyond = np.zeros((1, 38), np.float32)
+    beyond[0, :2] = [np.e**4, 6]
+    names = {"protocol_type": np.array(["tcp", "udp"]), "service": np.array(["http"]), "flag": np.array(["SF"])}
+    train = {"x_train": x, "c_train": np.array([[0, 0, 0], [1, 0, 0], [1, 0, 0]], np.uint8), "y_train": np.uint8([0, 1, 4])}
+    return {**names, **train, "x_test": beyond, "c_test": np.zeros((1, 3), np.uint8), "y_test": np.uint8([2]), **changed}
+
+
+def test_connections_are_scaled_by_the_training_part_and_have_one_hot_categories(folder):
+    np.savez(folder / "nsl_kdd.npz", **connections())
+    data = load_data("nsl_kdd")
+    assert data.x_train.shape == (3, 42) and data.x_train.dtype == np.float32
+    np.testing.assert_allclose(data.x_train[:, 0], [0, 0.5, 1], rtol=1e-6)  # logarithms 0, 1 and 2
+    assert not data.x_train[:, 1:38].any()  # a constant column
+    np.testing.assert_array_equal(data.x_train[:, 38:], [[1, 0, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1]])
+    # Beyond what the training part has; a constant column has no scale.
+    np.testing.assert_allclose(data.x_test[0, :2], [1, np.log(7 / 6)], rtol=1e-6)
+    assert (data.y_train.tolist(), data.y_test.tolist()) == ([0, 1, 1], [1])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"c_test": np.array([[2, 0, 0]], np.uint8)}, "c_test must hold 1 rows of codes below [2, 1, 1]"),
+        ({"x_test": np.full((1, 38), -1, np.float32)}, "x_test must hold finite numbers that are not negative"),
+        ({"x_train": np.zeros((3, 37), np.float32)}, "x_train must be float32 of shape (n, 38), got float32 of shape (3, 37)"),
+        ({"y_train": np.array([0, 1, 5])}, "y_train must hold 3 classes 0 to 4"),
+        ({"flag": np.array([{}])}, "must be a whole data file of that name"),  # a pickle
+    ],
+)
+def test_connections_of_another_kind_are_refused(folder, changed, message):
+    np.savez(folder / "nsl_kdd.npz", **connections(**changed))
+    with pytest.raises(ValueError, match="nsl_kdd.npz:? " + re.escape(message)):
+        load_data("nsl_kdd")
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_no_perturbation_of_the_radius_changes_a_category(framework, rng):
+    problem = PROBLEMS["nsl_kdd"]
+    classifier = build_classifier(problem, framework, 0)
+    x = rng.random((3, 122), np.float32)
+    x[:, NSL_KDD_NUMBERS:] = rng.integers(0, 2, (3, 84))
+    moved = x.copy()
+    moved[:, NSL_KDD_NUMBERS:] += np.float32(0.2) * np.where(x[:, NSL_KDD_NUMBERS:] == 0, 1, -1).astype(np.float32)
+    backend = backend_for(classifier)
+    np.testing.assert_array_equal(backend.logits(moved), backend.logits(x))
+    gradient = classifier.loss_gradient(x, np.eye(2, dtype=np.float32)[[0, 1, 0]])
+    assert not gradient[:, NSL_KDD_NUMBERS:].any() and gradient[:, :NSL_KDD_NUMBERS].all()
+    # Nor do bounds let it: all the width that enters the first layer is that of the numbers.
+    first = next(box for box in backend.intervals(x, problem.eps).values() if box.lower.shape == (3, 128))
+    kernel = initial_weights(problem.networks["mlp"], (122,), 0)[0]
+    low, high = (np.clip(x[:, :NSL_KDD_NUMBERS] + sign * problem.eps, 0, 1) for sign in (-1, 1))
+    np.testing.assert_allclose(first.upper - first.lower, (high - low) @ np.abs(kernel[:NSL_KDD_NUMBERS]), rtol=1e-4)
+
+
+def test_spoken_digits_are_frames_of_bands(folder, rng):
+    bands, labels = rng.integers(0, 256, (2, 40, 64), dtype=np.uint8), np.array([3, 9], np.uint8)
+    np.savez(folder / "fsdd_logmel.npz", x_train=bands, y_train=labels, x_test=bands, y_test=labels)
+    data = load_data("fsdd")
+    assert data.x_test.shape == (2, 64, 40)
+    np.testing.assert_allclose(data.x_test[1, 5, 30], bands[1, 30, 5] / 255, rtol=1e-6)
+    assert for_framework(data.x_test, "pytorch").shape == (2, 40, 64)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_convolution_over_time_is_what_numpy_makes_of_it(framework, rng):
+    """Stride 2 and padding 1 on 6 frames, which Keras's own padding would put at the end alone."""
+    x, kernel, bias = rng.random((2, 6, 3), np.float32), rng.normal(size=(3, 3, 4)), rng.normal(size=4)
+    architecture = (Conv(4, 3, stride=2, padding=1), Flatten(), Dense(12, None))
+    arrays = [array.astype(np.float32) for array in (kernel, bias, np.eye(12), np.zeros(12))]
+    padded = np.pad(x, ((0, 0), (1, 1), (0, 0)))
+    frames = [np.einsum("nkc,kcf->nf", padded[:, t : t + 3], kernel) + bias for t in (0, 2, 4)]
+    expected = np.maximum(np.stack(frames, 1), 0).reshape(2, 12)
+    backend = network_of(framework, architecture, arrays, (6, 3))
+    np.testing.assert_allclose(backend.logits(for_framework(x, framework)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "side"), [("cifar10", "cifar10_jpeg", 32), ("tiny_imagenet10", "tiny_imagenet10_jpeg", 64)]
+)
+def test_jpeg_copies_are_decoded(folder, name, file, side):
     from PIL import Image
 
-    def encoded(grey):
-        file = io.BytesIO()
-        Image.new("RGB", (32, 32), (grey, grey, grey)).save(file, "JPEG", quality=75)
-        return np.frombuffer(file.getvalue(), np.uint8)
+    def encoded(mode, grey):
+        stream = io.BytesIO()
+        Image.new(mode, (side, side), grey if mode == "L" else (grey, grey, grey)).save(stream, "JPEG", quality=75)
+        return np.frombuffer(stream.getvalue(), np.uint8)
 
-    streams = [encoded(grey) for grey in (0, 128, 255)]
+    streams = [encoded("RGB", 0), encoded("L", 128), encoded("RGB", 255)]
     offsets = np.cumsum([0, *map(len, streams)])
     arrays = {"jpeg": np.concatenate(streams), "offset": offsets, "y": np.array([0, 5, 9], np.uint8)}
-    np.savez(folder / "cifar10_jpeg.npz", **{f"{k}_{p}": v for p in ("train", "test") for k, v in arrays.items()})
-    data = load_data("cifar10")
-    assert data.x_train.shape == (3, 32, 32, 3)
+    np.savez(folder / f"{name}_jpeg.npz", **{f"{k}_{p}": v for p in ("train", "test") for k, v in arrays.items()})
+    data = load_data(name)
+    assert data.x_train.shape == (3, side, side, 3)
     np.testing.assert_allclose(data.x_test.mean((1, 2, 3)), [0, 128 / 255, 1], atol=2 / 255)
     np.testing.assert_array_equal(data.y_train, [0, 5, 9])
-    assert "JPEG copy" in data.title
+    assert name != "cifar10" or "JPEG copy" in data.title
 
 
 def test_cifar10_reads_the_published_binary_archive(folder, rng):
@@ -224,7 +324,17 @@ def test_an_unknown_problem_is_refused():
         load_data("imagenet")
 
 
-@pytest.mark.parametrize(("name", "network"), [("mnist", "small"), ("mnist", "small_batchnorm"), ("cifar10", "resnet")])
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        ("mnist", "small"),
+        ("mnist", "small_batchnorm"),
+        ("cifar10", "resnet"),
+        ("fashion_mnist", "vit"),
+        ("fsdd", "conv1d"),
+        ("nsl_kdd", "mlp"),
+    ],
+)
 def test_a_keras_network_is_the_same_in_pytorch(name, network, rng):
     pytest.importorskip("tensorflow")
     problem = PROBLEMS[name]

@@ -277,6 +277,20 @@ def test_a_diverged_retraining_is_a_row_with_its_reason_from_end_to_end(tmp_path
     assert "Entropic, interval: far too much" in stream.getvalue() and "diverged" in stream.getvalue()
 
 
+def test_groups_stay_on_one_side_of_a_split() -> None:
+    groups = np.repeat([3, 9, 4, 1, 7], [1, 30, 10, 20, 39])
+    for seed in range(20):
+        kept, held = hold_out(100, 0.1, seed, groups)
+        assert sorted([*kept, *held]) == list(range(100)) and len(kept)
+        assert not set(groups[kept]) & set(groups[held])
+        # No more groups than the share needs.
+        assert 10 <= len(held) < 10 + max(np.bincount(groups)[groups[held]])
+    assert len({tuple(hold_out(100, 0.1, seed, groups)[1]) for seed in range(20)}) > 1
+    assert len(hold_out(4, 0.9, 0, np.array([2, 5, 5, 5]))[0])  # a group is left to train on, however large the share
+    with pytest.raises(ValueError, match="`groups` must name at least 2 groups of 3 points, got 1 of 3"):
+        hold_out(3, 0.1, 0, np.zeros(3))
+
+
 def test_split_is_seeded_disjoint_and_complete() -> None:
     kept, held = hold_out(100, 0.1, seed=3)
     assert (len(kept), len(held)) == (90, 10)

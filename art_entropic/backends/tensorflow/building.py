@@ -15,11 +15,15 @@ from art_entropic.backends.architecture import (
     Architecture,
     Conv,
     Dense,
+    Encoder,
     Flatten,
     GlobalAverage,
     MaxPool,
+    OneHot,
+    Patches,
     Residual,
     Shape,
+    TokenMean,
     initial_weights,
     shape_after,
     with_shapes,
@@ -75,6 +79,17 @@ def _network(architecture: Architecture, input_shape: Shape, weights: Sequence[A
             case Dense():
                 name = "logits" if index == len(architecture) else f"dense{index}"
                 layers.append(keras.layers.Dense(layer.units, activation=layer.activation, name=name))
+            case OneHot():
+                layers.append(_one_hot(layer, shape, str(index)))
+            case Patches():
+                layers += _convolution(layer.embedding, shape, str(index))
+                tokens = shape_after(layer, shape)
+                layers += [keras.layers.Reshape(tokens, name=f"tokens{index}"), _Positions(name=f"positions{index}")]
+            case Encoder():
+                layers.append(_encoder(layer, shape, str(index)))
+            case TokenMean():
+                layers.append(keras.layers.LayerNormalization(epsilon=NORM_EPSILON, name=f"norm{index}"))
+                layers.append(keras.layers.GlobalAveragePooling1D(name=f"average{index}"))
     model = keras.Sequential([keras.Input(input_shape), *layers], name="network")
     model.set_weights(list(weights))
     return model
@@ -124,6 +139,37 @@ def _residual(layer: Residual, shape: Shape, name: str) -> Any:
     ends = [functools.reduce(lambda y, part: part(y), parts, x) for parts in (inner, outer)]
     added = keras.layers.Add(name=f"sum{name}")(ends)
     return keras.Model(x, keras.layers.Activation(layer.activation, name=f"activation{name}")(added), name=f"residual{name}")
+
+
+def _one_hot(layer: OneHot, shape: Shape, name: str) -> Any:
+    x = keras.Input(shape)
+    codes = keras.ops.clip(2.0 * x[:, layer.first :] - 0.5, 0.0, 1.0)
+    joined = keras.layers.Concatenate(name=f"features{name}")([x[:, : layer.first], codes])
+    return keras.Model(x, joined, name=f"one_hot{name}")
+
+
+class _Positions(keras.layers.Layer):  # type: ignore[misc]
+    """Adds a learned vector to each token."""
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        self.positions = self.add_weight(shape=input_shape[1:], name="positions")
+
+    def call(self, x: Any) -> Any:
+        return x + self.positions
+
+
+def _encoder(layer: Encoder, shape: Shape, name: str) -> Any:
+    x, width = keras.Input(shape), shape[-1]
+
+    def norm(part: str) -> Any:
+        return keras.layers.LayerNormalization(epsilon=NORM_EPSILON, name=f"norm{name}{part}")
+
+    entering = norm("a")(x)
+    attention = keras.layers.MultiHeadAttention(layer.heads, width // layer.heads, name=f"attention{name}")
+    attended = keras.layers.Add(name=f"attended{name}")([x, attention(entering, entering)])
+    hidden = keras.layers.Dense(layer.hidden, activation="gelu", name=f"hidden{name}")(norm("b")(attended))
+    added = keras.layers.Dense(width, name=f"dense{name}")(hidden)
+    return keras.Model(x, keras.layers.Add(name=f"sum{name}")([attended, added]), name=f"encoder{name}")
 
 
 def _same_padding(layer: Conv, length: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -17,12 +17,16 @@ from art_entropic.backends.architecture import (
     Architecture,
     Conv,
     Dense,
+    Encoder,
     Flatten,
     GlobalAverage,
     Layer,
     MaxPool,
+    OneHot,
+    Patches,
     Residual,
     Shape,
+    TokenMean,
     initial_weights,
     shape_after,
     with_shapes,
@@ -100,6 +104,14 @@ def _modules(layer: Layer, shape: Shape, weights: Iterator[Array], flattened: Sh
             linear = nn.Linear(*kernel.shape)
             _fill(linear, weight=kernel.T, bias=bias)
             return [linear] if layer.activation is None else [linear, ACTIVATIONS[layer.activation]()]
+        case OneHot():
+            return [_OneHot(layer.first)]
+        case Patches():
+            return [_Patches(layer, shape, list(islice(weights, 3)))]
+        case Encoder():
+            return [_encoder(layer, shape[-1], list(islice(weights, 16)))]
+        case TokenMean():
+            return [_norm(shape[-1], islice(weights, 2)), _TokenMean()]
 
 
 def _convolution(layer: Conv, shape: Shape, weights: list[Array]) -> list[nn.Module]:
@@ -140,6 +152,60 @@ class _GlobalAverage(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(2).mean(2)
+
+
+class _OneHot(nn.Module):
+    """See `OneHot`."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first = first
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x[:, : self.first], (2.0 * x[:, self.first :] - 0.5).clamp(0.0, 1.0)], dim=1)
+
+
+class _Patches(nn.Module):
+    """See `Patches`; (n, c, h, w) to (n, tokens, width)."""
+
+    def __init__(self, layer: Patches, shape: Shape, weights: list[Array]) -> None:
+        super().__init__()
+        (self.embedding,) = _convolution(layer.embedding, shape, weights[:2])
+        self.positions = nn.Parameter(torch.from_numpy(np.array(weights[2])))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.embedding(x).flatten(2).transpose(1, 2) + self.positions
+        return result
+
+
+def _encoder(layer: Encoder, width: int, weights: list[Array]) -> nn.Module:
+    block = nn.TransformerEncoderLayer(
+        width, layer.heads, layer.hidden, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    kernels, biases = weights[2:8:2], weights[3:8:2]
+    _fill(
+        block.self_attn,
+        in_proj_weight=np.concatenate([kernel.reshape(width, width).T for kernel in kernels]),
+        in_proj_bias=np.concatenate([bias.reshape(width) for bias in biases]),
+    )
+    _fill(block.self_attn.out_proj, weight=weights[8].reshape(width, width).T, bias=weights[9])
+    block.norm1, block.norm2 = _norm(width, weights[:2]), _norm(width, weights[10:12])
+    _fill(block.linear1, weight=weights[12].T, bias=weights[13])
+    _fill(block.linear2, weight=weights[14].T, bias=weights[15])
+    return block
+
+
+def _norm(width: int, weights: Iterable[Array]) -> nn.LayerNorm:
+    norm, (scale, shift) = nn.LayerNorm(width, NORM_EPSILON), weights
+    _fill(norm, weight=scale, bias=shift)
+    return norm
+
+
+class _TokenMean(nn.Module):
+    """(n, tokens, width) to (n, width)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(1)
 
 
 def state_of(architecture: Architecture, input_shape: Shape, arrays: Sequence[Array]) -> dict[str, Array]:
