@@ -86,13 +86,11 @@ def two_pieces(ops: Ops, box: Box, left: Tensor = 0.0) -> Lines:
     >>> lines.below.slope, lines.above.slope, lines.above.at(3.0).round(3)
     (array([1.]), array([0.75]), array([3.]))
     """
-    low, high = box
-    below = ops.where(high > -low, low * 0.0 + 1.0, low * 0.0 + left)
-    crosses = ops.cast_like(low < 0, low) * ops.cast_like(high > 0, low)
-    chord = (high - left * low) / ops.maximum(high - low, low * 0.0 + 1e-30)
-    slope = ops.where(crosses > 0, chord, below)
-    offset = crosses * (left - slope) * low
-    return Lines(Line(below, low * 0.0), Line(slope, offset * (1.0 + _ROUNDING)))
+    below = ops.cast_like(box.upper + box.lower > 0, box.lower) * (1.0 - left) + left
+    # Of a box on one side of 0 the chord is that piece: cut at 0, its formula says so.
+    low, high = -ops.relu(-box.lower), ops.relu(box.upper)
+    slope = (high - left * low) / (high - low + 1e-30)
+    return Lines(Line(below, box.lower * 0.0), Line(slope, (left - slope) * low * (1.0 + _ROUNDING)))
 
 
 def curved(ops: Ops, f: Map, box: Box, curve: Curve) -> Lines:
@@ -229,6 +227,56 @@ CURVES: dict[str, Curve] = {
 
 # ------------------------------------------------------------------------------------------- a linear function on a ball
 
+_BISECTIONS = 20
+
+
+def worst_shift(
+    ops: Ops, gradient: Tensor, lower: Tensor, upper: Tensor, radius: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """d and c with g . d + c <= g . d' for all lower <= d' <= upper, and |d'|_2 <= radius where there is one; it is tight.
+
+    Args:
+        gradient: g, (n, m).
+        lower, upper: (n, m), lower <= 0 <= upper.
+        radius: of an L2 ball; None where there is none.
+    Returns:
+        d (n, m) and c (n,). No gradient has to flow through either into g: the minimum over the ball has that of g . d.
+
+    On the L2 ball within a box, weak duality: for each lambda > 0 the minimum is not below
+    sum_i min over d_i of (g_i d_i + lambda d_i**2) - lambda radius**2. A bisection finds the best lambda.
+
+    >>> low, high = np.array([[-1.0, -1.0]]), np.array([[1.0, 1.0]])
+    >>> worst_shift(ops, np.array([[3.0, -4.0]]), low, high)
+    (array([[-1.,  1.]]), array([0.]))
+    >>> shift, rest = worst_shift(ops, np.array([[3.0, -4.0]]), low, high, 1.0)
+    >>> shift.round(6), rest.round(6)
+    (array([[-0.6,  0.8]]), array([0.]))
+    """
+    corner = ops.where(gradient > 0, lower, upper)
+    none = ops.sum(gradient * 0.0, axis=1)
+    if radius is None:
+        return corner, none
+    tiny = none + 1e-30
+
+    def dual(multiplier: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shift = ops.minimum(ops.maximum(-gradient / (2.0 * multiplier[:, None]), lower), upper)
+        excess = ops.sum(shift * shift, axis=1) - radius * radius
+        return ops.sum(gradient * shift, axis=1) + multiplier * excess, excess, shift
+
+    # Where nothing is cut this is the answer; what is cut makes room for the others, and the multiplier falls.
+    norm = ops.sqrt(ops.sum(gradient * gradient, axis=1))
+    best = high = ops.maximum(norm / ops.maximum(2.0 * radius + none, tiny), tiny)
+    largest, _, _ = dual(high)
+    low = high * 1e-6
+    for _ in range(_BISECTIONS):
+        middle = ops.sqrt(low) * ops.sqrt(high)
+        value, excess, _ = dual(middle)
+        best, largest = ops.where(value > largest, middle, best), ops.maximum(value, largest)
+        low, high = ops.where(excess < 0, low, middle), ops.where(excess < 0, middle, high)
+    _, excess, shift = dual(best)
+    on_box = ops.sum(gradient * corner, axis=1) >= largest
+    return ops.where(on_box[:, None], corner, shift), ops.where(on_box, none, best * excess)
+
 
 class Ball(NamedTuple):
     """The shifts d of a point that an adversary may choose from: lower <= d <= upper, and |d|_2 <= radius where it is finite.
@@ -263,16 +311,15 @@ class Ball(NamedTuple):
         Args:
             gradient: (n, m).
 
-        On the L2 ball within a box, weak duality: for each lambda > 0 the minimum is not below
-        sum_i min over d_i of (g_i d_i + lambda d_i**2) - lambda radius**2.
-
         >>> unit = Ball(np.array([[-1.0, -1.0]]), np.array([[1.0, 1.0]]))
         >>> unit.least(np.array([[3.0, -4.0]])), unit._replace(radius=1.0).least(np.array([[3.0, -4.0]]))
         (array([-7.]), array([-5.]))
         """
+        from art_entropic.backends.numpy import ops
+
         g = np.asarray(gradient, np.float64)
-        on_box: Array = np.minimum(g * self.lower, g * self.upper).sum(axis=1)
-        least: Array = on_box if math.isinf(self.radius) else np.maximum(on_box, self._by_duality(g))
+        shift, rest = worst_shift(ops, g, self.lower, self.upper, None if math.isinf(self.radius) else self.radius)
+        least: Array = (g * shift).sum(axis=1) + rest
         return least
 
     def farthest(self, gradient: Array) -> Array:
@@ -283,23 +330,6 @@ class Ball(NamedTuple):
         size = np.maximum(np.linalg.norm(g, axis=1, keepdims=True), 1e-30)
         shift: Array = np.clip(-self.radius * g / size, self.lower, self.upper)
         return shift
-
-    def _by_duality(self, g: Array) -> Array:
-        def dual(multiplier: Array) -> tuple[Array, Array]:
-            d = np.clip(-g / (2.0 * multiplier[:, None]), self.lower, self.upper)
-            excess = (d * d).sum(axis=1) - self.radius**2
-            return (g * d).sum(axis=1) + multiplier * excess, excess
-
-        # Where nothing is cut this is the answer; what is cut makes room for the others, and the multiplier falls.
-        high = np.maximum(np.linalg.norm(g, axis=1) / (2.0 * self.radius), 1e-30)
-        best, _ = dual(high)
-        low = high * 1e-6
-        for _ in range(20):
-            middle = np.sqrt(low * high)
-            value, excess = dual(middle)
-            best = np.maximum(best, value)
-            low, high = np.where(excess < 0, low, middle), np.where(excess < 0, middle, high)
-        return best
 
 
 class Plane(NamedTuple):

@@ -174,6 +174,23 @@ class Interval(_WithPurePhase, frozen=True, kw_only=True, tag="interval"):
 
 
 @fields_described
+class Linear(Interval, frozen=True, kw_only=True, tag="linear"):
+    """`Interval` with the margin against one drawn rival bounded by lines in place of boxes: a tighter worst case.
+
+    It costs a quarter more than `Interval`, and gives the same certificates by itself.
+    """
+
+    title: ClassVar[str] = "worst case, by linear bounds to one rival"
+    passes: ClassVar[tuple[int, int]] = (4, 5)  # those of `Interval`, one back, one more for the gradient of each
+    reads_noise: ClassVar[bool] = True
+
+    def read(self, view: View, batch: Batch, eps: Tensor, norm: float = math.inf) -> Reading:
+        return information.linear(
+            view, batch, eps, norm, resolution=self.resolution, layers=self.layers, relative=self.relative
+        )
+
+
+@fields_described
 class Channel(_WithPurePhase, frozen=True, kw_only=True, tag="channel"):
     """The first-order channel into the decision: equation (1) linearised, tau in the scale of the margin.
 
@@ -236,9 +253,10 @@ class Activation(Measure, frozen=True, kw_only=True, tag="activation"):
         return information.activation(view, batch, resolution=self.resolution, layers=self.layers)
 
 
-AnyMeasure = Interval | Channel | Coding | Activation
+AnyMeasure = Interval | Linear | Channel | Coding | Activation
 MEASURES: dict[str, type[AnyMeasure]] = {
     "interval": Interval,
+    "linear": Linear,
     "channel": Channel,
     "coding": Coding,
     "activation": Activation,

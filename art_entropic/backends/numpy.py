@@ -15,6 +15,9 @@ class NumpyOps:
     def abs(self, x: Tensor) -> Tensor:
         return np.abs(x)
 
+    def relu(self, x: Tensor) -> Tensor:
+        return np.maximum(x, 0.0)
+
     def log1p(self, x: Tensor) -> Tensor:
         return np.log1p(x)
 
@@ -69,6 +72,9 @@ class NumpyOps:
 
     def cast_like(self, x: Tensor, like: Tensor) -> Tensor:
         return np.asarray(x, like.dtype)
+
+    def constant_of(self, x: Tensor) -> Tensor:
+        return x
 
     def concatenate(self, x: Tensor, y: Tensor) -> Tensor:
         return np.concatenate((x, y))

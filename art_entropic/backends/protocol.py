@@ -89,6 +89,11 @@ class Controls(NamedTuple):
     beta: Tensor
 
 
+# Of weights v (n, nb_classes) a number (n,) and a gradient (n, ...) of raw x: sum(v * logits) is at least number + gradient . d
+# wherever d moves x within the ball. Both are differentiable, in the weights of the network too; v is taken as constant.
+LinearBound = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
 class View(Protocol):
     """The network inside one differentiable step: raw inputs in, logits out, preprocessing included."""
 
@@ -109,6 +114,9 @@ class View(Protocol):
         Args:
             norm: infinity or 2; of an L2 ball the first layer has its exact range in each unit, and all later ones intervals.
         """
+
+    def relaxed(self, x: Tensor, eps: Tensor, norm: float = math.inf) -> tuple[Propagation, LinearBound]:
+        """`propagate`, and backward linear bounds by lines on its boxes (`art_entropic.linear_bounds`)."""
 
     def activations(self, x: Tensor) -> Activations:
         """Logits and the measured layers at x in one ordinary pass in the step's own mode, differentiable.

@@ -25,6 +25,9 @@ class TensorFlowOps:
     def abs(self, x: tf.Tensor) -> tf.Tensor:
         return tf.abs(x)
 
+    def relu(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.nn.relu(x)
+
     def log1p(self, x: tf.Tensor) -> tf.Tensor:
         return tf.math.log1p(x)
 
@@ -75,6 +78,9 @@ class TensorFlowOps:
 
     def cast_like(self, x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
         return tf.cast(x, like.dtype)
+
+    def constant_of(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.stop_gradient(x)
 
     def concatenate(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         return tf.concat([x, y], 0)

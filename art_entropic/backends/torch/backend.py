@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ from art_entropic.backends.protocol import (
     Controls,
     LayerActivation,
     LayerInterval,
+    LinearBound,
     Objective,
     OwnLoss,
     Propagation,
@@ -61,7 +63,7 @@ from art_entropic.backends.torch.network import (
 from art_entropic.backends.torch.ops import ops
 from art_entropic.backends.torch.optimizer import follow, load_optimizer_state, optimizer_state
 from art_entropic.backends.torch.precision import full_float32
-from art_entropic.backends.torch.relaxing import RelaxingTrace, TorchRelaxed
+from art_entropic.backends.torch.relaxing import CertifyingTrace, RelaxingTrace, TorchRelaxed
 from art_entropic.backends.torch.shares import Shares
 from art_entropic.backends.torch.tensor import Bounds, BoundTensor
 from art_entropic.linear_bounds import Ball
@@ -85,6 +87,9 @@ class TorchView:
 
     def propagate(self, x: torch.Tensor, eps: torch.Tensor | float, norm: float = math.inf) -> Propagation:
         return self._backend.propagate(x, eps, norm)
+
+    def relaxed(self, x: torch.Tensor, eps: torch.Tensor | float, norm: float = math.inf) -> tuple[Propagation, LinearBound]:
+        return self._backend.lined(x, eps, norm)
 
     def activations(self, x: torch.Tensor) -> Activations:
         return self._backend.traced(x)
@@ -260,10 +265,16 @@ class TorchBackend:
         return self._propagate(x, eps, Trace(self.model), norm)
 
     def _propagate(self, x: torch.Tensor, eps: torch.Tensor | float, trace: Trace, norm: float = math.inf) -> Propagation:
-        logits = self._bound_logits(x, eps, trace, norm)
-        trace.finish(logits.source, logits.bounds)
-        layers = tuple(LayerInterval(name, bounds.box, bounds.radius) for name, bounds in trace.named())
-        return Propagation(logits.value, logits.box, layers)
+        return _propagation(trace, self._bound_logits(x, eps, trace, norm))
+
+    def lined(self, x: torch.Tensor, eps: torch.Tensor | float, norm: float = math.inf) -> tuple[Propagation, LinearBound]:
+        """The joint pass of `View.relaxed`, in the modules' present mode."""
+        differentiates = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad():
+            start = x.clone() if x.requires_grad else x.detach().clone().requires_grad_(True)
+            trace = RelaxingTrace(self.model, start, differentiates=differentiates)
+            logits = self._bound_logits(start, eps, trace, norm, x)
+            return _propagation(trace, logits), functools.partial(trace.bound, logits.value)
 
     def _bound_logits(
         self, x: torch.Tensor, eps: torch.Tensor | float, trace: Trace, norm: float, around: torch.Tensor | None = None
@@ -287,7 +298,7 @@ class TorchBackend:
         # No graph grows in the caller's inference mode.
         with torch.inference_mode(False), self.inference(), frozen(self.model), torch.enable_grad():
             chunk = self._tensor(x).requires_grad_(True)
-            trace = RelaxingTrace(self.model, chunk, relaxation, ball, copies)
+            trace = CertifyingTrace(self.model, chunk, relaxation, ball, copies)
             logits = self._bound_logits(chunk, eps, trace, norm, chunk.detach())
             with torch.no_grad():
                 plain = self.forward(chunk.detach())
@@ -600,6 +611,12 @@ class TorchBackend:
 
 
 _Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def _propagation(trace: Trace, logits: BoundTensor) -> Propagation:
+    trace.finish(logits.source, logits.bounds)
+    layers = tuple(LayerInterval(name, bounds.box, bounds.radius) for name, bounds in trace.named())
+    return Propagation(logits.value, logits.box, layers)
 
 
 def _pair(values: Any) -> _Pair | None:

@@ -32,6 +32,9 @@ class TorchOps:
     def abs(self, x: torch.Tensor) -> torch.Tensor:
         return x.abs()
 
+    def relu(self, x: torch.Tensor) -> torch.Tensor:
+        return x.relu()
+
     def log1p(self, x: torch.Tensor) -> torch.Tensor:
         return x.log1p()
 
@@ -83,6 +86,9 @@ class TorchOps:
 
     def cast_like(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return x.to(like.dtype)
+
+    def constant_of(self, x: torch.Tensor) -> torch.Tensor:
+        return x.detach()
 
     def concatenate(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return torch.cat((x, y))

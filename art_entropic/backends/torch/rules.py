@@ -370,13 +370,19 @@ def _gain(box: Box, gain: torch.Tensor | None, bias: torch.Tensor | None) -> Box
     return box if bias is None else Box(box.lower + bias, box.upper + bias)
 
 
-def _fixed_norm(bounds: Bounds, mean: torch.Tensor, variance: torch.Tensor, weight: Any, bias: Any, eps: float) -> Bounds:
-    """(x - mean) / sqrt(variance + eps) for each channel, whose statistics are the same at each point of the box."""
+def _gain_and_shift(
+    mean: torch.Tensor, variance: torch.Tensor, weight: Any, bias: Any, eps: float, rank: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x - mean) / sqrt(variance + eps) * weight + bias as x * gain + shift for each channel of x, which has `rank` axes."""
     gain = torch.rsqrt(variance + eps)
     gain = gain if weight is None else gain * weight
     shift = -mean * gain if bias is None else bias - mean * gain
-    shape = (1, -1, *([1] * (bounds.box.lower.ndim - 2)))
-    gain, shift = gain.reshape(shape), shift.reshape(shape)
+    shape = (1, -1, *([1] * (rank - 2)))
+    return gain.reshape(shape), shift.reshape(shape)
+
+
+def _fixed_norm(bounds: Bounds, gain: torch.Tensor, shift: torch.Tensor) -> Bounds:
+    """x * gain + shift, which are the same at each point of the box."""
     box = intervals.affine(lambda x: x * gain + shift, lambda x: x * gain.abs(), bounds.box)
     return Bounds(box, spread=None if bounds.spread is None else bounds.spread * gain.abs())
 
@@ -396,7 +402,10 @@ def batch_norm(call: Call) -> BoundTensor:
     if training:
         axes = [axis for axis in range(value.ndim) if axis != 1]
         variance, mean = torch.var_mean(value, axes, correction=0)
-    return call.bind(result, _fixed_norm(bound.bounds, mean, variance, weight, bias, eps))
+    gain, shift = _gain_and_shift(mean, variance, weight, bias, eps, value.ndim)
+    if training:
+        result = call.trace.standardised(result, value, gain, shift)
+    return call.bind(result, _fixed_norm(bound.bounds, gain, shift))
 
 
 def _epsilon(call: Call, position: int, default: float = 1e-5) -> float:
@@ -437,7 +446,8 @@ def instance_norm(call: Call) -> BoundTensor:
     weight, bias = call.argument(3, "weight"), call.argument(4, "bias")
     if not call.argument(5, "use_input_stats", True):
         mean, variance = call.argument(1, "running_mean"), call.argument(2, "running_var")
-        return call.bind(value, _fixed_norm(bound.bounds, mean, variance, weight, bias, eps))
+        fixed = _gain_and_shift(mean, variance, weight, bias, eps, value.ndim)
+        return call.bind(value, _fixed_norm(bound.bounds, *fixed))
     box = _standardise(bound, [], eps, groups=value.shape[1])
     return call.bind(value, _gain(box, _per_channel(weight, value), _per_channel(bias, value)))
 
