@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from art_entropic.evaluation.gallery import attacked_examples
     from art_entropic.evaluation.result import Evaluation
     from art_entropic.history import History, TrainingDivergedError
-    from art_entropic.measures import MEASURES, Activation, Channel, Coding, Interval
+    from art_entropic.measures import MEASURES, Activation, Channel, Coding, Interval, Linear
     from art_entropic.report.page import write_report
     from art_entropic.schedule import Schedule
     from art_entropic.trainer import EntropicTrainer
@@ -57,6 +57,7 @@ _HOMES = {
     "Channel": "measures",
     "Coding": "measures",
     "Interval": "measures",
+    "Linear": "measures",
     "Schedule": "schedule",
     "PROBLEMS": "benchmark.problems",
     "PROFILE_MEASURES": "analysis.readings",
@@ -79,8 +80,8 @@ _HOMES = {
 __all__ = [
     "ATTACKS", "BATTERIES", "CHECKS", "DEFENCES", "MEASURES", "PROBLEMS", "PROFILE_MEASURES", "Activation", "BenchmarkPlan",
     "BoundsMismatchError", "Channel", "Coding", "Comparison", "EntropicTrainer", "Evaluation", "History", "InformationProfile",
-    "Interval", "MissingFrameworkError", "NoIntervalRuleError", "Schedule", "TensorBoard", "TrainingDivergedError", "Variant",
-    "__version__", "attacked_examples", "certify", "compare", "evaluate", "information_profile", "leaderboard_entry",
+    "Interval", "Linear", "MissingFrameworkError", "NoIntervalRuleError", "Schedule", "TensorBoard", "TrainingDivergedError",
+    "Variant", "__version__", "attacked_examples", "certify", "compare", "evaluate", "information_profile", "leaderboard_entry",
     "load_weights", "move_to", "run_benchmark", "save_weights", "security_curve", "smooth_activations", "to_logits",
     "write_report",
 ]  # fmt: skip

@@ -36,7 +36,7 @@ from art_entropic.benchmark.course import (
 from art_entropic.choosing import smooth_activations
 from art_entropic.evaluation.target import numpy_seeded
 from art_entropic.information import check_layer_names
-from art_entropic.measures import MEASURES, Activation, Channel, Coding, Interval, Measure
+from art_entropic.measures import MEASURES, Activation, Channel, Coding, Interval, Linear, Measure
 from art_entropic.ops import Array
 from art_entropic.perturbations import unit_ball
 from art_entropic.records import Epoch, Setting
@@ -431,6 +431,7 @@ DEFENCES: dict[str, Defence] = {
     "entropic": _ours("Entropic", default=True),
     "entropic_smooth": _ours("Entropic, SiLU for ReLU", adapt=smooth_activations),
     "entropic_interval": _ours("Entropic, interval", Interval()),
+    "entropic_linear": _ours("Entropic, linear", Linear()),
     "entropic_pure": _ours("Entropic, pure (k = 0)", Interval(k=0.0, beta=1.0)),
     "entropic_channel": _ours("Entropic, channel", Channel()),
     "entropic_activation": _ours("Entropic, activation (control)", Activation()),

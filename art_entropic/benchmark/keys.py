@@ -49,6 +49,10 @@ _MEASURES: dict[str, dict[str, Any]] = {
         "beta": 0.1, "k": 0.5, "resolution": 1.0, "layers": "all", "relative": False, "eps_factor": 1.0, "read_share": 0.5,
         "pure": 0.5, "pure_beta": 0.3, "ramp": 0.6, **_SCHEDULE,
     },
+    "linear": {
+        "beta": 0.1, "k": 0.5, "resolution": 1.0, "layers": "all", "relative": False, "eps_factor": 1.0, "read_share": 0.5,
+        "pure": 0.5, "pure_beta": 0.3, "ramp": 0.6, **_SCHEDULE,
+    },
     "channel": {
         "beta": 0.5, "k": 0.5, "resolution": 1.0, "eps_factor": 1.0, "read_share": 0.5, "pure": 0.0, "pure_beta": 0.0,
         "ramp": 0.2, **_SCHEDULE,
