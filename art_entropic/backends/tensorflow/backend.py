@@ -28,6 +28,7 @@ from art_entropic.backends.protocol import (
     Controls,
     LayerActivation,
     LayerInterval,
+    LinearBound,
     Objective,
     OwnLoss,
     Propagation,
@@ -60,7 +61,7 @@ from art_entropic.backends.tensorflow.passes import (
     step_terms,
 )
 from art_entropic.backends.tensorflow.precision import full_float32
-from art_entropic.backends.tensorflow.relaxing import RelaxingWalk, TensorFlowRelaxed
+from art_entropic.backends.tensorflow.relaxing import CertifyingWalk, RelaxingWalk, TensorFlowRelaxed
 from art_entropic.backends.tensorflow.replicas import GradientPasses, Gradients, Replicas, check_optimizer, mirrored_strategy
 from art_entropic.backends.tensorflow.walk import Walk, has_graph, own_losses, require_graph, straight_relu
 from art_entropic.linear_bounds import Ball
@@ -114,11 +115,27 @@ class TensorFlowView:
         return intervals.ball(ops, x, eps, self._clip_values)
 
     def propagate(self, x: tf.Tensor, eps: tf.Tensor, norm: float = math.inf) -> Propagation:
-        box = Box(*map(self._standardise, self.ball(x, eps)))
-        spread = None if math.isinf(norm) else self._spread(x, eps)
         walk = Walk(training=self._training)
+        return self._propagated(walk, self._bound_logits(x, eps, walk, norm, x))
+
+    def relaxed(self, x: tf.Tensor, eps: tf.Tensor, norm: float = math.inf) -> tuple[Propagation, LinearBound]:
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            start = tf.identity(x)
+            tape.watch(start)
+            walk = RelaxingWalk(tape, start, training=self._training)
+            logits = self._bound_logits(start, eps, walk, norm, x)
+            z = tf.cast(logits.value, tf.float32)
+        return self._propagated(walk, logits), functools.partial(walk.bound, z)
+
+    def _bound_logits(self, x: tf.Tensor, eps: tf.Tensor, walk: Walk, norm: float, around: tf.Tensor) -> Joint:
+        """The joint pass of x and of the ball around the same points."""
+        box = Box(*map(self._standardise, self.ball(around, eps)))
+        spread = None if math.isinf(norm) else self._spread(around, eps)
         logits = walk.logits(self._model, Joint(self._standardise(x), box, "input", spread=spread))
         self._keep(x, lambda: walk.losses)
+        return logits
+
+    def _propagated(self, walk: Walk, logits: Joint) -> Propagation:
         layers = tuple(LayerInterval(name, _single(box_of(layer))) for name, layer in walk.layers())
         return Propagation(tf.cast(logits.value, tf.float32), layers[-1].box, layers)
 
@@ -331,7 +348,7 @@ class TensorFlowBackend:
         spread = None if math.isinf(norm) else self._spread(around, radius)
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(points)
-            walk = RelaxingWalk(tape, points, relaxation, ball, copies)
+            walk = CertifyingWalk(tape, points, relaxation, ball, copies)
             logits = walk.logits(self.model, Joint(self._standardise(points), box, "input", spread=spread))
         check_joint_pass(self.logits(x), logits.value.numpy(), lambda: logits.source)
         return TensorFlowRelaxed(walk, logits)

@@ -61,6 +61,9 @@ class Pass(Protocol):
     def run(self, operation: str, operands: int) -> None:
         """Note that an operation runs, and how many of its arguments depend on the input."""
 
+    def standardised(self, result: tf.Tensor, x: tf.Tensor, gain: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
+        """`result`, which is x * gain + shift, where both were taken from the batch."""
+
     def enter(self, x: Joint) -> None:
         """Remember a tensor that enters a nonlinearity."""
 

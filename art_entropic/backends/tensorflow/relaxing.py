@@ -21,6 +21,7 @@ from art_entropic.backends.tensorflow.walk import Walk, has_graph
 from art_entropic.linear_bounds import CURVES, Ball, Curve, Lines, Plane
 from art_entropic.ops import Array, Box
 
+LinesOn = Callable[[Box], Lines]
 # Affine in all that depends on the input; what a layer applies as its activation is bounded apart.
 _AFFINE_NAMES = """
     Dense EinsumDense Conv1D Conv2D Conv3D DepthwiseConv1D DepthwiseConv2D Conv1DTranspose Conv2DTranspose Conv3DTranspose
@@ -51,36 +52,26 @@ _LEAKY = ("relu", "leakyrelu")
 _SAME = {"swish": "silu", "hardsilu": "hardswish", "power": "square"}
 
 
-@tf.custom_gradient
-def _between(value: tf.Tensor, below: tf.Tensor, above: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], Any]]:
-    """A value whose backward pass sends positive coefficients to what lies below it, negative ones to what lies above."""
-
-    def gradient(coefficients: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        return tf.zeros_like(coefficients), tf.maximum(coefficients, 0.0), tf.minimum(coefficients, 0.0)
-
-    return tf.identity(value), gradient
-
-
 class RelaxingWalk(Walk):
-    """A walk on which every nonlinearity is bounded by lines.
+    """A walk on which every nonlinearity is bounded by lines, so that one backward pass gives a linear bound.
+
+    Values keep the gradients that they have in the model, and boxes theirs: the bounds are differentiable.
 
     Args:
-        tape: persistent; it watches `x` and `one`.
-        x: (n, ...), raw inputs, which the values depend on.
+        tape: persistent, and within those that differentiate the bounds; it watches `x` and `one`.
+        x: (n, ...), raw inputs that the values depend on and their boxes do not.
         relaxation: which lines there are.
-        ball: of the inputs, that boxes are cut by.
     """
 
-    def __init__(self, tape: tf.GradientTape, x: tf.Tensor, relaxation: Relaxation, ball: Ball, copies: int) -> None:
-        super().__init__(training=False)
-        self.tape, self.x, self.relaxation, self._ball = tape, x, relaxation, ball
-        self._copies = copies
-        self.one = tf.ones(len(x), x.dtype)
+    def __init__(
+        self, tape: tf.GradientTape, x: tf.Tensor, relaxation: Relaxation = "lines", *, training: bool = False
+    ) -> None:
+        super().__init__(training=training)
+        self.tape, self.x, self.relaxation = tape, x, relaxation
+        self.bounding = False
+        self.one = tf.ones(tf.shape(x)[:1], x.dtype)
         tape.watch(self.one)
         self.leading: set[int] = set()
-        self.elements = 0
-        self.work = np.zeros(len(x))
-        self._multiplications = 0.0
         self._bound: list[Joint] = []  # what has its lines already
 
     def call(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -92,27 +83,49 @@ class RelaxingWalk(Walk):
         return keras.tree.map_structure(lambda one: self._after(name, call, one, exact), result)
 
     def _after(self, name: str, call: Call, result: Joint, exact: bool) -> Joint:
-        self.elements += int(tf.size(result.value))
-        if any(result is known for known in self._bound):
+        bound = any(result is known for known in self._bound)
+        self.passed(call, result, exact and not bound)
+        if bound or exact:
             return result
-        if exact:
-            self._count(call, result)
-            return result
-        box = Box(*map(tf.stop_gradient, box_of(result)))
-        ends = box
+        ends = self.box_aside(result)
         if self.relaxation != "boxes" and name in _CONVEX:
-            ends = Box(result.value, box.upper)
+            ends = Box(result.value, ends.upper)
         elif self.relaxation != "boxes" and name == "Multiply" and len(call.joints) == 2:
             ends = self._product(result.value.shape, *call.joints)
-        return self._known(replace(result, value=self._sent(result.value, *ends), box=box))
+        return self._known(replace(result, value=self._between(result.value, *ends), box=self.kept(result)))
 
-    def _count(self, call: Call, result: Joint) -> None:
-        kernel = getattr(call.operation, "kernel", None)
-        self._multiplications += int(tf.size(result.value)) / len(self.x) * (1 if kernel is None else _fan_in(kernel))
+    def passed(self, call: Call, result: Joint, exact: bool) -> None:
+        """A result, before its lines."""
+
+    def kept(self, result: Joint) -> Box:
+        """The box that goes on."""
+        return box_of(result)
+
+    def aside(self, x: tf.Tensor) -> tf.Tensor:
+        """What the pass for bounds takes as constant, and any other one does not."""
+
+        @tf.custom_gradient
+        def same(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], Any]]:
+            return tf.identity(x), lambda gradient: None if self.bounding else gradient
+
+        return same(x)
+
+    def box_aside(self, x: Joint) -> Box:
+        return Box(*map(self.aside, box_of(x)))
+
+    def standardised(self, result: tf.Tensor, x: tf.Tensor, gain: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
+        """An affine map all the same, though its coefficients depend on the batch."""
+
+        @tf.custom_gradient
+        def instead(value: tf.Tensor, equal: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], Any]]:
+            return tf.identity(value), lambda g: (None, g) if self.bounding else (g, None)
+
+        return instead(result, x * self.aside(gain) + self.aside(shift))
 
     def _product(self, shape: Any, left: Joint, right: Joint) -> Box:
-        with self.tape.stop_recording():
-            planes = linear_bounds.product(*(Box(*(tf.broadcast_to(end, shape) for end in box_of(x))) for x in (left, right)))
+        planes = linear_bounds.product(
+            *(Box(*(tf.broadcast_to(end, shape) for end in self.box_aside(x))) for x in (left, right))
+        )
         slanted = planes.slope * left.value + planes.other_slope * right.value
         return Box(slanted + planes.offsets[0], slanted + planes.offsets[1])
 
@@ -120,35 +133,130 @@ class RelaxingWalk(Walk):
         self._bound.append(joint)
         return joint
 
-    def _sent(self, value: tf.Tensor, below: tf.Tensor, above: tf.Tensor) -> tf.Tensor:
-        value = tf.stop_gradient(value)
-        one = self._one_like(value)
-        return _between(value, *(end + tf.stop_gradient(value - end) * one for end in (below, above)))
+    def _between(self, value: tf.Tensor, below: tf.Tensor, above: tf.Tensor) -> tf.Tensor:
+        """A value through which the pass for bounds sends positive coefficients below it, negative ones above it."""
+
+        @tf.custom_gradient
+        def between(
+            value: tf.Tensor, one: tf.Tensor, below: tf.Tensor, above: tf.Tensor
+        ) -> tuple[tf.Tensor, Callable[[tf.Tensor], Any]]:
+            def gradient(coefficients: tf.Tensor) -> Any:
+                if not self.bounding:
+                    return coefficients, None, None, None
+                positive, negative = tf.maximum(coefficients, 0.0), tf.minimum(coefficients, 0.0)
+                return None, _summed(positive * (value - below) + negative * (value - above), one), positive, negative
+
+            return tf.identity(value), gradient
+
+        return between(value, self._one_like(value), below, above)
+
+    def _lined(self, value: tf.Tensor, z: tf.Tensor, lines: Lines) -> tf.Tensor:
+        """`_between` lines at z, in fewer passes over memory."""
+
+        @tf.custom_gradient
+        def lined(
+            value: tf.Tensor, z: tf.Tensor, one: tf.Tensor, *ends: tf.Tensor
+        ) -> tuple[tf.Tensor, Callable[[tf.Tensor], Any]]:
+            def gradient(coefficients: tf.Tensor) -> Any:
+                if not self.bounding:
+                    return coefficients, *[None] * 6
+                positive = coefficients > 0
+                slope, offset = tf.where(positive, ends[0], ends[2]), tf.where(positive, ends[1], ends[3])
+                gap = coefficients * (value - slope * z - offset)
+                return None, coefficients * slope, _summed(gap, one), *[None] * 4
+
+            return tf.identity(value), gradient
+
+        return lined(value, z, self._one_like(value), *lines.below, *lines.above)
 
     def _one_like(self, value: tf.Tensor) -> tf.Tensor:
         """1 for each example, in the shape of a tensor whose first axis tells them apart."""
-        n, rank = len(self.x), len(value.shape)
+        n, rank = self.x.shape[0], len(value.shape)
         one = tf.cast(self.one, value.dtype)
-        if n > 1 and rank:
+        if n != 1 and rank and value.shape[0] is not None:
             self.leading.add(int(value.shape[0]))
         if rank and value.shape[0] == n:
-            return tf.reshape(one, [n] + [1] * (rank - 1))
-        return tf.reduce_sum(one) / n
+            # Where nobody knows n yet, an axis may be folded into that of the batch.
+            one = tf.repeat(one, tf.shape(value)[0] // tf.shape(one)[0]) if n is None else one
+            return tf.reshape(one, [-1] + [1] * (rank - 1))
+        return tf.reduce_mean(one)
 
     def activated(self, call: Call, f: Callable[[tf.Tensor], tf.Tensor], x: Joint, bound: Callable[[Joint], Joint]) -> Joint:
+        lines_on = None if self.relaxation == "boxes" else _lines_of(call, f, self.relu)
+        x, lines, result = self.entered(call, x, lines_on, bound)
+        if lines is None:
+            return self._known(replace(result, value=self._between(result.value, *self.box_aside(result))))
+        return self._known(replace(result, value=self._lined(result.value, x.value, lines)))
+
+    def entered(
+        self, call: Call, x: Joint, lines_on: LinesOn | None, bound: Callable[[Joint], Joint]
+    ) -> tuple[Joint, Lines | None, Joint]:
+        """What enters a nonlinearity, its lines, and what comes out."""
+        return x, None if lines_on is None else lines_on(self.box_aside(x)), bound(x)
+
+    def bound(self, z: tf.Tensor, upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """`LinearBound` of z (n, m)."""
+        gradient, gap = self.coefficients(z, upstream)
+        return tf.reduce_sum(upstream * z, axis=1) - gap, gradient
+
+    def coefficients(self, z: tf.Tensor, upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Of a linear bound of sum(upstream * z): its gradient in x, and its gap at x, (n,)."""
+        self.bounding = True
+        try:
+            gradient, gap = self.tape.gradient(
+                z,
+                [self.x, self.one],
+                output_gradients=upstream,
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+        finally:
+            self.bounding = False
+        return gradient, gap
+
+
+class CertifyingWalk(RelaxingWalk):
+    """Bounds of a model whose weights are fixed.
+
+    Args:
+        ball: of the inputs, that boxes are cut by.
+        copies: so many points, one behind the other, are the same one.
+    """
+
+    def __init__(self, tape: tf.GradientTape, x: tf.Tensor, relaxation: Relaxation, ball: Ball, copies: int) -> None:
+        super().__init__(tape, x, relaxation)
+        self._ball, self._copies = ball, copies
+        self.elements = 0
+        self.work = np.zeros(len(x))
+        self._multiplications = 0.0
+
+    def passed(self, call: Call, result: Joint, exact: bool) -> None:
+        self.elements += int(tf.size(result.value))
+        if exact:
+            self._count(call, result)
+
+    def kept(self, result: Joint) -> Box:
+        return self.box_aside(result)
+
+    def aside(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.stop_gradient(x)
+
+    def _count(self, call: Call, result: Joint) -> None:
+        kernel = getattr(call.operation, "kernel", None)
+        self._multiplications += int(tf.size(result.value)) / len(self.x) * (1 if kernel is None else _fan_in(kernel))
+
+    def entered(
+        self, call: Call, x: Joint, lines_on: LinesOn | None, bound: Callable[[Joint], Joint]
+    ) -> tuple[Joint, Lines | None, Joint]:
         # Of a layer that carries its activation: what is affine in it, before the units that it makes are counted.
         self._count(call, x)
-        lines_on = None if self.relaxation == "boxes" else _lines_of(call, f, self.relu)
         with self.tape.stop_recording():
-            x = replace(x, box=Box(*map(tf.stop_gradient, box_of(x))))
-            lines = None
-            if lines_on is not None:
-                x, lines = self._tightened(x, lines_on)
-            result = bound(x)
-        ends = box_of(result) if lines is None else Box(lines.below.at(x.value), lines.above.at(x.value))
-        return self._known(replace(result, value=self._sent(result.value, *ends)))
+            x = replace(x, box=self.box_aside(x))
+            if lines_on is None:
+                return x, None, bound(x)
+            x, lines = self._tightened(x, lines_on)
+            return x, lines, bound(x)
 
-    def _tightened(self, z: Joint, lines_on: Callable[[Box], Lines]) -> tuple[Joint, Lines]:
+    def _tightened(self, z: Joint, lines_on: LinesOn) -> tuple[Joint, Lines]:
         """Lines on the box of what enters a nonlinearity, which is made smaller first where that is wanted."""
         box, n = box_of(z), len(self.x)
         lines = lines_on(box)
@@ -169,14 +277,14 @@ class RelaxingWalk(Walk):
     def below(self, z: tf.Tensor, coefficients: Array) -> Plane:
         """A linear bound of sum(coefficients * z) of each example."""
         n = len(self.x)
-        gradient, gap = self.tape.gradient(
-            z,
-            [self.x, self.one],
-            output_gradients=tf.reshape(tf.cast(coefficients, z.dtype), z.shape),
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
+        gradient, gap = self.coefficients(z, tf.reshape(tf.cast(coefficients, z.dtype), z.shape))
         terms = coefficients * _double(z).reshape(n, -1)
         return Plane(terms.sum(axis=1), np.abs(terms).sum(axis=1), _double(gap), _double(gradient).reshape(n, -1))
+
+
+def _summed(x: tf.Tensor, one: tf.Tensor) -> tf.Tensor:
+    """A number for each example where `one` has one for each, else one for all."""
+    return tf.reduce_sum(x, axis=list(range(1, len(x.shape))), keepdims=True) if len(one.shape) else tf.reduce_sum(x)
 
 
 def _fan_in(kernel: Any) -> float:
@@ -188,9 +296,7 @@ def _double(x: tf.Tensor) -> Array:
     return array
 
 
-def _lines_of(
-    call: Call, f: Callable[[tf.Tensor], tf.Tensor], relu: Callable[[tf.Tensor], tf.Tensor]
-) -> Callable[[Box], Lines] | None:
+def _lines_of(call: Call, f: Callable[[tf.Tensor], tf.Tensor], relu: Callable[[tf.Tensor], tf.Tensor]) -> LinesOn | None:
     """Lines of an element-wise nonlinearity; None where none were proved for it and its settings."""
     if f is relu:
         return lambda box: linear_bounds.two_pieces(ops, box)
@@ -217,7 +323,7 @@ def _lines_of(
 class TensorFlowRelaxed:
     """`Relaxed` of a Keras model."""
 
-    def __init__(self, walk: RelaxingWalk, logits: Joint) -> None:
+    def __init__(self, walk: CertifyingWalk, logits: Joint) -> None:
         self._walk, self._logits = walk, logits.value
         self.logits, self.box = _double(logits.value), Box(*map(_double, box_of(logits)))
         self.leading, self.elements, self.work = frozenset(walk.leading), walk.elements, walk.work

@@ -443,6 +443,7 @@ def _batch_norm(call: Call) -> Joint:
     mean, variance = keras.ops.moments(x.value, axes, synchronized=True) if layer.synchronized else tf.nn.moments(x.value, axes)
     factor = _factor(layer, variance, mean)
     shift = (tf.convert_to_tensor(layer.beta) if layer.center else 0.0) - mean * factor
+    value = call.walk.standardised(value, x.value, *(tf.reshape(part, shape) for part in (factor, shift)))
     result = Joint(value, in_precision(_gain(x.box, factor, shift, shape), value), call.name)
     return _scaled(call, result, lambda t: t * tf.reshape(factor, shape))
 

@@ -103,6 +103,9 @@ class Walk:
         if all(x is not seen for seen in self._entered):
             self._entered.append(x)
 
+    def standardised(self, result: tf.Tensor, x: tf.Tensor, gain: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
+        return result
+
     def activated(self, call: Call, f: Callable[[tf.Tensor], tf.Tensor], x: Joint, bound: Callable[[Joint], Joint]) -> Joint:
         return bound(x)
 
