@@ -222,6 +222,23 @@ class Reference:
         box = through(Box(np.maximum(hidden.lower, 0), np.maximum(hidden.upper, 0)), self.w2, self.b2)
         return Propagation(self.logits(x), box, (LayerInterval("hidden", hidden), LayerInterval("logits", box)))
 
+    def relaxed(self, x, eps, norm=np.inf):
+        propagation = self.propagate(x, eps, norm)
+        low, high = propagation.layers[0].box
+        value = x.reshape(len(x), -1) @ self.w1 + self.b1
+
+        def bound(v):
+            upstream = v @ self.w2.T
+            crosses, chord = (low < 0) & (high > 0), high / (high - low)
+            below = 1.0 * (high > -low)
+            above = np.where(crosses, chord, below)
+            slope = np.where(upstream > 0, below, above)
+            offset = np.where((upstream < 0) & crosses, -chord * low, 0.0)
+            number = (upstream * (slope * value + offset)).sum(axis=1) + v @ self.b2
+            return number, ((upstream * slope) @ self.w1.T).reshape(x.shape)
+
+        return propagation, bound
+
     def activations(self, x):
         hidden, logits = x.reshape(len(x), -1) @ self.w1 + self.b1, self.logits(x)
         return Activations(logits, (LayerActivation("hidden", hidden), LayerActivation("logits", logits)))
@@ -282,6 +299,18 @@ def test_measure_agrees_with_the_float64_reference(framework, measure, norm, two
     np.testing.assert_allclose(values["logit"], expected.logits[0, 0], rtol=1e-4)
     if expected.worst is not None:
         np.testing.assert_allclose(values["worst"], (expected.worst * batch.y).mean(), rtol=1e-4)
+
+
+def test_linear_bounds_lift_the_label_against_all_rivals_and_prove_it_against_one(two_layers, rng):
+    view, y = Reference(*two_layers), np.eye(3)[rng.integers(0, 3, 50)]
+    batch = Batch(rng.random((50, 16)), y, class_noise=rng.random(50))
+    boxes, lines = (MEASURES[name]().read(view, batch, 0.1) for name in ("interval", "linear"))
+    lift = lines.worst - boxes.worst
+    assert (lift >= 0).all() and (lift * (1 - y) == 0).all() and (lift.sum(axis=1) > 0.05).mean() > 0.9
+    np.testing.assert_allclose(lines.information, boxes.information)
+    np.testing.assert_array_equal(lines.box.lower, boxes.box.lower)
+    rival = y - rival_direction(ops, boxes.worst, y, batch.class_noise)
+    np.testing.assert_allclose(lines.box.upper, boxes.box.upper - rival * lift.sum(axis=1, keepdims=True))
 
 
 def test_activation_and_coding_of_the_reference_by_their_definitions(two_layers, rng):
