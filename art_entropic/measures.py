@@ -177,7 +177,7 @@ class Interval(_WithPurePhase, frozen=True, kw_only=True, tag="interval"):
 class Linear(Interval, frozen=True, kw_only=True, tag="linear"):
     """`Interval` with the margin against one drawn rival bounded by lines in place of boxes: a tighter worst case.
 
-    It costs a quarter more than `Interval`, and gives the same certificates by itself.
+    Its worst case holds for that rival; the others are lifted with it. It needs what `Interval` needs, and more seconds.
     """
 
     title: ClassVar[str] = "worst case, by linear bounds to one rival"
