@@ -47,11 +47,15 @@ CLAIM_L2 = "cifar10-l2-six-dense"
 EQUAL_TIME = ("mnist-0.1", "mnist-0.1-converged", "mnist-0.2", "mnist-0.2-converged", "mnist-0.3", "mnist-0.3-converged",
               "mnist-0.3-large", "mnist-0.1-silu")  # fmt: skip
 # One line each in one table; they have no table of their own.
-BREADTH: tuple[str, ...] = ()
+BREADTH = (
+    "breadth-digits-mlp", "breadth-fashion-mnist", "breadth-fashion-mnist-tensorflow", "breadth-gtsrb",
+    "breadth-tiny-imagenet10", "breadth-nsl-kdd", "breadth-fsdd", "breadth-vit",
+)  # fmt: skip
 LONG = ("mnist-0.1-long", "mnist-0.3-long")
 ABLATIONS = {
     "ablation-term": "What the entropic term adds to interval training alone (IBP mixed with the clean loss), and when.",
     "ablation": "The worst-case measure on a ReLU network, Linf 0.3. `beta 0` keeps the pure phase at the beginning.",
+    "ablation-linear": "Linear bounds to one drawn rival beside interval bounds alone, where data are few.",
     "ablation-silu": "The same with SiLU in place of ReLU.",
     "ablation-batchnorm": "The same with BatchNorm after each convolution.",
     "ablation-channel": "The first-order measure where it is at home, SiLU and Linf 0.1.",
