@@ -262,8 +262,8 @@ def _python_command(plan: ResolvedPlan) -> str:
     """For variants and titles, which the command line has no words for outside a file."""
     same = BenchmarkPlan(**msgspec.structs.asdict(plan))
     code = (
-        "from art_entropic import Activation, BenchmarkPlan, Channel, Coding, Interval, Linear, Schedule, Variant; "
-        "from art_entropic import run_benchmark; "
+        "from art_entropic import Activation, BenchmarkPlan, Channel, Coding, Interval, Linear, Schedule, "
+        "Variant, run_benchmark; "
         f"run_benchmark({same!r})"
     )
     return f"python -c {shlex.quote(code)}"

@@ -27,7 +27,7 @@ def convolutional(activation: Any, batch_norm: bool = False) -> tuple[Any, ...]:
 
 def plain(layers: tuple[Any, ...]) -> Callable[[str], Any]:
     return lambda framework: framework_module(framework).build_classifier(
-        layers, input_shape=(SIDE, SIDE, 1), nb_classes=CLASSES, clip_values=(0.0, 1.0), learning_rate=1.0, seed=0
+        layers, input_shape=(SIDE, SIDE, 1), nb_classes=CLASSES, clip_values=(0.0, 1.0), learning_rate=1e-2, seed=0
     )
 
 

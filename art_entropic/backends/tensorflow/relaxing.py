@@ -91,7 +91,7 @@ class RelaxingWalk(Walk):
         if self.relaxation != "boxes" and name in _CONVEX:
             ends = Box(result.value, ends.upper)
         elif self.relaxation != "boxes" and name == "Multiply" and len(call.joints) == 2:
-            ends = self._product(result.value.shape, *call.joints)
+            ends = self._product(tf.shape(result.value), *call.joints)
         return self._known(replace(result, value=self._between(result.value, *ends), box=self.kept(result)))
 
     def passed(self, call: Call, result: Joint, exact: bool) -> None:
