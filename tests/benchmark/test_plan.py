@@ -261,7 +261,7 @@ def test_an_empty_plan_file_is_the_default_plan(tmp_path: Path, monkeypatch: pyt
         ('[[variants]]\nname = "a"\ndefence = "natural"', "plan.toml: `variants[0].defence` must be one of 'uniform_noise', "),
         ("[[variants]]\nname = 1", "plan.toml: `variants[0].name` must be a text, got 1"),
         ("[[variants]]\noptions = { beta = 0 }", "plan.toml: `variants[0].options` is no longer a key: hyperparameters belong"),
-        ("[[variants]]\nmeasure = { beta = 0.0 }", "`variants[0].measure.type` must be one of 'interval', 'channel', "),
+        ("[[variants]]\nmeasure = { beta = 0.0 }", "`variants[0].measure.type` must be one of 'interval', 'linear', "),
         ('[[variants]]\nmeasure = { type = "coding", k = 1 }', "`variants[0].measure.k` is unknown: a key must be one of "),
         ('[[variants]]\nmeasure = { type = "interval", k = 2 }', "`variants[0].measure.k` must be a number in [0, 1], got 2"),
     ],
