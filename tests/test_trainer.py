@@ -296,7 +296,10 @@ def test_bad_input_is_named_before_any_work(classifier, data):
             {"norm": 2, "eps": 9},
             r"`eps` must not exceed 8\.48528, the L2 distance of the farthest points in `clip_values`, got 9",
         ),
-        ({"measure": "entropy"}, "`measure` must be one of 'interval', 'channel', 'coding', 'activation', got 'entropy'"),
+        (
+            {"measure": "entropy"},
+            "`measure` must be one of 'interval', 'linear', 'channel', 'coding', 'activation', got 'entropy'",
+        ),
         ({"measure": Interval}, r"`measure` must be a measure, not its class: write Interval\(\), got <class"),
         ({"measure": Measure(beta=0.1)}, r"`measure` must be None, one of 'interval', .* got Measure\(beta=0.1\)"),
         ({"eps": 10**400}, "`eps` must be finite"),
