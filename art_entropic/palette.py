@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 NATURAL = "natural"
 
-# Okabe & Ito 2008, "Color Universal Design", without yellow and black, which vanish on white and on dark paper; then four
+# Okabe & Ito 2008, "Color Universal Design", without yellow and black, which vanish on white and on dark paper; then five
 # of middle lightness for long tables.
 PALETTE = (
     "#D55E00",
@@ -20,6 +20,7 @@ PALETTE = (
     "#9C6B4A",
     "#7F8C8D",
     "#3FA7A0",
+    "#A3485B",
 )
 GREY = "#4D4D4D"
 

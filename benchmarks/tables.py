@@ -38,8 +38,9 @@ they meet the first attack, as a check of the proof, and in older records all of
 
 All defences of a table share network (a row "SiLU for ReLU" says that it does not), natural starting weights, training points,
 batch size, optimizer (Adam) and learning rate, which falls linearly to 0 over the last half for every one of them. Ours keep
-the epoch that was best on held-out points, ART's trainers know only their last one; what else could not be made equal is in
-the notes of each record. Seconds are of the training alone, one thread on one core.
+the epoch that was best on held-out points by their own loss. ART's trainers keep their last one, or where the plan says
+`keep = "best"` the one that was best under PGD on held-out points. What else could not be made equal is in the notes of each
+record. Seconds are of the training alone, one thread on one core.
 
 Differences from MadryPGD are paired: on the same points, with a 95 % bootstrap interval over the points, and over the seeds
 that both have. Older records do not tell what became of each point, and have none.
