@@ -56,6 +56,7 @@ ABLATIONS = {
     "ablation-term": "What the entropic term adds to interval training alone (IBP mixed with the clean loss), and when.",
     "ablation": "The worst-case measure on a ReLU network, Linf 0.3. `beta 0` keeps the pure phase at the beginning.",
     "ablation-linear": "Linear bounds to one drawn rival beside interval bounds alone, where data are few.",
+    "ablation-linear-0.1": "The same at the small radius, and `interval` trained for a larger ball than that of the test.",
     "ablation-silu": "The same with SiLU in place of ReLU.",
     "ablation-batchnorm": "The same with BatchNorm after each convolution.",
     "ablation-channel": "The first-order measure where it is at home, SiLU and Linf 0.1.",
