@@ -28,6 +28,13 @@ from art_entropic.backends.registry import FRAMEWORKS, framework_module  # noqa:
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+# Minutes each. A file runs on one worker, which must not begin with them when the others are done.
+LONGEST = ("test_notebooks.py", "test_second_device.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture
 def run_pytest(tmp_path):
