@@ -49,7 +49,9 @@ def cost_of(section: Section, row: ComparisonRow | None, rival: ComparisonRow | 
     if row is None or rival is None or row.training is None or rival.training is None:
         return NOTHING
     epochs = row.training.nb_epochs / rival.training.nb_epochs
-    place = {"problem": section.problem, "network": section.network, "eps": section.eps}
+    place = {"problem": section.problem, "network": section.network} | (
+        {"measure": setting(row, "measure")} if row.ours else {}
+    )
     for record in measurements("training_cost"):
         names = {row.defence, rival.defence}
         if place.items() <= record.settings.items() and all(f"{name}_ms" in record.values for name in names):
@@ -153,6 +155,21 @@ def equal_time(tables: dict[str, Section]) -> str:
         "of MadryPGD's seconds",
     ]
     return markdown(table_of(headings, lines, words=["ball", "defence", "robust, seeds"])) if lines else "Not run yet."
+
+
+def training_costs() -> str:
+    """What `benchmarks/training_cost.py` found, with nothing else running: ours beside the others, an image."""
+    lines = []
+    for record in measurements("training_cost"):
+        found, told = record.values, record.settings
+        spent = [f"{found[f'{kind}_ms']:.2f}" for kind in ("natural", OURS, FBF, RIVAL, "trades", "pgd_loop")]
+        ratios = [f"{found[f'of_{kind}']:.2f}" for kind in (FBF, RIVAL, "pgd_loop")]
+        lines.append([f"{told['problem']}, network {told['network']}", f"`{told['measure']}`", *spent, *ratios])
+    headings = [
+        "data, network", "measure", "natural, ms", "ours", "FBF", "MadryPGD", "TRADES", "plain PGD loop", "ours to FBF",
+        "ours to MadryPGD", "ours to the plain loop",
+    ]  # fmt: skip
+    return markdown(table_of(headings, lines, words=["measure"]))
 
 
 def _is_compared(row: ComparisonRow) -> bool:

@@ -22,7 +22,7 @@ from cost_tables import (
     growth_with_network,
     imagenet,
 )
-from evidence_tables import breadth, breadth_sentence, certified_training, equal_time
+from evidence_tables import breadth, breadth_sentence, certified_training, equal_time, training_costs
 from information_tables import decisions, draw_information, layers, likeness
 from published import ABLATIONS, ALL, BREADTH, CLAIM, CLAIM_L2, COMPARISONS, EQUAL_TIME, LONG, ROOT, load
 
@@ -54,6 +54,9 @@ EQUAL_TIME_TOLD = """Entropic retraining costs a fifth to a third of MadryPGD's 
 spend the difference on more epochs. FBF costs about what ours costs. Ratios of seconds are those of
 `python benchmarks/training_cost.py`, one thread with nothing else running, where it was run for the network, else those of the
 trainings themselves."""
+COSTS_TOLD = """Milliseconds an image of one epoch, in one thread and with nothing else running (`python
+benchmarks/training_cost.py`). ART's MadryPGD carries a cost of its own, so a seven-step PGD loop in plain PyTorch stands
+beside it."""
 BREADTH_TOLD = """One plan a line under [benchmarks/plans/](benchmarks/plans). Equal epochs for every defence, nothing tuned for
 a line, and `EntropicTrainer` with its settings left to itself. One seed."""
 LONG_TOLD = """How far certified training comes that has the epochs, the networks and the tuning. Certificates of the others are
@@ -82,7 +85,7 @@ def benchmarks(tables: dict[str, Section]) -> str:
     if CLAIM_L2 in tables:
         parts += [f"## {heading(tables[CLAIM_L2])}", "Discussed in [docs/claim.md](docs/claim.md)."]
         parts += [claim_l2(tables), origin(CLAIM_L2)]
-    parts += ["## Equal time", EQUAL_TIME_TOLD, equal_time(chosen_tables(tables, EQUAL_TIME))]
+    parts += ["## Equal time", EQUAL_TIME_TOLD, equal_time(chosen_tables(tables, EQUAL_TIME)), COSTS_TOLD, training_costs()]
     broad = chosen_tables(tables, BREADTH)
     if broad:
         parts += ["## Other data, other networks", BREADTH_TOLD, breadth_sentence(broad), breadth(broad)]

@@ -27,14 +27,16 @@ import torch
 import torch.nn.functional as F
 from measuring import keep, timed
 
+from art_entropic.backends.registry import backend_for
 from art_entropic.benchmark.course import PGD_STEPS, pgd_step
 from art_entropic.benchmark.data import CLIP_VALUES, for_framework
 from art_entropic.benchmark.defences import DEFENCES
 from art_entropic.benchmark.problems import PROBLEMS, build_classifier, load_data
+from art_entropic.choosing import measure_for
 
 KINDS = ("natural", "entropic", "fbf", "madry_pgd", "trades")
 LOOP = "pgd_loop"
-IMAGES, TURNS, WARM_UP = 6400, 3, 640
+IMAGES, TURNS, WARM_UP = 3200, 3, 640
 
 
 def plain_pgd(estimator: Any, x: np.ndarray, y: np.ndarray, eps: float, batch_size: int) -> None:
@@ -96,7 +98,11 @@ def main() -> None:
     data = load_data(asked.problem)
     x, y = for_framework(data.x_train[:IMAGES], "pytorch"), data.y_train[:IMAGES]
     values = measure(trainings(asked.problem, asked.network, asked.eps, x, y))
-    settings = {"problem": asked.problem, "network": asked.network, "eps": asked.eps, "images": len(x), "threads": 1}
+    chosen = measure_for(backend_for(build_classifier(PROBLEMS[asked.problem], "pytorch", 0, asked.network)), x[:32], asked.eps)
+    settings = {
+        "problem": asked.problem, "network": asked.network, "eps": asked.eps, "measure": chosen.measure, "images": len(x),
+        "threads": 1,
+    }  # fmt: skip
     command = shlex.join(["python", "benchmarks/training_cost.py", *sys.argv[1:]])
     keep("training_cost", values, settings, command=command, frameworks=("pytorch",), data=data.sha256)
 
