@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias, TypeVar
 
-from art_entropic.backends.protocol import Batch, LayerActivation, LayerInterval, View
+from art_entropic.backends.protocol import Batch, LayerActivation, LayerInterval, Propagation, View
 from art_entropic.intervals import worst_case_logits
 from art_entropic.linear_bounds import worst_shift
 from art_entropic.ops import Box, Ops, Tensor
@@ -286,9 +286,12 @@ def interval(
     relative: bool = False,
 ) -> Reading:
     """Equation (1): the worst case over the whole ball, by interval propagation."""
-    propagation = view.propagate(batch.x, eps, norm)
+    return _of_boxes(view.ops, view.propagate(batch.x, eps, norm), batch, resolution, layers, relative)
+
+
+def _of_boxes(ops: Ops, propagation: Propagation, batch: Batch, resolution: float, layers: Layers, relative: bool) -> Reading:
     chosen = choose_layers(propagation.layers, layers)
-    information = mean_transmitted_information(view.ops, chosen, resolution=resolution, relative=relative)
+    information = mean_transmitted_information(ops, chosen, resolution=resolution, relative=relative)
     worst = worst_case_logits(propagation.box, batch.y)
     return Reading(propagation.logits, information, worst, propagation.box)
 
@@ -312,16 +315,14 @@ def linear(
     """
     ops = view.ops
     propagation, bound = view.relaxed(batch.x, eps, norm)
-    chosen = choose_layers(propagation.layers, layers)
-    information = mean_transmitted_information(ops, chosen, resolution=resolution, relative=relative)
-    box = propagation.box
-    worst = worst_case_logits(box, batch.y)
+    boxes = _of_boxes(ops, propagation, batch, resolution, layers, relative)
+    box, worst = propagation.box, boxes.worst
     direction = rival_direction(ops, ops.constant_of(worst), batch.y, batch.class_noise)
     margin = least_over_ball(ops, *bound(direction), batch.x, view.ball(batch.x, eps), None if math.isinf(norm) else eps)
     gain = margin - ops.sum(direction * worst, axis=1)
     lift = ops.maximum(gain, gain * 0.0)[:, None]
     proved = Box(box.lower, box.upper - (batch.y - direction) * lift)
-    return Reading(propagation.logits, information, worst + batch.y * lift, proved)
+    return boxes._replace(worst=worst + batch.y * lift, box=proved)
 
 
 def least_over_ball(ops: Ops, value: Tensor, gradient: Tensor, x: Tensor, box: Box, radius: Tensor | None) -> Tensor:
