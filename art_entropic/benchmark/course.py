@@ -74,7 +74,7 @@ class Conditions(NamedTuple):
     checkpoint: Path | None = None
 
 
-Fit = Callable[[Array, int], Any]  # some of ART's training, on points (n, ...) for so many epochs
+Fit = Callable[..., Any]  # `fit` of ART, with x, y, batch_size and nb_epochs
 
 
 @dataclass
@@ -103,18 +103,19 @@ class Course:
         if self.radius is not None:
             self.radius(self.eps_at(progress))
 
-    def follow(self, x: Array, fit: Fit, *, change: Callable[[Array, int], Array] | None = None) -> Outcome:
+    def follow(self, fit: Fit, x: Array, y: Array, *, change: Callable[[Array, int], Array] | None = None) -> Outcome:
         """Train: as ART does, or epoch by epoch where the points change in between or the best epoch is looked for."""
         given = self.given
         if given.augment is None and change is None and given.keep == LAST:
-            fit(x, given.nb_epochs)
+            fit(x, y, batch_size=given.batch_size, nb_epochs=given.nb_epochs)
             return Outcome((_LAST_EPOCH,))
         epochs = _Epochs(self)
         for epoch in range(epochs.finished, given.nb_epochs):
             began = time.perf_counter()
             points = augmented(x, given.augment, given.seed, epoch)
             with _seeded(backend_for(self.twin), given.seed, epoch):
-                fit(points if change is None else change(points, epoch), 1)
+                points = points if change is None else change(points, epoch)
+                fit(points, y, batch_size=given.batch_size, nb_epochs=1)
             epochs.add(began)
         return epochs.outcome()
 

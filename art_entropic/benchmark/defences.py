@@ -171,7 +171,7 @@ class Defence:
         reason = self.unavailable(framework_of(estimator))
         if reason is not None:
             raise ValueError(f"`defence` must run on {FRAMEWORKS[framework_of(estimator)].title}, got {self.title}: {reason}")
-        first = FRAMEWORKS[framework_of(estimator)].channels_first
+        channels_first = FRAMEWORKS[framework_of(estimator)].channels_first
         given = Conditions(
             eps=check_radius(eps, exponent, estimator.clip_values, tuple(estimator.input_shape)),
             norm=exponent,
@@ -181,7 +181,7 @@ class Defence:
             verbose=verbose,
             validation_data=None if validation_data is None else _checked(estimator, *validation_data),
             measure=self.measure if measure is None else measure,
-            augment=AUGMENTATIONS[choice("augmentation", augmentation, AUGMENTATIONS)].of(first),
+            augment=AUGMENTATIONS[choice("augmentation", augmentation, AUGMENTATIONS)].of(channels_first),
             keep=choice("keep", keep, KEPT_EPOCHS),
             checkpoint=checkpoint,
         )
@@ -256,12 +256,14 @@ def _checked(estimator: Any, x: Any, y: Any) -> tuple[Array, Array]:
 
 
 def _natural(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
+    return _plain(estimator, x, y, given)
+
+
+def _plain(
+    estimator: Any, x: Array, y: Array, given: Conditions, change: Callable[[Array, int], Array] | None = None
+) -> Outcome:
     with trainee(estimator, len(x), given, radius=0.0) as (twin, course):
-
-        def fit(points: Array, nb_epochs: int) -> None:
-            twin.fit(points, y, batch_size=given.batch_size, nb_epochs=nb_epochs, verbose=given.verbose)
-
-        return course.follow(x, fit)
+        return course.follow(partial(twin.fit, verbose=given.verbose), x, y, change=change)
 
 
 def _uniform_noise(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
@@ -275,12 +277,7 @@ def _uniform_noise(estimator: Any, x: Array, y: Array, given: Conditions) -> Out
             result.clip(low, high, out=result)
         return result
 
-    with trainee(estimator, len(x), given, radius=0.0) as (twin, course):
-
-        def fit(points: Array, nb_epochs: int) -> None:
-            twin.fit(points, y, batch_size=given.batch_size, nb_epochs=nb_epochs, verbose=given.verbose)
-
-        return course.follow(x, fit, change=noisy)
+    return _plain(estimator, x, y, given, change=noisy)
 
 
 def _entropic(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
@@ -323,7 +320,7 @@ def _madry_pgd(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome
         trainer.attack.set_params(norm=given.norm, batch_size=given.batch_size)
         course.begin(_radius_of(trainer.attack))
         with _art_bars("adversarial_trainer", given.verbose), _uncounted(trainer.attack):
-            outcome = course.follow(x, lambda points, nb_epochs: trainer.fit(points, y, nb_epochs=nb_epochs))
+            outcome = course.follow(trainer.fit, x, y)
     told = f"PGD with {PGD_STEPS} steps of eps/4, the paper's number for CIFAR-10 (40 steps on MNIST)"
     return outcome.told(told, _RAMPED, _UNCOUNTED, *twin.remarks)
 
@@ -334,12 +331,8 @@ def _fbf(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
     with trainee(estimator, len(x), given) as (twin, course):
         trainer = AdversarialTrainerFBFPyTorch(twin, eps=given.eps)
         course.begin(partial(setattr, trainer, "_eps"))
-
-        def fit(points: Array, nb_epochs: int) -> None:
-            trainer.fit(points, y, batch_size=given.batch_size, nb_epochs=nb_epochs)
-
         with _art_bars("adversarial_trainer_fbf_pytorch", given.verbose):
-            outcome = course.follow(x, fit)
+            outcome = course.follow(trainer.fit, x, y)
     return outcome.told(
         "the shared learning rate in place of ART's own schedule (up to 0.21, for SGD)",
         _RAMPED,
@@ -367,12 +360,8 @@ def _trades(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
         beta = TRADES_BETA_COLOUR if colour else TRADES_BETA_GREY
         trainer = AdversarialTrainerTRADESPyTorch(twin, attack, beta=beta)
         course.begin(_radius_of(attack))
-
-        def fit(points: Array, nb_epochs: int) -> None:
-            trainer.fit(points, y, batch_size=given.batch_size, nb_epochs=nb_epochs)
-
         with _art_bars("adversarial_trainer_trades_pytorch", given.verbose), _uncounted(attack):
-            outcome = course.follow(x, fit)
+            outcome = course.follow(trainer.fit, x, y)
     return outcome.told(
         f"beta {beta:g}, PGD with {PGD_STEPS} steps of eps/4",
         "ART's inner step climbs cross-entropy, the paper's climbs the KL divergence",
