@@ -152,7 +152,7 @@ def _headlines(section: Section) -> list[list[str]]:
             continue
         where = f"{section.title}, {FRAMEWORKS[framework].title}{fresh(section)}"
         best = max((row for place, row in rows.items() if place[0] == framework), key=lambda row: row.robust.value)
-        winner = NOTHING if rival is None else f"{best.defence_title}, {_value(best.robust)} %"
+        winner = NOTHING if rival is None else f"{best.defence_title}, {value_of(best.robust)} %"
         measure = f"`{setting(ours, 'measure')}`"
         lines.append([where, radius_of(section), measure, _three(ours), _two(rival), _seconds(ours, rival), winner])
     return lines
@@ -169,17 +169,17 @@ def radius_of(section: Section) -> str:
     return f"L{section.norm} {radius(section.eps)}"
 
 
-def _value(estimate: Estimate | None) -> str:
+def value_of(estimate: Estimate | None) -> str:
     return NOTHING if estimate is None else percent(estimate.value)
 
 
 def _three(row: ComparisonRow) -> str:
     certified = row.certified if row.certified is not None and row.certified.value > 0 else None
-    return f"{_value(row.clean)} / **{_value(row.robust)}** / {_value(certified)}"
+    return f"{value_of(row.clean)} / **{value_of(row.robust)}** / {value_of(certified)}"
 
 
 def _two(row: ComparisonRow | None) -> str:
-    return "not run" if row is None else f"{_value(row.clean)} / {_value(row.robust)}"
+    return "not run" if row is None else f"{value_of(row.clean)} / {value_of(row.robust)}"
 
 
 def _seconds(ours: ComparisonRow, rival: ComparisonRow | None) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from comparison_tables import radius_of, rival_of, setting
-from published import measurements
+from comparison_tables import radius_of, rival_of, setting, value_of
+from published import RIVAL, measurements
 
 from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.palette import NATURAL
 from art_entropic.report.sections import ComparisonRow, Estimate, Section, paired, percent
 from art_entropic.report.table import NOTHING, markdown, table_of
 
-OURS, FBF, RIVAL = "entropic", "fbf", "madry_pgd"
+OURS, FBF = "entropic", "fbf"
 
 
 class Published(NamedTuple):
@@ -37,11 +37,7 @@ def shares(row: ComparisonRow | None, *, certified: bool = False) -> str:
     if row is None:
         return NOTHING
     values = [row.clean, row.robust, *([row.certified] if certified else [])]
-    return " / ".join(_value(value) for value in values)
-
-
-def _value(estimate: Estimate | None) -> str:
-    return NOTHING if estimate is None else percent(estimate.value)
+    return " / ".join(value_of(value) for value in values)
 
 
 def cost_of(section: Section, row: ComparisonRow | None, rival: ComparisonRow | None) -> str:
@@ -202,7 +198,7 @@ def certified_training(tables: dict[str, Section]) -> str:
         for section in tables.values():
             for row in section.rows:
                 if section.eps == eps and row.ours and row.training is not None and row.clean is not None:
-                    values = [_value(row.clean), _value(row.certified)]
+                    values = [value_of(row.clean), value_of(row.certified)]
                     told = [f"{eps:g}", f"**{row.defence_title}**", f"{section.network}, {section.n} points"]
                     lines.append([*told, str(row.training.nb_epochs), *values, "this page"])
         for one in (one for one in PUBLISHED if one.eps == eps):
