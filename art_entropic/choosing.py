@@ -12,11 +12,16 @@ from art_entropic.backends.protocol import Backend
 from art_entropic.backends.registry import backend_for
 from art_entropic.guards import data_range
 from art_entropic.ops import Array
+from art_entropic.perturbations import unit_ball
 
 # Between them chooses who names no measure.
 AUTOMATIC = ("interval", "channel")
 # Between CIFAR-10's 8/255, where the worst case costs too much clean accuracy, and MNIST's 0.1, where it is the better one.
 LARGE_EPS = 0.05
+# Of the gradients of the margin at two random points of the ball, their cosine. From here on the first order tells what happens
+# in all of it: natural networks have 0.99 on CIFAR-10 at 8/255 and 0.97 on digits at 0.15, where `channel` is the better one,
+# and on MNIST 0.78 at 0.1 and 0.66 at 0.3, where `interval` is.
+AGREEMENT = 0.9
 # So near that few units of a piecewise linear network change their side, in shares of the range of the data.
 _NEARBY = 1e-5
 # Of eps, about where the ramp of a long retraining begins.
@@ -37,9 +42,9 @@ def measure_for(backend: Backend, x: Array, eps: float, norm: float = math.inf) 
     """The measure that fits a network and a radius.
 
     `interval` sees the whole ball at once, through bounds that on piecewise linear networks are exact unit by unit, and is
-    worth its price where the first order no longer tells what happens. Everything else gets the first order, which is at its
-    best with a smooth network and a small radius. So does every L2 ball: interval bounds let each unit spend the whole of it,
-    which no single perturbation can.
+    worth its price where the first order no longer tells what happens: where the gradient of the margin turns within the ball.
+    Everything else gets the first order, which is at its best with a smooth network and a small radius. So does every L2 ball:
+    interval bounds let each unit spend the whole of it, which no single perturbation can.
 
     Args:
         x: some points of the data, (n, ...), float32, raw units.
@@ -54,9 +59,39 @@ def measure_for(backend: Backend, x: Array, eps: float, norm: float = math.inf) 
         return Choice("channel", f"eps is below {100 * LARGE_EPS:g} % of the range of the data")
     if not piecewise_linear(backend, x):
         return Choice("channel", "the network is not piecewise linear")
+    agreement = first_order_agreement(backend, x, eps)
+    if agreement >= AGREEMENT:
+        return Choice("channel", f"the gradient of the margin hardly turns within the ball (cosine {agreement:.2f})")
     return Choice(
-        "interval", f"the network is piecewise linear, and eps {100 * LARGE_EPS:g} % of the range of the data or more"
+        "interval",
+        f"the network is piecewise linear, eps {100 * LARGE_EPS:g} % of the range of the data or more, and the gradient of the "
+        f"margin turns within the ball (cosine {agreement:.2f})",
     )
+
+
+def first_order_agreement(backend: Backend, x: Array, eps: float) -> float:
+    """How far the first order holds in the ball: mean cosine of the margin's gradients at two random points of each ball.
+
+    Args:
+        x: some points of the data, (n, ...), float32, raw units.
+        eps: Linf radius, in the units of x.
+    Returns:
+        In [-1, 1]; 0 where the network has no gradients.
+    """
+    rng, clip = np.random.default_rng(0), backend.estimator.clip_values
+    best, second = np.argsort(-backend.logits(x), axis=1)[:, :2].T
+    rows = np.arange(len(x))
+    v = np.zeros((len(x), backend.estimator.nb_classes), np.float32)
+    v[rows, best], v[rows, second] = 1.0, -1.0
+
+    def gradient() -> Array:
+        point = x + np.float32(eps) * unit_ball(rng, x.shape, math.inf)
+        inside = point if clip is None else np.clip(point, *clip).astype(np.float32)
+        flat: Array = backend.input_gradient(inside, v).reshape(len(x), -1).astype(np.float64)
+        unit: Array = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-30)
+        return unit
+
+    return float(np.mean(np.sum(gradient() * gradient(), axis=1)))
 
 
 def overflowing_layer(backend: Backend, x: Array, eps: float, norm: float = math.inf) -> str | None:

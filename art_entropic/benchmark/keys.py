@@ -20,7 +20,7 @@ from art_entropic.backends.architecture import Architecture
 from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.benchmark.defences import DEFENCES, VALIDATION_SHARE, Defence
 from art_entropic.benchmark.plan import ResolvedPlan, Variant
-from art_entropic.choosing import AUTOMATIC, LARGE_EPS
+from art_entropic.choosing import AGREEMENT, AUTOMATIC, LARGE_EPS
 from art_entropic.evaluation.attacks import BATTERIES
 from art_entropic.evaluation.checks import CHECKS, CHECKS_REVISION
 from art_entropic.evaluation.result import CURVE_BATTERY, EVALUATION_REVISION
@@ -42,7 +42,8 @@ _TRAINING: dict[str, Any] = {
     "constants": {},
 }
 _CONSTANTS = {"ramp": 0.5, "smallest": 0.01, "steps": 7, "step_share": 0.25, "beta_grey": 1.0, "beta_colour": 6.0}
-_AUTOMATIC = {"candidates": ["interval", "channel"], "large_eps": 0.05}
+# `agreement` came later. No published choice is another one for it, so that it is granted.
+_AUTOMATIC = {"candidates": ["interval", "channel"], "large_eps": 0.05, "agreement": 0.9}
 _SCHEDULE = {"warmup": 0.0, "decay": 0.5}
 _MEASURES: dict[str, dict[str, Any]] = {
     "interval": {
@@ -176,7 +177,7 @@ def _measure_facts(measure: Measure | None) -> dict[str, Any]:
     """A measure by name; None is the choice between those of AUTOMATIC, and what it may come to."""
     if measure is not None:
         return {"type": measure.name, **_beyond(_hyperparameters(measure), _MEASURES[measure.name])}
-    rule = _beyond({"candidates": list(AUTOMATIC), "large_eps": LARGE_EPS}, _AUTOMATIC)
+    rule = _beyond({"candidates": list(AUTOMATIC), "large_eps": LARGE_EPS, "agreement": AGREEMENT}, _AUTOMATIC)
     own = {name: _beyond(_hyperparameters(MEASURES[name]()), _MEASURES[name]) for name in AUTOMATIC}
     return {"type": "automatic", **rule, **{name: facts for name, facts in own.items() if facts}}
 
