@@ -18,6 +18,7 @@ from art_entropic import (
     EntropicTrainer,
     NoIntervalRuleError,
     certify,
+    choosing,
     evaluate,
     information_profile,
 )
@@ -212,7 +213,8 @@ class Doubled(torch.autograd.Function):
         return 2 * gradient * (ctx.saved_tensors[0] > 0)
 
 
-def test_a_custom_function_keeps_its_certificates_but_trains_without_bounds(data):
+def test_a_custom_function_keeps_its_certificates_but_trains_without_bounds(data, monkeypatch):
+    monkeypatch.setattr(choosing, "AGREEMENT", 2.0)  # so small a network hardly turns its gradient
     x, y = data
     model = Net(Doubled.apply)
     assert_bounds_hold(model, x)
@@ -319,7 +321,8 @@ def test_a_hook_that_looks_at_numbers_leaves_channel_and_the_profile(hook, data)
     assert row.value is None and "layer 'a'" in row.reason
 
 
-def test_a_scripted_network_trains_with_channel(data):
+def test_a_scripted_network_trains_with_channel(data, monkeypatch):
+    monkeypatch.setattr(choosing, "AGREEMENT", 2.0)
     with pytest.warns(DeprecationWarning, match="torch.jit.script"):
         model = torch.jit.script(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
     history = EntropicTrainer(classifier(model), 0.1, verbose=False).fit(*data, nb_epochs=1, seed=0)
