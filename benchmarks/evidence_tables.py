@@ -1,4 +1,4 @@
-"""The tables that answer a reviewer: equal time, other data and networks, and published certified training."""
+"""The tables that answer a reviewer: the strongest attacks, equal time, other data and networks, and certified training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from comparison_tables import radius_of, rival_of, setting, value_of
 from published import RIVAL, measurements
 
 from art_entropic.backends.registry import FRAMEWORKS
+from art_entropic.evaluation.attacks import BATTERIES
 from art_entropic.palette import NATURAL
+from art_entropic.records import unpack
 from art_entropic.report.sections import ComparisonRow, Estimate, Section, paired, percent
 from art_entropic.report.table import NOTHING, markdown, table_of
 
@@ -116,6 +118,58 @@ def breadth_sentence(tables: dict[str, Section]) -> str:
         f"Entropic retraining is within 3 points of MadryPGD's robust accuracy, or above it, in {near} of {against} lines, and "
         f"above FBF, which costs about as much, in {above} of {beside}."
     )
+
+
+# -------------------------------------------------------------------------------------------------- strongest attacks
+
+
+def strongest(under_autoattack: dict[str, Section], under_all: dict[str, Section]) -> str:
+    """The networks of the comparisons under AutoAttack, and ours under every attack that we have: same weights, same points."""
+    lines = []
+    for name, section in under_autoattack.items():
+        for framework in section.frameworks:
+            for defence in (OURS, RIVAL):
+                row = row_of(section, framework, defence)
+                if row is not None:
+                    everything = under_all.get(name)
+                    lines.append(_under_both(section, row, everything and row_of(everything, framework, defence)))
+    headings = [
+        "data, network",
+        "ball",
+        "defence",
+        "clean %",
+        "AutoAttack %",
+        "`standard` %",
+        "`full` %",
+        "certified %",
+        "verdict",
+    ]
+    return markdown(table_of(headings, lines, words=["ball", "defence", "verdict"])) if lines else "Not run yet."
+
+
+def _under_both(section: Section, row: ComparisonRow, everything: ComparisonRow | None) -> list[str]:
+    return [
+        section.title,
+        radius_of(section),
+        f"**{row.defence_title}**" if row.ours else row.defence_title,
+        value_of(row.clean),
+        value_of(row.robust),
+        NOTHING if everything is None else _after("standard", everything),
+        NOTHING if everything is None else value_of(everything.robust),
+        value_of(row.certified),
+        NOTHING if everything is None else everything.verdict or NOTHING,
+    ]
+
+
+def _after(battery: str, row: ComparisonRow) -> str:
+    """Percent that a battery left standing of a larger one that begins with it."""
+    (test,) = row.tests
+    if test.points is None:
+        return NOTHING
+    standing = unpack(test.points.clean, test.clean.n)
+    for attack in BATTERIES[battery]:
+        standing &= ~unpack(test.points.broken_by[attack], test.clean.n)
+    return percent(float(standing.mean()))
 
 
 # --------------------------------------------------------------------------------------------------------- equal time

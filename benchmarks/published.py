@@ -52,6 +52,9 @@ BREADTH = (
     "breadth-tiny-imagenet10", "breadth-nsl-kdd", "breadth-fsdd", "breadth-vit",
 )  # fmt: skip
 LONG = ("mnist-0.1-long", "mnist-0.3-long")
+# The networks of the comparisons at seed 0, under AutoAttack and, ours, under the battery `full`.
+STRONG = ("mnist-0.3", "mnist-0.2", "mnist-0.1", "mnist-0.1-silu", "mnist-0.3-large", "cifar10-8-255", "cifar10-2-255")
+AUTOATTACK, FULL = (tuple(f"{name}-{battery}" for name in STRONG) for battery in ("autoattack", "full"))
 ABLATIONS = {
     "ablation-term": "What the entropic term adds to interval training alone (IBP mixed with the clean loss), and when.",
     "ablation": "The worst-case measure on a ReLU network, Linf 0.3. `beta 0` keeps the pure phase at the beginning.",
@@ -63,7 +66,7 @@ ABLATIONS = {
     "ablation-channel-relu": "Both measures on a ReLU network, Linf 0.1.",
     "ablation-cifar10-relu": "Both measures, the smooth twin and MadryPGD on colour images, with ReLU in place of SiLU.",
 }
-ALL = (*COMPARISONS, CLAIM, CLAIM_L2, *BREADTH, *LONG, *ABLATIONS)
+ALL = (*COMPARISONS, CLAIM, CLAIM_L2, *BREADTH, *AUTOATTACK, *FULL, *LONG, *ABLATIONS)
 
 
 def load() -> dict[str, Section]:

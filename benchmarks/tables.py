@@ -22,9 +22,23 @@ from cost_tables import (
     growth_with_network,
     imagenet,
 )
-from evidence_tables import breadth, breadth_sentence, certified_training, equal_time, training_costs
+from evidence_tables import breadth, breadth_sentence, certified_training, equal_time, strongest, training_costs
 from information_tables import decisions, draw_information, layers, likeness
-from published import ABLATIONS, ALL, BREADTH, CLAIM, CLAIM_L2, COMPARISONS, EQUAL_TIME, LONG, ROOT, load
+from published import (
+    ABLATIONS,
+    ALL,
+    AUTOATTACK,
+    BREADTH,
+    CLAIM,
+    CLAIM_L2,
+    COMPARISONS,
+    EQUAL_TIME,
+    FULL,
+    LONG,
+    ROOT,
+    STRONG,
+    load,
+)
 
 from art_entropic.report.sections import Section
 from art_entropic.report.table import markdown
@@ -57,6 +71,9 @@ trainings themselves."""
 COSTS_TOLD = """Milliseconds an image of one epoch, in one thread and with nothing else running (`python
 benchmarks/training_cost.py`). ART's MadryPGD carries a cost of its own, so a seven-step PGD loop in plain PyTorch stands
 beside it."""
+STRONG_TOLD = """The same plans at seed 0, on 500 points: AutoAttack by itself, of the independent package torchattacks, and for
+ours the battery `full`, which also climbs the information that our training keeps small. The networks were trained again for
+this table."""
 BREADTH_TOLD = """One plan a line under [benchmarks/plans/](benchmarks/plans). Equal epochs for every defence, nothing tuned for
 a line, and `EntropicTrainer` with its settings left to itself. One seed."""
 LONG_TOLD = """How far certified training comes that has the epochs, the networks and the tuning. Certificates of the others are
@@ -85,6 +102,11 @@ def benchmarks(tables: dict[str, Section]) -> str:
     if CLAIM_L2 in tables:
         parts += [f"## {heading(tables[CLAIM_L2])}", "Discussed in [docs/claim.md](docs/claim.md)."]
         parts += [claim_l2(tables), origin(CLAIM_L2)]
+    autoattack, full = (
+        {name: tables[one] for name, one in zip(STRONG, names, strict=True) if one in tables} for names in (AUTOATTACK, FULL)
+    )
+    parts += ["## Under the strongest attacks", STRONG_TOLD, strongest(autoattack, full)]
+    parts += [origin(name) for name in (*AUTOATTACK, *FULL) if name in tables]
     parts += ["## Equal time", EQUAL_TIME_TOLD, equal_time(chosen_tables(tables, EQUAL_TIME)), COSTS_TOLD, training_costs()]
     broad = chosen_tables(tables, BREADTH)
     if broad:
