@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from published import COMPARISONS, PLANS, RESULTS, RIVAL, ROOT
+from published import COMPARISONS, PLANS, RESULTS, RIVAL, ROOT, measurements
 
 from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.benchmark.defences import DEFENCES
@@ -12,13 +12,15 @@ from art_entropic.benchmark.plan import read_plan
 from art_entropic.benchmark.problems import PROBLEMS
 from art_entropic.palette import NATURAL
 from art_entropic.records import Provenance, TrainingRecord, read_records
-from art_entropic.report.sections import INK, ComparisonRow, Estimate, Section, busy_note, duration, paired, percent
+from art_entropic.report.sections import INK, ComparisonRow, Estimate, Section, busy_note, paired, percent
 from art_entropic.report.sentences import summary
 from art_entropic.report.table import NOTHING, Entry, markdown, table_of
 from art_entropic.report.tables import FRAMEWORK, SHARES, Fact, seconds_cell, table_of_rows
 
 FIGURE = ROOT / "docs" / "results.png"
 LEGEND_INCHES = 2.4  # the longest title of a defence beside its marker
+FBF = "fbf"
+MEASURED = "pytorch"  # the framework of `benchmarks/training_cost.py`
 PANELS = ("mnist-0.3", "mnist-0.1", "cifar10-8-255", "digits")
 
 
@@ -67,8 +69,8 @@ def rival_of(section: Section, row: ComparisonRow) -> ComparisonRow | None:
 
 def _ratio(row: ComparisonRow, rival: ComparisonRow | None) -> str:
     """Training seconds to those of the rival."""
-    comparable = rival is not None and rival.seconds and row.seconds and row.defence != NATURAL
-    return f"{row.seconds / rival.seconds:.2f}" if comparable else NOTHING
+    times = None if rival is None or row.defence == NATURAL else row.times(rival)
+    return NOTHING if times is None else f"{times:.2f}"
 
 
 def _paired(row: ComparisonRow, rival: ComparisonRow | None) -> str:
@@ -139,7 +141,8 @@ def headline(tables: dict[str, Section]) -> str:
     """One line a comparison: ours by its own choice of measure, ART's MadryPGD, and what came out most robust of all."""
     rows = [line for name in COMPARISONS if name in tables for line in _headlines(tables[name])]
     ours, rival = "**entropic**: clean / robust / certified %", "MadryPGD: clean / robust %"
-    headings = ["data, network", "ball", "measure", ours, rival, "seconds, entropic : MadryPGD", "most robust of the table"]
+    rest = ["FBF: clean / robust %", "seconds, of MadryPGD's", "most robust of the table"]
+    headings = ["data, network", "ball", "measure", ours, rival, *rest]
     return markdown(table_of(headings, rows))
 
 
@@ -154,7 +157,8 @@ def _headlines(section: Section) -> list[list[str]]:
         best = max((row for place, row in rows.items() if place[0] == framework), key=lambda row: row.robust.value)
         winner = NOTHING if rival is None else f"{best.defence_title}, {value_of(best.robust)} %"
         measure = f"`{setting(ours, 'measure')}`"
-        lines.append([where, radius_of(section), measure, _three(ours), _two(rival), _seconds(ours, rival), winner])
+        fbf, cost = rows.get((framework, FBF)), cost_of(section, ours, rival)
+        lines.append([where, radius_of(section), measure, _three(ours), _two(rival), _two(fbf), cost, winner])
     return lines
 
 
@@ -182,11 +186,35 @@ def _two(row: ComparisonRow | None) -> str:
     return "not run" if row is None else f"{value_of(row.clean)} / {value_of(row.robust)}"
 
 
-def _seconds(ours: ComparisonRow, rival: ComparisonRow | None) -> str:
-    if rival is None or not rival.seconds or not ours.seconds:
-        return duration(ours.seconds) if ours.seconds else NOTHING
-    unsure = " (machine busy)" if ours.busy or rival.busy else ""
-    return f"{duration(ours.seconds)} : {duration(rival.seconds)} = {ours.seconds / rival.seconds:.2f}{unsure}"
+def cost_of(section: Section, row: ComparisonRow | None, rival: ComparisonRow | None) -> str:
+    """Seconds of a row in those of its rival: from the quiet measurement of both where there is one."""
+    if row is None or rival is None or not row.seconds or not rival.seconds:
+        return NOTHING
+    quiet = _measured_times(section, row, rival)
+    return _times(row, rival) if quiet is None else f"{quiet:.2f}"
+
+
+def _measured_times(section: Section, row: ComparisonRow, rival: ComparisonRow) -> float | None:
+    """By `benchmarks/training_cost.py`, scaled to the epochs of both."""
+    if row.framework != MEASURED or row.training is None or rival.training is None:
+        return None
+    place = {"problem": section.problem, "network": section.network}
+    if row.ours:
+        place["measure"] = setting(row, "measure")
+    costs = [f"{one.defence}_ms" for one in (row, rival)]
+    for record in measurements("training_cost"):
+        if place.items() <= record.settings.items() and record.values.keys() >= set(costs):
+            ours, theirs = (record.values[cost] for cost in costs)
+            return row.training.nb_epochs * ours / (rival.training.nb_epochs * theirs)
+    return None
+
+
+def _times(row: ComparisonRow, rival: ComparisonRow) -> str:
+    """Seconds of a row in those of its rival, and how far to trust them."""
+    times = row.times(rival)
+    if times is not None:
+        return f"{times:.2f}" + (" (machine busy)" if row.busy or rival.busy else "")
+    return f"{NOTHING} (other machine)" if row.machines != rival.machines else f"{NOTHING} (machine too busy)"
 
 
 # ------------------------------------------------------------------------------------------------------------- ablation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from comparison_tables import radius_of, rival_of, setting, value_of
+from comparison_tables import FBF, cost_of, radius_of, rival_of, setting, value_of
 from published import RIVAL, measurements
 
 from art_entropic.backends.registry import FRAMEWORKS
@@ -14,7 +14,7 @@ from art_entropic.records import unpack
 from art_entropic.report.sections import ComparisonRow, Estimate, Section, paired, percent
 from art_entropic.report.table import NOTHING, markdown, table_of
 
-OURS, FBF = "entropic", "fbf"
+OURS = "entropic"
 
 
 class Published(NamedTuple):
@@ -40,23 +40,6 @@ def shares(row: ComparisonRow | None, *, certified: bool = False) -> str:
         return NOTHING
     values = [row.clean, row.robust, *([row.certified] if certified else [])]
     return " / ".join(value_of(value) for value in values)
-
-
-def cost_of(section: Section, row: ComparisonRow | None, rival: ComparisonRow | None) -> str:
-    """Seconds of a row to those of its rival: from the quiet measurement of both where there is one."""
-    if row is None or rival is None or row.training is None or rival.training is None:
-        return NOTHING
-    epochs = row.training.nb_epochs / rival.training.nb_epochs
-    place = {"problem": section.problem, "network": section.network} | (
-        {"measure": setting(row, "measure")} if row.ours else {}
-    )
-    for record in measurements("training_cost"):
-        names = {row.defence, rival.defence}
-        if place.items() <= record.settings.items() and all(f"{name}_ms" in record.values for name in names):
-            return f"{epochs * record.values[f'{row.defence}_ms'] / record.values[f'{rival.defence}_ms']:.2f}"
-    if not row.seconds or not rival.seconds:
-        return NOTHING
-    return f"{row.seconds / rival.seconds:.2f}" + (" (machine busy)" if row.busy or rival.busy else "")
 
 
 # ------------------------------------------------------------------------------------------------------------ breadth

@@ -78,6 +78,7 @@ class ComparisonRow:
     training: TrainingRecord | None = None
     busy: bool = False  # others used the machine while it trained
     crowded: bool = False  # so much that its seconds are not compared
+    machines: frozenset[tuple[str, int, str | None]] = frozenset()  # processor, cores and device of its trainings
     diverged: bool = False  # in every seed
     verdicts: tuple[str, ...] = ()  # of the sanity checks, one a seed
     checks: tuple[CheckOutcome, ...] = ()  # of the first seed
@@ -141,6 +142,12 @@ class ComparisonRow:
     def at(self, eps: float) -> Estimate | None:
         """The point of the security curve at a radius."""
         return dict(self.curve).get(eps)
+
+    def times(self, other: ComparisonRow) -> float | None:
+        """Training seconds in those of another row; None where they cannot be compared: not known, too busy, other machines."""
+        if not self.seconds or not other.seconds or self.crowded or other.crowded or self.machines != other.machines:
+            return None
+        return self.seconds / other.seconds
 
 
 @dataclass(frozen=True)
@@ -219,6 +226,13 @@ def crowded_note(section: Section) -> str | None:
     if not any(row.crowded for row in section.rows):
         return None
     return f"Seconds are not compared where other programs used more than {CROWDED:.0%}: a ratio would be theirs."
+
+
+def machines_note(section: Section) -> str | None:
+    """Why there is no ratio of seconds between some rows, None where all trained on one machine."""
+    if len({row.machines for row in section.rows if row.seconds}) < 2:
+        return None
+    return "Seconds are not compared where networks trained on different machines."
 
 
 def percent(share: float) -> str:
@@ -370,7 +384,7 @@ def _row(
         certified=pool(certified),
         certified_reason=next((test.certified_reason for test in tests if test.certified_reason), None),
         seconds=seconds,
-        ratio=seconds / base if seconds is not None and base and not _crowded([*done, *natural]) else None,
+        ratio=seconds / base if seconds is not None and base and _comparable(done, natural) else None,
         remark=_remark(runs, tests),
         notes=tuple(dict.fromkeys(note for run in runs for note in run.notes)),
         curve=_pool_curves(tests),
@@ -379,10 +393,21 @@ def _row(
         training=done[0] if done else None,
         busy=any(_other_load(run) > BUSY for run in done),
         crowded=_crowded(done),
+        machines=_machines(done),
         diverged=bool(runs) and all(run.status == "diverged" for run in runs),
         verdicts=tuple(record.verdict for record in checked),
         checks=tuple(checked[0].checks) if checked else (),
     )
+
+
+def _comparable(runs: Sequence[TrainingRecord], others: Sequence[TrainingRecord]) -> bool:
+    """Whether their seconds may be compared."""
+    return not _crowded([*runs, *others]) and _machines(runs) == _machines(others)
+
+
+def _machines(runs: Sequence[TrainingRecord]) -> frozenset[tuple[str, int, str | None]]:
+    sources = [run.provenance for run in runs]
+    return frozenset((source.processor, source.cores, source.device) for source in sources)
 
 
 def _crowded(runs: Sequence[TrainingRecord]) -> bool:

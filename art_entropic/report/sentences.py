@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from art_entropic.backends.registry import FRAMEWORKS
@@ -53,8 +54,7 @@ def _cheaper(entropic: ComparisonRow, rivals: Sequence[ComparisonRow]) -> str:
     found = [
         f"{rival.defence_title} ({percent(robustness_of(rival))} % in {duration(rival.seconds)} s)"
         for rival in rivals
-        if rival.seconds and entropic.seconds and rival.seconds < entropic.seconds
-        if _may_be_level(entropic, rival)
+        if rival.seconds and (rival.times(entropic) or math.inf) < 1 and _may_be_level(entropic, rival)
     ]
     return f" Cheaper and not clearly less robust: {', '.join(found)}." if found else ""
 
@@ -104,10 +104,13 @@ def _cost(entropic: ComparisonRow, rival: ComparisonRow) -> str:
     if entropic.seconds and rival.seconds:
         seconds = f"{duration(entropic.seconds)} s against {duration(rival.seconds)} s"
         unsure = ", unsure: the machine was busy" if entropic.busy or rival.busy else ""
-        if entropic.crowded or rival.crowded:
-            parts.append(f"its training took {seconds}, on a machine too busy to compare them")
+        times = entropic.times(rival)
+        if times is not None:
+            parts.append(f"it took {_times(times)} the training time ({seconds}{unsure})")
+        elif entropic.machines != rival.machines:
+            parts.append(f"its training took {seconds}, on another machine")
         else:
-            parts.append(f"it took {_times(entropic.seconds / rival.seconds)} the training time ({seconds}{unsure})")
+            parts.append(f"its training took {seconds}, on a machine too busy to compare them")
     if entropic.clean is not None and rival.clean is not None:
         points = 100 * (entropic.clean.value - rival.clean.value)
         parts.append(f"its clean accuracy is {_compared(points)}")

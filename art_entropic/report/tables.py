@@ -8,7 +8,17 @@ from typing import TextIO
 
 from art_entropic.evaluation.result import CURVE_BATTERY
 from art_entropic.records import AnyRecord
-from art_entropic.report.sections import ComparisonRow, Estimate, Section, busy_note, crowded_note, duration, percent, sections
+from art_entropic.report.sections import (
+    ComparisonRow,
+    Estimate,
+    Section,
+    busy_note,
+    crowded_note,
+    duration,
+    machines_note,
+    percent,
+    sections,
+)
 from art_entropic.report.sentences import summary
 from art_entropic.report.table import NOTHING, Column, Entry, Table, print_on
 
@@ -97,6 +107,7 @@ def results(section: Section) -> Table:
             f"{section.caption} {SECONDS_NOTE}",
             busy_note(section),
             crowded_note(section),
+            machines_note(section),
             *(f"{row.title}: {row.remark}" for row in section.rows if row.remark and row.robust is not None),
             *(
                 f"No certificate for {row.title}: {row.certified_reason}"

@@ -221,6 +221,24 @@ def test_seconds_are_not_compared_where_others_used_a_quarter_of_the_machine(cro
     assert any("Seconds are not compared where other programs used more than 25%" in note for note in results(section).notes)
 
 
+@pytest.mark.parametrize("change", [{"processor": "another"}, {"cores": 64}, {"device": "cuda:0 (another)"}])
+def test_seconds_of_two_machines_are_not_compared(change: dict[str, Any]) -> None:
+    elsewhere = msgspec.structs.replace(PROVENANCE, **change)
+    records: list[AnyRecord] = []
+    for defence, robust, source in (("natural", 0.1, elsewhere), ("entropic", 0.7, elsewhere), ("madry_pgd", 0.6, PROVENANCE)):
+        records += [training(defence, provenance=source, seconds=20.0), evaluation(defence, robust)]
+    records += [training("fbf", seconds=1.0), evaluation("fbf", 0.7)]
+    (section,) = sections(records)
+    natural, entropic, madry_pgd, fbf = section.rows
+    assert (natural.ratio, entropic.ratio, madry_pgd.ratio, fbf.ratio) == (1.0, 1.0, None, None)
+    assert (entropic.times(natural), entropic.times(madry_pgd), madry_pgd.times(fbf)) == (1.0, None, 20.0)
+    said = summary(section)[0]
+    assert "its training took 20.0 s against 1.0 s, on another machine" in said and "Cheaper" not in said
+    assert "Seconds are not compared where networks trained on different machines." in results(section).notes
+    (alone,) = sections(comparison())
+    assert not any("different machines" in note for note in results(alone).notes)
+
+
 def test_table_shows_numbers_intervals_and_ratio(tmp_path: Path) -> None:
     markdown, html = written(tmp_path, comparison())
     row = next(line for line in markdown.splitlines() if line.startswith(f"| PyTorch | {DEFENCES['entropic'].title} |"))
