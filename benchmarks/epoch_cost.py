@@ -16,7 +16,7 @@ import sys
 from functools import partial
 
 import numpy as np
-from measuring import keep, timed
+from measuring import in_turns, keep
 
 from art_entropic.backends.registry import framework_module, installed_frameworks, resolve_device
 from art_entropic.benchmark.data import for_framework
@@ -24,7 +24,7 @@ from art_entropic.benchmark.defences import DEFENCES
 from art_entropic.benchmark.problems import PROBLEMS, build_classifier, load_data
 
 KINDS = {"natural": "natural", "interval": "entropic_interval", "channel": "entropic_channel", "madry_pgd": "madry_pgd"}
-EPS, BATCH, TURNS, WARM_UP = 0.3, 128, 3, 5 * 128
+EPS, BATCH, WARM_UP = 0.3, 128, 5 * 128
 
 
 def measure(framework: str, device: str | None, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
@@ -32,16 +32,13 @@ def measure(framework: str, device: str | None, x: np.ndarray, y: np.ndarray) ->
     problem = PROBLEMS["mnist"]
     estimator = build_classifier(problem, framework, 0, device=device)
     arguments = {"nb_epochs": 1, "batch_size": BATCH, "learning_rate": problem.learning_rate, "seed": 0, "verbose": False}
-    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for turn in range(TURNS + 1):
-        n = len(x) if turn else WARM_UP
-        for kind, name in KINDS.items():
-            spent = timed(partial(DEFENCES[name].train, estimator, x[:n], y[:n], eps=EPS, **arguments))
-            if turn:
-                seconds[kind].append(spent)
-    spent_each = {kind: np.array(spent) for kind, spent in seconds.items()}
-    values = {f"{kind}_s": float(np.median(spent)) for kind, spent in spent_each.items()}
-    values |= {f"{kind}_ratio": float(np.median(spent / spent_each["natural"])) for kind, spent in spent_each.items()}
+
+    def train(name: str, n: int) -> None:
+        DEFENCES[name].train(estimator, x[:n], y[:n], eps=EPS, **arguments)
+
+    seconds = in_turns({kind: partial(train, name) for kind, name in KINDS.items()}, len(x), WARM_UP)
+    values = {f"{kind}_s": float(np.median(spent)) for kind, spent in seconds.items()}
+    values |= {f"{kind}_ratio": float(np.median(spent / seconds["natural"])) for kind, spent in seconds.items()}
     return values
 
 

@@ -1,7 +1,7 @@
 """Seconds of training of each defence on a published network, with nothing else running: what "equal time" rests on.
 
-    python benchmarks/training_cost.py mnist small 0.3        # problem, network, radius
-    python benchmarks/training_cost.py cifar10 small 8/255
+    python benchmarks/training_cost.py mnist small 0.3 interval        # problem, network, radius, measure
+    python benchmarks/training_cost.py cifar10 small 8/255 channel
 
 Each trains the same network for an epoch of some images as a benchmark trains it, in one thread, checks and augmentation left
 out. Beside ART's trainers stands a seven-step PGD loop in plain PyTorch, since ART's carries a cost of its own. Defences take
@@ -25,18 +25,17 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measuring import keep, timed
+from measuring import in_turns, keep
 
-from art_entropic.backends.registry import backend_for
 from art_entropic.benchmark.course import PGD_STEPS, pgd_step
 from art_entropic.benchmark.data import CLIP_VALUES, for_framework
 from art_entropic.benchmark.defences import DEFENCES
 from art_entropic.benchmark.problems import PROBLEMS, build_classifier, load_data
-from art_entropic.choosing import measure_for
+from art_entropic.choosing import AUTOMATIC
 
 KINDS = ("natural", "entropic", "fbf", "madry_pgd", "trades")
 LOOP = "pgd_loop"
-IMAGES, TURNS, WARM_UP = 3200, 3, 640
+IMAGES, WARM_UP = 3200, 640
 
 
 def plain_pgd(estimator: Any, x: np.ndarray, y: np.ndarray, eps: float, batch_size: int) -> None:
@@ -60,7 +59,9 @@ def plain_pgd(estimator: Any, x: np.ndarray, y: np.ndarray, eps: float, batch_si
     model.eval()
 
 
-def trainings(problem_name: str, network: str, eps: float, x: np.ndarray, y: np.ndarray) -> dict[str, Callable[[int], object]]:
+def trainings(
+    problem_name: str, network: str, eps: float, measure: str, x: np.ndarray, y: np.ndarray
+) -> dict[str, Callable[[int], object]]:
     """By name, what trains for one epoch on the first n images."""
     problem = PROBLEMS[problem_name]
     estimator = build_classifier(problem, "pytorch", 0, network)
@@ -70,22 +71,17 @@ def trainings(problem_name: str, network: str, eps: float, x: np.ndarray, y: np.
         DEFENCES[name].train(estimator, x[:n], y[:n], eps=eps, **usual)
 
     found: dict[str, Callable[[int], object]] = {name: partial(train, name) for name in KINDS}
+    found["entropic"] = partial(train, f"entropic_{measure}")
     found[LOOP] = lambda n: plain_pgd(estimator, x[:n], y[:n], eps, problem.batch_size)
     return found
 
 
-def measure(kinds: dict[str, Callable[[int], object]]) -> dict[str, float]:
+def costs(kinds: dict[str, Callable[[int], object]]) -> dict[str, float]:
     """Milliseconds an image of each kind, and the ratio of ours to each."""
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for turn in range(TURNS + 1):
-        n = IMAGES if turn else WARM_UP
-        for kind, train in kinds.items():
-            spent = timed(partial(train, n))
-            if turn:
-                seconds[kind].append(spent)
+    seconds = in_turns(kinds, IMAGES, WARM_UP)
     values = {f"{kind}_ms": float(np.median(spent)) / IMAGES * 1000 for kind, spent in seconds.items()}
-    ours = np.array(seconds["entropic"])
-    return values | {f"of_{kind}": float(np.median(ours / np.array(seconds[kind]))) for kind in kinds if kind != "entropic"}
+    ours = seconds["entropic"]
+    return values | {f"of_{kind}": float(np.median(ours / seconds[kind])) for kind in kinds if kind != "entropic"}
 
 
 def main() -> None:
@@ -93,14 +89,14 @@ def main() -> None:
     parser.add_argument("problem", choices=PROBLEMS)
     parser.add_argument("network")
     parser.add_argument("eps", type=lambda text: float(Fraction(text)))
+    parser.add_argument("measure", choices=AUTOMATIC, help="what EntropicTrainer chooses there")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     data = load_data(asked.problem)
     x, y = for_framework(data.x_train[:IMAGES], "pytorch"), data.y_train[:IMAGES]
-    values = measure(trainings(asked.problem, asked.network, asked.eps, x, y))
-    chosen = measure_for(backend_for(build_classifier(PROBLEMS[asked.problem], "pytorch", 0, asked.network)), x[:32], asked.eps)
+    values = costs(trainings(asked.problem, asked.network, asked.eps, asked.measure, x, y))
     settings = {
-        "problem": asked.problem, "network": asked.network, "eps": asked.eps, "measure": chosen.measure, "images": len(x),
+        "problem": asked.problem, "network": asked.network, "eps": asked.eps, "measure": asked.measure, "images": len(x),
         "threads": 1,
     }  # fmt: skip
     command = shlex.join(["python", "benchmarks/training_cost.py", *sys.argv[1:]])
