@@ -143,7 +143,7 @@ class _Epochs:
         fixed = {"nb_epochs": given.nb_epochs, "seed": given.seed, "keep": given.keep, "eps": given.eps}
         start = Snapshot(0, self._backend.state(), self._backend.optimizer_state())
         self._done = Retraining(History(seed=given.seed), fixed, start)
-        self._best_clean, self.earlier = -1.0, 0.0
+        self.earlier = 0.0
         if given.checkpoint is not None and given.checkpoint.exists():
             self._go_on(given.checkpoint)
 
@@ -169,8 +169,6 @@ class _Epochs:
         self._done, self.earlier = saved, saved.history.seconds
         self._course.taken = saved.last.epoch * self._course.steps
         self._course.at(self._course.taken / (self._course.steps * self._course.given.nb_epochs))
-        best = saved.history.best_epoch
-        self._best_clean = -1.0 if best is None else _shown(saved.history.epochs[best - 1], "accuracy")
 
     @property
     def finished(self) -> int:
@@ -197,11 +195,16 @@ class _Epochs:
         attacked = self._x if self._attack is None else self._attack.generate(self._x, self._y)
         robust, clean = (self._accuracy(x) for x in (attacked, self._x))
         done = self._done
-        is_better = (-robust, -clean) < (done.best_loss, -self._best_clean)
+        is_better = (-robust, -clean) < (done.best_loss, -self._best_clean())
         if (self._attack is None or number / self._course.given.nb_epochs >= RAMP) and is_better:
-            done.best_loss, self._best_clean, done.history.best_epoch = -robust, clean, number
+            done.best_loss, done.history.best_epoch = -robust, number
             done.best_weights = self._backend.state()
         return {"accuracy": clean, "robust_accuracy": robust}
+
+    def _best_clean(self) -> float:
+        history = self._done.history
+        validation = None if history.best_epoch is None else history.epochs[history.best_epoch - 1].validation
+        return -1.0 if validation is None else validation["accuracy"]
 
     def _accuracy(self, x: Array) -> float:
         return float(np.mean(self._twin.predict(x).argmax(axis=1) == self._y.argmax(axis=1)))
@@ -215,10 +218,6 @@ class _Epochs:
         by = "accuracy" if self._attack is None else f"robust accuracy under PGD-{COMPARING_STEPS} at the full radius"
         told = f"epoch {history.best_epoch} was chosen on {len(self._x)} held-out points, by {by}"
         return Outcome((told,), tuple(history.epochs), earlier=self.earlier)
-
-
-def _shown(epoch: Epoch, name: str) -> float:
-    return -1.0 if epoch.validation is None else epoch.validation[name]
 
 
 @contextlib.contextmanager
