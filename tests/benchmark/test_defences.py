@@ -276,8 +276,8 @@ def test_bad_input_is_refused_before_work_starts(framework, make_classifier, poi
             trained(framework, "madry_pgd", make_classifier(framework), points, **change)
 
 
-@pytest.mark.parametrize(("framework", "name"), RUNS)
-def test_every_defence_takes_its_steps_at_the_shared_falling_rate(framework, name, make_classifier, points, monkeypatch):
+@pytest.mark.parametrize(("framework", "name"), [run for run in RUNS if run[1] == "entropic" or not DEFENCES[run[1]].ours])
+def test_every_trainer_takes_its_steps_at_the_shared_falling_rate(framework, name, make_classifier, points, monkeypatch):
     """Where the factor is 0 nothing moves, whichever trainer takes the step."""
     shares = []
 
