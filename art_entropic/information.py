@@ -347,11 +347,10 @@ def channel(view: View, batch: Batch, eps: Tensor, norm: float = math.inf, *, re
     An Linf ball is cut at clip_values, an L2 ball is taken whole, of which only the random point is cut.
     """
     ops = view.ops
-    logits = view.logits(batch.x)
     box = view.ball(batch.x, eps)
     ball = box if math.isinf(norm) else L2Ball(batch.x, eps)
     point = _random_point(ops, batch, eps, box)
-    there, gradient = view.input_gradient(point, lambda z: rival_direction(ops, z, batch.y, batch.class_noise))
+    logits, there, gradient = view.linearised(batch.x, point, lambda z: rival_direction(ops, z, batch.y, batch.class_noise))
     information = channel_information(ops, gradient, ball, resolution=resolution)
     loss = first_order_loss_of_margin(ops, gradient, point, ball)
     return Reading(logits, information, there - batch.y * loss[:, None])

@@ -122,9 +122,9 @@ class Linear:
     def ball(self, x, eps):
         return Box(np.clip(x - eps, 0, 1), np.clip(x + eps, 0, 1))
 
-    def input_gradient(self, x, direction):
-        logits = self.logits(x)
-        return logits, direction(logits) @ self.w.T
+    def linearised(self, x, point, direction):
+        there = self.logits(point)
+        return self.logits(x), there, direction(there) @ self.w.T
 
 
 def test_worst_case_logits_of_the_channel_are_exact_for_a_linear_network(rng):
@@ -247,6 +247,9 @@ class Reference:
         logits = self.logits(x)
         active = x.reshape(len(x), -1) @ self.w1 + self.b1 > 0
         return logits, ((direction(logits) @ self.w2.T * active) @ self.w1.T).reshape(x.shape)
+
+    def linearised(self, x, point, direction):
+        return self.logits(x), *self.input_gradient(point, direction)
 
 
 @pytest.fixture

@@ -129,6 +129,11 @@ Layer = Conv | Residual | MaxPool | GlobalAverage | Flatten | Dense | OneHot | P
 Architecture = tuple[Layer, ...]
 
 
+def normalises_by_batch(architecture: Architecture) -> bool:
+    """Whether a network has batch normalisation."""
+    return any(isinstance(layer, Residual) or (isinstance(layer, Conv) and layer.batch_norm) for layer in architecture)
+
+
 def shape_after(layer: Layer, shape: Shape) -> Shape:
     """The shape that a layer makes of another one.
 

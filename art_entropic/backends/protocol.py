@@ -132,6 +132,14 @@ class View(Protocol):
         `direction` maps logits (n, nb_classes) to weights of the same shape; no gradient flows through it.
         """
 
+    def linearised(self, x: Tensor, point: Tensor, direction: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits at x as `logits` gives them, and `input_gradient` at a point beside it: logits, logits there, gradient there.
+
+        Where the pass of x standardises by the statistics of its batch, batch norm at the point standardises by the same ones:
+        both are one network, and the gradient is that of one example, which moves no statistics. The weights' gradients go
+        through the statistics.
+        """
+
     def penalty(self) -> Tensor | None:
         """The network's own regularisation losses after the passes of a training step, a scalar; None where it has none."""
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from art_entropic.analysis.profile import PROFILE_REVISION
-from art_entropic.backends.architecture import Architecture
+from art_entropic.backends.architecture import Architecture, normalises_by_batch
 from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.benchmark.defences import DEFENCES, VALIDATION_SHARE, Defence
 from art_entropic.benchmark.plan import ResolvedPlan, Variant
@@ -24,7 +24,7 @@ from art_entropic.choosing import AGREEMENT, AUTOMATIC, LARGE_EPS
 from art_entropic.evaluation.attacks import BATTERIES
 from art_entropic.evaluation.checks import CHECKS, CHECKS_REVISION
 from art_entropic.evaluation.result import CURVE_BATTERY, EVALUATION_REVISION
-from art_entropic.measures import MEASURES, Measure
+from art_entropic.measures import MEASURES, Channel, Measure
 from art_entropic.records import SCHEMA
 from art_entropic.schedule import DECAY
 
@@ -40,6 +40,8 @@ _TRAINING: dict[str, Any] = {
     "revision": 1,
     "start": None,
     "constants": {},
+    # How batch norm standardised the points of the ball that `channel` reads.
+    "points_by": "running statistics",
 }
 _CONSTANTS = {"ramp": 0.5, "smallest": 0.01, "steps": 7, "step_share": 0.25, "beta_grey": 1.0, "beta_colour": 6.0}
 # `agreement` came later. No published choice is another one for it, so that it is granted.
@@ -103,6 +105,7 @@ def training_key(
         "revision": defence.revision,
         "start": start,
         "constants": _beyond(defence.constants, _CONSTANTS),
+        "points_by": _points_by(defence, variant, problem.networks[plan.network]),
     }
     return digest(
         kind="training",
@@ -171,6 +174,12 @@ def digest(**facts: Any) -> str:
 
 def _measure(defence: Defence, variant: Variant | None) -> Measure | None:
     return defence.measure if variant is None or variant.measure is None else variant.measure
+
+
+def _points_by(defence: Defence, variant: Variant | None, architecture: Architecture) -> str:
+    measure = _measure(defence, variant)
+    first_order = defence.ours and (measure is None or isinstance(measure, Channel))
+    return "batch statistics" if first_order and normalises_by_batch(architecture) else "running statistics"
 
 
 def _measure_facts(measure: Measure | None) -> dict[str, Any]:

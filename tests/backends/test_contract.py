@@ -127,6 +127,9 @@ class Reference:
             gradient = (gradient * layer.slope(value)) @ layer.weight.T
         return logits, gradient.reshape(x.shape) / self._std
 
+    def linearised(self, x: Array, point: Array, direction: Callable[[Array], Array]) -> tuple[Array, Array, Array]:
+        return self.logits(x), *self.input_gradient(point, direction)
+
     def penalty(self) -> None:
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ from art_entropic.backends.tensorflow.devices import check_first, own_name
 from art_entropic.backends.tensorflow.generators import generators, kept_generators, seeded, unchanged
 from art_entropic.backends.tensorflow.joint import Joint, box_of
 from art_entropic.backends.tensorflow.network import (
+    batch_norms,
     differentiated,
     named_weights,
     one_output,
@@ -147,10 +149,33 @@ class TensorFlowView:
         layers = tuple(LayerActivation(name, tf.cast(layer.value, tf.float32)) for name, layer in walk.layers())
         return Activations(tf.cast(logits.value, tf.float32), layers)
 
+    def linearised(
+        self, x: tf.Tensor, point: tf.Tensor, direction: Callable[[tf.Tensor], tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        norms = batch_norms(self._model) if self._training else []
+        if not norms:
+            return self.logits(x), *self.input_gradient(point, direction)
+        walk = Walk(training=True)
+        logits = one_output(walk.logits(self._model, Joint(self._standardise(x), None, "input")).value)
+        self._keep(x, lambda: walk.losses)
+        unseen = [layer.name for layer in norms if not walk.has_statistics(layer)]
+        if unseen:
+            warnings.warn(
+                f"{', '.join(unseen)} of `classifier` normalise by each batch, out of sight in code of their own: the "
+                "information is read with their moving statistics, which lag behind the network",
+                stacklevel=2,
+            )
+        return logits, *self._gradient(point, direction, walk)
+
     def input_gradient(self, x: tf.Tensor, direction: Callable[[tf.Tensor], tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        return self._gradient(x, direction)
+
+    def _gradient(
+        self, x: tf.Tensor, direction: Callable[[tf.Tensor], tf.Tensor], like: Walk | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x)
-            walk = Walk(training=False, relu=straight_relu)
+            walk = Walk(training=False, relu=straight_relu, like=like)
             logits = tf.cast(walk.logits(self._model, Joint(self._standardise(x), None, "input")).value, tf.float32)
             weights = tf.stop_gradient(direction(tf.stop_gradient(logits)))
             score = tf.reduce_sum(weights * logits)

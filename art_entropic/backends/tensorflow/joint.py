@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import keras
 import numpy as np
@@ -48,6 +48,13 @@ def in_precision(box: Box, like: tf.Tensor) -> Box:
     return Box(*(tf.cast(end, like.dtype) for end in box))
 
 
+class Moments(NamedTuple):
+    """Mean and variance of each channel over a batch."""
+
+    mean: tf.Tensor
+    variance: tf.Tensor
+
+
 class Pass(Protocol):
     """What a rule asks of the pass through the model that it is part of."""
 
@@ -63,6 +70,12 @@ class Pass(Protocol):
 
     def standardised(self, result: tf.Tensor, x: tf.Tensor, gain: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
         """`result`, which is x * gain + shift, where both were taken from the batch."""
+
+    def keep_statistics(self, layer: Any, statistics: Moments) -> None:
+        """Note by what a batch norm standardises the batch, for a pass that is to do so too."""
+
+    def given_statistics(self, layer: Any) -> Moments | None:
+        """By what a batch norm is to standardise instead of by its own, None where nothing was given."""
 
     def enter(self, x: Joint) -> None:
         """Remember a tensor that enters a nonlinearity."""

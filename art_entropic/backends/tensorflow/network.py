@@ -29,6 +29,12 @@ def one_output(outputs: Any) -> tf.Tensor:
     return tf.cast(outputs, tf.float32)
 
 
+def batch_norms(model: Any) -> list[Any]:
+    """The layers that in training standardise by the statistics of the batch."""
+    layers = model._flatten_layers(include_self=False)
+    return [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
+
+
 def named_weights(model: Any) -> dict[str, Any]:
     """All weights of a model by names that say their place in it."""
     # The automatic layer names in a path count all models of the process; order and the last name do not.

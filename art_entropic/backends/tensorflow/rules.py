@@ -16,7 +16,17 @@ import tensorflow as tf
 
 from art_entropic import intervals
 from art_entropic.backends.errors import FINAL_SOFTMAX, NoIntervalRuleError
-from art_entropic.backends.tensorflow.joint import PRECISIONS, Call, Joint, Rule, box_of, in_precision, lower_of, upper_of
+from art_entropic.backends.tensorflow.joint import (
+    PRECISIONS,
+    Call,
+    Joint,
+    Moments,
+    Rule,
+    box_of,
+    in_precision,
+    lower_of,
+    upper_of,
+)
 from art_entropic.backends.tensorflow.ops import ops
 from art_entropic.ops import Box
 
@@ -425,10 +435,10 @@ def _along(axes: Sequence[int], x: tf.Tensor) -> list[int]:
 def _batch_norm(call: Call) -> Joint:
     """Batch norm with the statistics of the data for data and box alike, so that it is one affine map."""
     layer, x = call.operation, call.only
+    if x.box is None:
+        return Joint(_standardised(call, layer, x.value), None, call.name)
     by_batch = call.walk.training and layer.trainable
     value = call.on([x.value], training=call.walk.training)
-    if x.box is None:
-        return Joint(value, None, call.name)
     if not by_batch:
         ends = [call.on([end], training=False) for end in x.box]
         result = Joint(value, Box(tf.minimum(*ends), tf.maximum(*ends)), call.name)
@@ -437,15 +447,38 @@ def _batch_norm(call: Call) -> Joint:
         call.refuse("renorm=True has none in training")
     if call.option("mask") is not None:
         call.refuse("statistics under a mask have none in training")
+    factor, shift = _factor_and_shift(layer, _moments(layer, x.value))
     shape = _along([layer.axis], x.value)
-    axes = [axis for axis, length in enumerate(shape) if axis != layer.axis % len(shape)]
-    # Over all replicas of a tf.distribute strategy where the layer does so.
-    mean, variance = keras.ops.moments(x.value, axes, synchronized=True) if layer.synchronized else tf.nn.moments(x.value, axes)
-    factor = _factor(layer, variance, mean)
-    shift = (tf.convert_to_tensor(layer.beta) if layer.center else 0.0) - mean * factor
     value = call.walk.standardised(value, x.value, *(tf.reshape(part, shape) for part in (factor, shift)))
     result = Joint(value, in_precision(_gain(x.box, factor, shift, shape), value), call.name)
     return _scaled(call, result, lambda t: t * tf.reshape(factor, shape))
+
+
+def _standardised(call: Call, layer: Any, x: tf.Tensor) -> tf.Tensor:
+    """Batch norm of values alone: by given statistics, or as the layer does it; those of a batch are kept."""
+    given = call.walk.given_statistics(layer)
+    if given is not None:
+        factor, shift = (tf.reshape(part, _along([layer.axis], x)) for part in _factor_and_shift(layer, given))
+        return tf.cast(tf.cast(x, factor.dtype) * factor + shift, x.dtype)
+    plain = not getattr(layer, "renorm", False) and call.option("mask") is None
+    if call.walk.training and layer.trainable and plain:
+        call.walk.keep_statistics(layer, _moments(layer, x))
+    return call.on([x], training=call.walk.training)
+
+
+def _moments(layer: Any, x: tf.Tensor) -> Moments:
+    """Over the batch; over all replicas of a tf.distribute strategy where the layer does so."""
+    axes = [axis for axis in range(len(x.shape)) if axis != layer.axis % len(x.shape)]
+    if layer.synchronized:
+        return Moments(*keras.ops.moments(x, axes, synchronized=True))
+    return Moments(*tf.nn.moments(x if x.dtype == tf.float64 else tf.cast(x, tf.float32), axes))
+
+
+def _factor_and_shift(layer: Any, statistics: Moments) -> tuple[tf.Tensor, tf.Tensor]:
+    """Standardised x is x * factor + shift, in each channel."""
+    factor = _factor(layer, statistics.variance, statistics.mean)
+    beta = tf.cast(layer.beta, factor.dtype) if layer.center else 0.0
+    return factor, beta - statistics.mean * factor
 
 
 def _factor(layer: Any, variance: Any, like: tf.Tensor) -> tf.Tensor:

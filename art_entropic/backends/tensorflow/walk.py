@@ -5,6 +5,7 @@ that operation. A subclassed model has no such graph, and an operation without a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ import tensorflow as tf
 
 from art_entropic.backends.curvature import bends
 from art_entropic.backends.errors import NoIntervalRuleError
-from art_entropic.backends.tensorflow.joint import PRECISIONS, Call, Joint, Rule
+from art_entropic.backends.tensorflow.joint import PRECISIONS, Call, Joint, Moments, Rule
 from art_entropic.backends.tensorflow.rules import HINTS, LAYERS, OPERATIONS
 from art_entropic.ops import Box
 
@@ -84,11 +85,17 @@ class Walk:
     Args:
         training: batch statistics and dropout as in training.
         relu: how to compute the plain ReLU.
+        like: a pass of the same model in training, by whose batch statistics batch norm is to standardise.
     """
 
-    def __init__(self, *, training: bool, relu: Callable[[tf.Tensor], tf.Tensor] = tf.nn.relu) -> None:
+    def __init__(
+        self, *, training: bool, relu: Callable[[tf.Tensor], tf.Tensor] = tf.nn.relu, like: Walk | None = None
+    ) -> None:
         self.training = training
         self.relu = relu
+        self._like = like
+        self._statistics: dict[int, list[Moments]] = {}  # of each batch norm, use by use
+        self._standardised: Counter[int] = Counter()  # how often each batch norm has been at work
         self.losses: list[tf.Tensor] = []  # what activity regularizers and `add_loss` of the layers made of the values
         self.curved: str | None = None  # the first operation that bends
         self._entered: list[Joint] = []
@@ -97,6 +104,20 @@ class Walk:
         """Note that an operation runs, and how many of its arguments depend on the input."""
         if self.curved is None and bends(operation, operands):
             self.curved = operation
+
+    def keep_statistics(self, layer: Any, statistics: Moments) -> None:
+        """Note by what a batch norm standardises the batch, for a pass that is to do so too."""
+        self._statistics.setdefault(id(layer), []).append(statistics)
+
+    def has_statistics(self, layer: Any) -> bool:
+        return id(layer) in self._statistics
+
+    def given_statistics(self, layer: Any) -> Moments | None:
+        """By what a batch norm is to standardise instead of by its own, None where nothing was given."""
+        use = self._standardised[id(layer)]
+        self._standardised[id(layer)] += 1
+        given = [] if self._like is None else self._like._statistics.get(id(layer), [])
+        return given[use] if use < len(given) else None
 
     def enter(self, x: Joint) -> None:
         """Remember a tensor that enters a nonlinearity."""

@@ -46,7 +46,7 @@ from art_entropic.backends.torch.devices import (
     kept_generators,
     set_generators,
 )
-from art_entropic.backends.torch.modes import Recorder, TwiceDifferentiated
+from art_entropic.backends.torch.modes import BatchStatistics, Recorder, TwiceDifferentiated
 from art_entropic.backends.torch.network import (
     as_written,
     check_optimizer,
@@ -93,6 +93,15 @@ class TorchView:
 
     def activations(self, x: torch.Tensor) -> Activations:
         return self._backend.traced(x)
+
+    def linearised(
+        self, x: torch.Tensor, point: torch.Tensor, direction: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        statistics = BatchStatistics()
+        with as_written(), statistics:
+            logits = self.logits(x)
+        with statistics.again():
+            return logits, *self.input_gradient(point, direction)
 
     def input_gradient(
         self, x: torch.Tensor, direction: Callable[[torch.Tensor], torch.Tensor]

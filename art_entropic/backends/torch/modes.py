@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from art_entropic.backends.torch.bounds import NONLINEARITIES
+from art_entropic.backends.torch.rules import gain_and_shift
 from art_entropic.backends.torch.tensor import Path, name_of, tensors_in
 
 _T = torch.Tensor
@@ -53,6 +55,76 @@ class TwiceDifferentiated(TorchFunctionMode):
         if func in (F.relu, torch.relu, _T.relu) and not (kwargs or {}).get("inplace", False) and len(args) == 1:
             return _StraightReLU.apply(args[0])
         return func(*args, **(kwargs or {}))
+
+
+_BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+
+
+class BatchStatistics(TorchFunctionMode):
+    """Inside, keeps mean and variance by which batch norm standardises a batch, in the graph of the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._uses = _Uses()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.batch_norm:
+            asked = dict(zip(_BATCH_NORM, args, strict=False)) | (kwargs or {})
+            use, x = self._uses.of(asked), asked["input"]
+            if asked.get("training", False):
+                axes = [axis for axis in range(x.ndim) if axis != 1]
+                variance, mean = torch.var_mean(x.float(), axes, correction=0)
+                self._kept[use] = mean, variance
+        return func(*args, **(kwargs or {}))
+
+    def again(self) -> TorchFunctionMode:
+        """Inside, batch norm standardises another pass of the same network by them, as far as there are any."""
+        return _Standardised(self._kept)
+
+
+class _Standardised(TorchFunctionMode):
+    def __init__(self, statistics: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]) -> None:
+        super().__init__()
+        self._statistics, self._uses = statistics, _Uses()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.batch_norm:
+            asked = dict(zip(_BATCH_NORM, args, strict=False)) | (kwargs or {})
+            statistics = self._statistics.get(self._uses.of(asked))
+            if statistics is not None:
+                asked |= {"running_mean": statistics[0], "running_var": statistics[1], "training": False}
+                return _standardised(**asked)
+        return func(*args, **(kwargs or {}))
+
+
+class _Uses:
+    """Tells the calls of batch norm in one pass apart, in a way that holds for the next pass too."""
+
+    def __init__(self) -> None:
+        self._seen: Counter[int] = Counter()
+
+    def of(self, asked: dict[str, Any]) -> tuple[int, int]:
+        # Buffers are other tensors in a pass that must not change them; those without weights are told apart by their order.
+        weight = asked.get("weight")
+        layer = 0 if weight is None else id(weight)
+        self._seen[layer] += 1
+        return layer, self._seen[layer]
+
+
+def _standardised(
+    input: torch.Tensor,
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """`F.batch_norm` by given statistics, through which gradients flow: PyTorch's own has none for them."""
+    gain, shift = gain_and_shift(running_mean, running_var, weight, bias, eps, input.ndim)
+    return (input * gain + shift).to(input.dtype)
 
 
 def _state(tensor: torch.Tensor) -> tuple[int, int]:

@@ -370,7 +370,7 @@ def _gain(box: Box, gain: torch.Tensor | None, bias: torch.Tensor | None) -> Box
     return box if bias is None else Box(box.lower + bias, box.upper + bias)
 
 
-def _gain_and_shift(
+def gain_and_shift(
     mean: torch.Tensor, variance: torch.Tensor, weight: Any, bias: Any, eps: float, rank: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(x - mean) / sqrt(variance + eps) * weight + bias as x * gain + shift for each channel of x, which has `rank` axes."""
@@ -402,7 +402,7 @@ def batch_norm(call: Call) -> BoundTensor:
     if training:
         axes = [axis for axis in range(value.ndim) if axis != 1]
         variance, mean = torch.var_mean(value, axes, correction=0)
-    gain, shift = _gain_and_shift(mean, variance, weight, bias, eps, value.ndim)
+    gain, shift = gain_and_shift(mean, variance, weight, bias, eps, value.ndim)
     if training:
         result = call.trace.standardised(result, value, gain, shift)
     return call.bind(result, _fixed_norm(bound.bounds, gain, shift))
@@ -446,7 +446,7 @@ def instance_norm(call: Call) -> BoundTensor:
     weight, bias = call.argument(3, "weight"), call.argument(4, "bias")
     if not call.argument(5, "use_input_stats", True):
         mean, variance = call.argument(1, "running_mean"), call.argument(2, "running_var")
-        fixed = _gain_and_shift(mean, variance, weight, bias, eps, value.ndim)
+        fixed = gain_and_shift(mean, variance, weight, bias, eps, value.ndim)
         return call.bind(value, _fixed_norm(bound.bounds, *fixed))
     box = _standardise(bound, [], eps, groups=value.shape[1])
     return call.bind(value, _gain(box, _per_channel(weight, value), _per_channel(bias, value)))
