@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
+import numpy as np
 from published import COMPARISONS, PLANS, RESULTS, RIVAL, ROOT, measurements
 
 from art_entropic.backends.registry import FRAMEWORKS
@@ -12,16 +15,23 @@ from art_entropic.benchmark.plan import read_plan
 from art_entropic.benchmark.problems import PROBLEMS
 from art_entropic.palette import NATURAL
 from art_entropic.records import Provenance, TrainingRecord, read_records
-from art_entropic.report.sections import INK, ComparisonRow, Estimate, Section, busy_note, paired, percent
+from art_entropic.report.sections import INK, ComparisonRow, Estimate, Section, busy_note, colour, paired, percent
 from art_entropic.report.sentences import summary
 from art_entropic.report.table import NOTHING, Entry, markdown, table_of
 from art_entropic.report.tables import FRAMEWORK, SHARES, Fact, seconds_cell, table_of_rows
 
 FIGURE = ROOT / "docs" / "results.png"
-LEGEND_INCHES = 2.4  # the longest title of a defence beside its marker
 FBF = "fbf"
 MEASURED = "pytorch"  # the framework of `benchmarks/training_cost.py`
-PANELS = ("mnist-0.3", "mnist-0.1", "cifar10-8-255", "digits")
+PANELS = ("mnist-0.1", "mnist-0.3", "cifar10-8-255", "breadth-tiny-imagenet10")
+# Of a defence and its variant, in the figure.
+LABELS = {
+    ("entropic", ""): "Entropic",
+    ("entropic", "in MadryPGD's time"): "Entropic, longer",
+    (RIVAL, ""): "MadryPGD",
+    ("fbf", ""): "FBF",
+    ("trades", ""): "TRADES",
+}
 
 
 def named(heading: str) -> Fact:
@@ -187,11 +197,20 @@ def _two(row: ComparisonRow | None) -> str:
 
 
 def cost_of(section: Section, row: ComparisonRow | None, rival: ComparisonRow | None) -> str:
-    """Seconds of a row in those of its rival: from the quiet measurement of both where there is one."""
+    """`times_of` in words, and how far to trust it."""
     if row is None or rival is None or not row.seconds or not rival.seconds:
         return NOTHING
+    times = times_of(section, row, rival)
+    if times is None:
+        return f"{NOTHING} (other machine)" if row.machines != rival.machines else f"{NOTHING} (machine too busy)"
+    unsure = _measured_times(section, row, rival) is None and (row.busy or rival.busy)
+    return f"{times:.2f}" + (" (machine busy)" if unsure else "")
+
+
+def times_of(section: Section, row: ComparisonRow, rival: ComparisonRow) -> float | None:
+    """Seconds of a row in those of its rival: from the quiet measurement of both where there is one, None where unknown."""
     quiet = _measured_times(section, row, rival)
-    return _times(row, rival) if quiet is None else f"{quiet:.2f}"
+    return row.times(rival) if quiet is None else quiet
 
 
 def _measured_times(section: Section, row: ComparisonRow, rival: ComparisonRow) -> float | None:
@@ -207,14 +226,6 @@ def _measured_times(section: Section, row: ComparisonRow, rival: ComparisonRow) 
             ours, theirs = (record.values[cost] for cost in costs)
             return row.training.nb_epochs * ours / (rival.training.nb_epochs * theirs)
     return None
-
-
-def _times(row: ComparisonRow, rival: ComparisonRow) -> str:
-    """Seconds of a row in those of its rival, and how far to trust them."""
-    times = row.times(rival)
-    if times is not None:
-        return f"{times:.2f}" + (" (machine busy)" if row.busy or rival.busy else "")
-    return f"{NOTHING} (other machine)" if row.machines != rival.machines else f"{NOTHING} (machine too busy)"
 
 
 # ------------------------------------------------------------------------------------------------------------- ablation
@@ -293,37 +304,64 @@ def _is_finished(row: ComparisonRow) -> bool:
 
 
 def figure(tables: dict[str, Section]) -> None:
-    """Robust accuracy against training seconds, one panel a comparison, every defence a point."""
+    """Robust accuracy against training time, one panel a comparison: ours beside ART's trainers, each with its name."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     panels = [tables[name] for name in PANELS if name in tables]
-    canvas = Figure(figsize=(max(7.2, 3.4 * len(panels)), 4.0), layout="constrained", facecolor="white")
-    handles: dict[str, object] = {}
+    canvas = Figure(figsize=(3.2 * len(panels), 3.3), layout="constrained", facecolor="white")
     for axes, section in zip(canvas.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for row in section.rows:
-            if row.framework != section.frameworks[0] or row.variant or not row.robust or not row.seconds:
-                continue
-            value, low, high = (100 * share for share in (row.robust.value, row.robust.low, row.robust.high))
+        shown = _priced(section)
+        lows, highs = ([100 * getattr(row.robust, end) for row, _ in shown] for end in ("low", "high"))
+        room = 0.08 * (max(highs) - min(lows))
+        heights = _apart([(times, 100 * row.robust.value) for row, times in shown], 1.6 * room)
+        for (row, times), low, high, height in zip(shown, lows, highs, heights, strict=True):
+            value, tint = 100 * row.robust.value, colour(row.defence).replace(INK, "#000000")
             # Where a bound is the value itself, rounding must not make the bar negative.
-            bars = [[max(0.0, value - low)], [max(0.0, high - value)]]
-            axes.errorbar(row.seconds, value, yerr=bars, color=shade(row), lw=0.8)
-            marker, size = ("*", 70) if row.ours else ("o", 36)
-            handles[row.defence_title] = axes.scatter(row.seconds, value, s=size, color=shade(row), marker=marker)
-        axes.set(title=f"{section.name or section.problem}, {radius_of(section)}", xlabel="training seconds")
-        axes.set(xscale="log", ylim=(-3, 103))
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.errorbar(times, value, yerr=[[max(0.0, value - low)], [max(0.0, high - value)]], color=tint, lw=0.8)
+            axes.scatter(times, value, s=70 if row.ours else 36, color=tint, marker="*" if row.ours else "o")
+            weight = "bold" if row.ours else "normal"
+            axes.text(
+                1.16 * times, height, LABELS[row.defence, row.variant], fontsize=8.5, color=tint, weight=weight, va="center"
+            )
+        axes.set_title(f"{section.name or section.problem}\n{radius_of(section)}", fontsize=10)
+        axes.set(xlabel="training time, in MadryPGD's", xscale="log", xlim=(0.13, 5.0))
+        axes.set_ylim(min(lows) - room, max(highs) + 2 * room)
+        axes.xaxis.set_major_locator(FixedLocator([0.2, 0.5, 1, 2]))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.2)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.title.set_fontsize(10)
+        axes.annotate(
+            "better", (0.64, 0.19), (0.78, 0.07), xycoords="axes fraction", fontsize=8.5, color="#777777", va="center",
+            arrowprops={"arrowstyle": "->", "color": "#777777"},
+        )  # fmt: skip
     canvas.axes[0].set_ylabel("robust accuracy, %")
-    columns = max(1, int(canvas.get_figwidth() / LEGEND_INCHES))
-    canvas.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
     FIGURE.parent.mkdir(exist_ok=True)
     canvas.savefig(FIGURE, dpi=110, metadata={"Software": None})
 
 
-def shade(row: ComparisonRow) -> str:
-    return row.colour.replace(INK, "#000000")
+def _apart(points: Sequence[tuple[float, float]], gap: float) -> list[float]:
+    """Heights of the labels beside some points (times, value), so that those of points of about one time do not overlap."""
+    heights = np.array([value for _, value in points])
+    slow = np.array([times > 0.6 for times, _ in points])
+    for column in (np.flatnonzero(slow), np.flatnonzero(~slow)):
+        upwards = column[np.argsort(heights[column], kind="stable")]
+        pushed = heights.copy()
+        for below, above in itertools.pairwise(upwards):
+            pushed[above] = max(pushed[above], pushed[below] + gap)
+        if len(column):
+            heights[column] = pushed[column] - np.mean(pushed[column] - heights[column])
+    return [float(height) for height in heights]
+
+
+def _priced(section: Section) -> list[tuple[ComparisonRow, float]]:
+    """The rows of LABELS of a section's first framework with their training times, in those of the rival."""
+    rows = [row for row in section.rows if row.framework == section.frameworks[0] and (row.defence, row.variant) in LABELS]
+    found = []
+    for row in rows:
+        rival = rival_of(section, row)
+        times = None if rival is None or row.robust is None else 1.0 if row is rival else times_of(section, row, rival)
+        if times is not None:
+            found.append((row, times))
+    return found
