@@ -53,7 +53,7 @@ BREADTH = (
 )  # fmt: skip
 LONG = ("mnist-0.1-long", "mnist-0.3-long")
 # The networks of the comparisons at seed 0, under AutoAttack and, ours, under the battery `full`.
-STRONG = ("mnist-0.3", "mnist-0.2", "mnist-0.1", "mnist-0.1-silu", "mnist-0.3-large", "cifar10-8-255", "cifar10-2-255")
+STRONG = ("mnist-0.1", "mnist-0.1-silu", "mnist-0.3-large", "cifar10-8-255-converged", "cifar10-8-255", "breadth-gtsrb")
 AUTOATTACK, FULL = (tuple(f"{name}-{battery}" for name in STRONG) for battery in ("autoattack", "full"))
 ABLATIONS = {
     "ablation-term": "What the entropic term adds to interval training alone (IBP mixed with the clean loss), and when.",
