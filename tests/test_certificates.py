@@ -308,7 +308,7 @@ def test_an_evaluation_says_which_method_proved_how_many():
     result = evaluate(one, x[:60], y[:60], 0.04, battery="quick", checks=False, verbose=False)
     np.testing.assert_array_equal(np.sum(list(result.certified_by.values()), axis=0), result.certified_points)
     by = {name: int(found.sum()) for name, found in result.certified_by.items()}
-    assert by["crown"] > 0 and f"({by['crown-ibp']} by crown-ibp, {by['crown']} by crown)" in str(result)
+    assert by["crown"] > 0 and f"{by['crown-ibp']} by crown-ibp, {by['crown']} by crown\n" in str(result)
     # A certified point meets the first attack alone.
     assert result.attacks[1].attacked == 60 - result.attacks[0].broken - result.certified.correct
 

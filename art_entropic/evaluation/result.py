@@ -12,7 +12,7 @@ import numpy as np
 from art_entropic.evaluation.attacks import BATTERIES
 from art_entropic.evaluation.tally import Tally
 from art_entropic.ops import Array
-from art_entropic.records import Accuracy, CheckOutcome, CurvePoint, Findings, unpack
+from art_entropic.records import Accuracy, AttackOutcome, CheckOutcome, CurvePoint, EvaluationRecord, Findings, unpack
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +92,7 @@ class Evaluation(Findings, frozen=True, kw_only=True, eq=False):
     @property
     def missing(self) -> list[str]:
         """The attacks of the battery that did not run, each with the reason."""
-        return [f"{one.attack}: {one.error or one.skipped}" for one in self.attacks if one.error or one.skipped]
+        return missing_of(self.attacks)
 
     def with_curve(self, curve: Sequence[CurvePoint]) -> Evaluation:
         """The same evaluation beside a security curve."""
@@ -142,20 +142,34 @@ class Evaluation(Findings, frozen=True, kw_only=True, eq=False):
         names = BATTERIES[self.battery]
         return {name: outcome.attack for name, outcome in zip(names * len(self.seeds), self.attacks, strict=True)}
 
-    @property
-    def _methods(self) -> str:
-        told = [f"{int(found.sum())} by {name}" for name, found in self.certified_by.items() if found.any()]
-        return f" ({', '.join(told)})" if told else ""
-
     def __str__(self) -> str:
-        shares = f"clean {_shown(self.clean)}, robust {_shown(self.robust)}"
-        certified = "" if self.certified is None else f", certified {_shown(self.certified)}{self._methods}"
-        missing = f" The battery was incomplete: {'; '.join(self.missing)}." if self.missing else ""
-        return (
-            f"{shares}{certified}; n = {self.robust.n}, L{self.norm} eps {self.eps:g}, battery {self.battery!r}. "
-            f"Verdict: {self.verdict}. {CAVEAT}{missing}"
-        )
+        return in_words(self, self.eps, self.norm, self.battery, self.verdict)
+
+
+def in_words(found: Findings | EvaluationRecord, eps: float, norm: str, battery: str, verdict: str) -> str:
+    """What an evaluation prints: the shares with their intervals, the verdict, and what it was asked."""
+    lines = {
+        "clean": _shown(found.clean),
+        "robust": f"{_shown(found.robust)}  {UPPER_BOUND}",
+        "certified": "" if found.certified is None else _shown(found.certified) + _by_method(found),
+        "verdict": verdict,
+        "attacked": f"L{norm} eps {eps:g}, battery {battery!r}, n = {found.robust.n}",
+        "not run": "; ".join(missing_of(found.attacks)),
+    }
+    return "\n".join(f"{name:<10}{line}" for name, line in lines.items() if line)
+
+
+def missing_of(attacks: Sequence[AttackOutcome]) -> list[str]:
+    """The attacks that did not run, each with the reason."""
+    return [f"{one.attack}: {one.error or one.skipped}" for one in attacks if one.error or one.skipped]
+
+
+def _by_method(found: Findings | EvaluationRecord) -> str:
+    proved = {} if found.points is None else found.points.certified_by
+    counts = {name: int(unpack(points, found.clean.n).sum()) for name, points in proved.items()}
+    told = [f"{count} by {name}" for name, count in counts.items() if count]
+    return f"  {', '.join(told)}" if told else ""
 
 
 def _shown(share: Accuracy) -> str:
-    return f"{share.value:.1%} [{share.low:.1%}, {share.high:.1%}]"
+    return f"{share.value:6.1%}  [{share.low:.1%}, {share.high:.1%}]"

@@ -399,8 +399,8 @@ def test_evaluate_prints_a_verdict_and_goes_on_where_it_was(
     words += ["--transfer-from", f"my_{framework}:make", "--curve", "0,0.3"]
     code, out, err = said(capsys, words)
     assert (code, err) == (0, "")
-    assert "The battery was incomplete: Square: Square attacks images, got inputs of shape (6,)" in out
-    assert "Verdict: " in out and "n = 40, Linf eps 0.3, battery 'standard'" in out and "eps 0.3: robust " in out
+    assert "not run   Square: Square attacks images, got inputs of shape (6,)" in out
+    assert "\nverdict " in out and "Linf eps 0.3, battery 'standard', n = 40" in out and "eps 0.3: robust " in out
     found = json.loads((workplace / "out" / "evaluation.json").read_text())
     assert found["robust"]["n"] == 40 and len(found["checks"]) == len(art_entropic.CHECKS)
     rows = (workplace / "out" / "points.csv").read_text().splitlines()
