@@ -7,14 +7,15 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from published import COMPARISONS, PLANS, RESULTS, RIVAL, ROOT, measurements
+from published import COMPARISONS, HEADLINE, PLANS, PRINTED, RESULTS, RIVAL, ROOT, measurements
 
 from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.benchmark.defences import DEFENCES
 from art_entropic.benchmark.plan import read_plan
 from art_entropic.benchmark.problems import PROBLEMS
+from art_entropic.evaluation.result import in_words
 from art_entropic.palette import NATURAL
-from art_entropic.records import Provenance, TrainingRecord, read_records
+from art_entropic.records import ChecksRecord, EvaluationRecord, Provenance, TrainingRecord, read_records
 from art_entropic.report.sections import INK, ComparisonRow, Estimate, Section, busy_note, colour, paired, percent
 from art_entropic.report.sentences import summary
 from art_entropic.report.table import NOTHING, Entry, markdown, table_of
@@ -148,6 +149,43 @@ def _machine(source: Provenance) -> str:
 
 
 def headline(tables: dict[str, Section]) -> str:
+    """The few lines of the README: ours beside two of ART's trainers under AutoAttack, and what the checks say of ours."""
+    lines = []
+    for name, title in HEADLINE.items():
+        section = tables.get(f"{name}-autoattack")
+        rows = {} if section is None else {row.defence: row for row in section.rows if row.robust}
+        ours, rival = rows.get("entropic"), rows.get(RIVAL)
+        if section is not None and ours is not None and rival is not None:
+            verdict = _verdict(tables.get(f"{name}-full")) or NOTHING
+            cost = cost_of(section, ours, rival)
+            lines.append([f"{title}, {radius_of(section)}", _three(ours), _two(rival), _two(rows.get(FBF)), cost, verdict])
+    headings = ["data, network, ball", "**Entropic**: clean / robust / certified %", "MadryPGD: clean / robust %",
+                "FBF: clean / robust %", "time, of MadryPGD's", "checks on ours"]  # fmt: skip
+    return markdown(table_of(headings, lines, words=["checks on ours"]))
+
+
+def _verdict(section: Section | None) -> str | None:
+    rows = () if section is None else section.rows
+    return next((row.verdict for row in rows if row.defence == "entropic"), None)
+
+
+def printed() -> str:
+    """What `print(evaluate(...))` said for the trainers of PRINTED, from the records of their first seed."""
+    return "\n".join(["```", *(line for title, place in PRINTED.items() for line in (f"# {title}", _evaluated(*place))), "```"])
+
+
+def _evaluated(plan: str, defence: str, variant: str) -> str:
+    records = list(read_records(RESULTS / f"{plan}.jsonl"))
+    found = next(
+        record
+        for record in records
+        if isinstance(record, EvaluationRecord) and (record.defence, record.variant, record.seed) == (defence, variant, 0)
+    )
+    verdict = next((one.verdict for one in records if isinstance(one, ChecksRecord) and one.evaluation_key == found.key), "")
+    return in_words(found, found.eps, found.norm, found.battery, verdict)
+
+
+def overview(tables: dict[str, Section]) -> str:
     """One line a comparison: ours by its own choice of measure, ART's MadryPGD, and what came out most robust of all."""
     rows = [line for name in COMPARISONS if name in tables for line in _headlines(tables[name])]
     ours, rival = "**entropic**: clean / robust / certified %", "MadryPGD: clean / robust %"

@@ -12,6 +12,19 @@ ROOT = Path(__file__).parent.parent
 RESULTS, PLANS = ROOT / "results", ROOT / "benchmarks" / "plans"
 RIVAL = "madry_pgd"
 MODELS = (NATURAL, RIVAL, "entropic")  # whose information is read
+# The rows of the README's table, at most five: what the method is good for and what it is not.
+HEADLINE = {
+    "mnist-0.1-silu": "MNIST, CNN with SiLU",
+    "mnist-0.1": "MNIST, CNN with ReLU",
+    "mnist-0.3-large": "MNIST, larger CNN with ReLU",
+    "cifar10-8-255-converged": "CIFAR-10, CNN with SiLU, 30 epochs",
+    "breadth-gtsrb": "Traffic signs, ResNet with ReLU",
+}
+# Plan, defence and variant of the evaluations that the README prints, at the first seed.
+PRINTED = {
+    "AdversarialTrainerMadryPGD, 6 epochs": ("mnist-0.1", RIVAL, ""),
+    "EntropicTrainer, 24 epochs": ("mnist-0.1", "entropic", "in MadryPGD's time"),
+}
 FRESH = "The same networks as above on test points that nobody looked at while choosing settings."
 LONGER = "Four times the epochs: what each defence reaches when it is given them. One seed."
 # In this order, each with what a reader should know before the numbers.

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import networks as of_networks
-from comparison_tables import FIGURE, ablation, comparison, figure, heading, headline, origin, unrun
+from comparison_tables import FIGURE, ablation, comparison, figure, heading, headline, origin, overview, printed, unrun
 from cost_tables import (
     across_frameworks,
     certificates,
-    costs,
     epochs_of_each_kind,
     evaluations,
     growth_of_memory,
@@ -90,7 +89,7 @@ def benchmarks(tables: dict[str, Section]) -> str:
     parts = [
         INTRODUCTION,
         "## At a glance",
-        headline(tables),
+        overview(tables),
         f"![Robust accuracy against training seconds]({FIGURE.relative_to(ROOT)})",
     ]
     for name, told in COMPARISONS.items():
@@ -159,8 +158,7 @@ def main() -> None:
     blocks = {measure: layers(measure) for measure in ("rivals", "noise", "interval")}
     blocks |= {"likeness": likeness(), "decisions": decisions()}
     fill(ROOT / "docs" / "analysis.md", blocks)
-    picture = f"![Robust accuracy against training seconds]({FIGURE.relative_to(ROOT)})"
-    fill(ROOT / "README.md", {"headline": f"{picture}\n\n{headline(tables)}", "costs": costs()})
+    fill(ROOT / "README.md", {"headline": headline(tables), "printed": printed()})
     if CLAIM in tables:
         fill(ROOT / "docs" / "claim.md", {"claim": claim(tables[CLAIM]), "claim-l2": claim_l2(tables)})
     grown = {

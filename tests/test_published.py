@@ -44,7 +44,7 @@ def test_a_page_can_be_made_of_what_is_there_so_far(tables):
     records = list(read_records(ROOT / "results" / "mnist-0.3.jsonl"))
     natural = [record for record in records if record.defence == "natural"]
     (section,) = sections(natural)
-    assert tables.comparison(section) and tables.headline({"mnist-0.3": section})
+    assert tables.comparison(section) and tables.overview({"mnist-0.3": section})
     (told,) = tables.unrun("mnist-0.3", section)
     assert "MadryPGD (ART)" in told and "Natural" not in told
     unattacked = [record for record in records if isinstance(record, TrainingRecord) or record.defence != "trades"]

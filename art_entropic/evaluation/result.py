@@ -172,4 +172,4 @@ def _by_method(found: Findings | EvaluationRecord) -> str:
 
 
 def _shown(share: Accuracy) -> str:
-    return f"{share.value:6.1%}  [{share.low:.1%}, {share.high:.1%}]"
+    return f"{share.value:<7.1%} [{share.low:.1%}, {share.high:.1%}]"
