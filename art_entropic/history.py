@@ -15,6 +15,12 @@ from art_entropic.schedule import ControlSchedule
 SHOWN_POINTS = 512
 # Steps of the ramp below which eps grows faster than a network follows.
 LEAST_RAMP = 100
+# Points of clean accuracy that a retraining may cost before the closing line says what helps.
+LARGE_LOSS = 0.05
+REMEDIES = {
+    "interval": "more epochs, a wider network or a smaller eps help, or smooth_activations(classifier) and measure='channel'",
+    "channel": "more epochs or a smaller eps help; with ReLU, smooth_activations(classifier) before retraining",
+}
 Callback = Callable[[Epoch], Any]
 LOSS_TERMS = ("loss", "cross_entropy", "worst_case_cross_entropy", "information")
 SHARES = ("accuracy", "certified_accuracy")
@@ -117,6 +123,8 @@ def closing_line(history: History, schedule: ControlSchedule, steps: int, accura
     share = (kept.validation or kept.terms).get("certified_accuracy")
     if share is not None:
         parts[0] += f", certified {100 * share:.1f} % at eps {kept.eps:g}" + ("" if kept.validation else " (training batches)")
+    if before - after > LARGE_LOSS and settings["measure"] in REMEDIES:
+        parts.append(f"it cost {100 * (before - after):.1f} points of clean accuracy: {REMEDIES[settings['measure']]}")
     if not schedule.is_full(last.epoch / settings["nb_epochs"]):
         parts.append("it ended before eps had its full value: train longer")
     ramp = schedule.ramp * settings["nb_epochs"] * steps
