@@ -1,4 +1,4 @@
-"""The comparisons of BENCHMARKS.md: a headline, one table a plan, ablations, and the figure of robustness against cost."""
+"""The comparisons of docs/benchmarks.md: a headline, one table a plan, ablations, and the figure of robustness against cost."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def origin(name: str) -> str:
     records = [record for record in read_records(RESULTS / f"{name}.jsonl") if isinstance(record, TrainingRecord)]
     machines = dict.fromkeys(_machine(record.provenance) for record in records)
     return (
-        f"Records: [results/{name}.jsonl](results/{name}.jsonl); {'; and '.join(machines)}. Again: "
+        f"Records: [results/{name}.jsonl](../results/{name}.jsonl); {'; and '.join(machines)}. Again: "
         f"`art-entropic benchmark --plan benchmarks/plans/{name}.toml --results results/{name}.jsonl`"
     )
 

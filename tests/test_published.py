@@ -24,8 +24,9 @@ def tables():
 
 def test_pages_are_made_from_the_records(tables):
     found = tables.load()
-    assert (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8") == tables.benchmarks(found)
+    assert tables.PAGE.read_text(encoding="utf-8") == tables.benchmarks(found)
     assert tables.headline(found) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert tables.costs() in (ROOT / "docs" / "measures.md").read_text(encoding="utf-8")
     page = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
     blocks = [tables.layers(measure) for measure in ("rivals", "noise", "interval")]
     for block in (*blocks, tables.likeness(), tables.decisions()):
