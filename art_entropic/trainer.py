@@ -190,10 +190,11 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
     ) -> History:
         """Retrain the classifier on the batches of an ART DataGenerator, with its own order and augmentation.
 
+        All arguments but the first are those of `fit`.
+
         Args:
             generator: ART DataGenerator with a size, which gives (x, y) or (x, y, sample_weight). What it wraps begins anew
                 with each epoch where it can. The weights of a batch make its cross-entropy a weighted mean.
-            nb_epochs, validation_data, seed, scheduler, callbacks, early_stopping, checkpoint, verbose: as for `fit`.
         """
         options = self._options(nb_epochs, validation_data, seed, scheduler, callbacks, early_stopping, checkpoint, verbose)
         source = Generated(generator, self._check)

@@ -197,7 +197,10 @@ def leaderboard_entry(result: Evaluation, *, name: str, dataset: str, architectu
     """One model as an entry of a leaderboard: the keys of RobustBench's model_info and more, accuracies in percent, as numbers.
 
     Args:
-        name, dataset, architecture: of the model.
+        result: of `evaluate`.
+        name: of the model.
+        dataset: that it was trained for.
+        architecture: of its network.
         facts: further keys, such as link, authors, venue, additional_data.
     Returns:
         A dict for json.dump. ``autoattack_acc`` is None: `evaluate` runs a battery of its own, whose number is ``robust_acc``.

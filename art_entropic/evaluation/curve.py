@@ -30,8 +30,11 @@ def security_curve(
     Far enough out a curve must reach zero: one that does not tells of a broken attack, not of a robust classifier.
 
     Args:
-        classifier, x, y, norm: as `evaluate` takes them. The classifier leaves as it came.
+        classifier: as `evaluate` takes it. It leaves as it came.
+        x: test points, as for `evaluate`.
+        y: their classes, as for `evaluate`.
         eps_values: radii in the units of x, >= 0; at 0 nothing is attacked.
+        norm: of the perturbations, as for `evaluate`.
         battery: a name of BATTERIES.
         seed: of the attacks' random numbers.
         verbose: show progress on stderr.

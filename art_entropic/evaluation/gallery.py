@@ -17,7 +17,9 @@ def attacked_examples(classifier: Any, x: Any, y: Any, result: Evaluation, numbe
     """The first point of each class that fell in an evaluation, as pictures.
 
     Args:
-        classifier, x, y: those that `evaluate` was given.
+        classifier: the one that `evaluate` was given.
+        x: the points that it was given.
+        y: their classes.
         result: what it found.
         number: of examples, no more.
     Returns:
