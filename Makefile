@@ -2,6 +2,7 @@
 ## make test        run the tests
 ## make test-all    run those too that send many more networks through, which takes a quarter of an hour more
 ## make lint        ruff and mypy
+## make docs        build the documentation in site/
 ## make venv        only set up .venv, as the targets above do by themselves
 ## make constraints pin every dependency anew (needs uv: pip install uv)
 ## make clean       remove .venv and what builds and tools leave behind
@@ -20,7 +21,7 @@ JOBS ?= 2
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help benchmark test test-all lint venv constraints clean
+.PHONY: help benchmark test test-all lint docs venv constraints clean
 
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
@@ -36,6 +37,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict $(ARGS)
 
 venv: $(STAMP)
 
@@ -77,5 +81,5 @@ constraints:
 	mv constraints.txt.new constraints.txt
 
 clean:
-	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist site *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
