@@ -79,7 +79,9 @@ ABLATIONS = {
     "ablation-channel-relu": "Both measures on a ReLU network, Linf 0.1.",
     "ablation-cifar10-relu": "Both measures, the smooth twin and MadryPGD on colour images, with ReLU in place of SiLU.",
 }
-ALL = (*COMPARISONS, CLAIM, CLAIM_L2, *BREADTH, *AUTOATTACK, *FULL, *LONG, *ABLATIONS)
+# The networks of `load_network` that no other plan has trained.
+NETWORKS = ("digits-networks",)
+ALL = (*COMPARISONS, CLAIM, CLAIM_L2, *BREADTH, *AUTOATTACK, *FULL, *LONG, *ABLATIONS, *NETWORKS)
 
 
 def load() -> dict[str, Section]:
