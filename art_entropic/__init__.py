@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from art_entropic.benchmark.defences import DEFENCES
     from art_entropic.benchmark.plan import BenchmarkPlan, Variant
     from art_entropic.benchmark.problems import PROBLEMS
+    from art_entropic.benchmark.published_networks import NetworkRecord, list_networks, load_network, network_record
     from art_entropic.benchmark.run import run_benchmark
     from art_entropic.callbacks import TensorBoard
     from art_entropic.certificates import certify
@@ -67,8 +68,12 @@ _HOMES = {
     "evaluate": "evaluation.evaluate",
     "information_profile": "analysis.profile",
     "leaderboard_entry": "evaluation.compare",
+    "list_networks": "benchmark.published_networks",
+    "load_network": "benchmark.published_networks",
     "load_weights": "backends.registry",
     "move_to": "backends.registry",
+    "NetworkRecord": "benchmark.published_networks",
+    "network_record": "benchmark.published_networks",
     "run_benchmark": "benchmark.run",
     "save_weights": "backends.registry",
     "security_curve": "evaluation.curve",
@@ -80,10 +85,10 @@ _HOMES = {
 __all__ = [
     "ATTACKS", "BATTERIES", "CHECKS", "DEFENCES", "MEASURES", "PROBLEMS", "PROFILE_MEASURES", "Activation", "BenchmarkPlan",
     "BoundsMismatchError", "Channel", "Coding", "Comparison", "EntropicTrainer", "Evaluation", "History", "InformationProfile",
-    "Interval", "Linear", "MissingFrameworkError", "NoIntervalRuleError", "Schedule", "TensorBoard", "TrainingDivergedError",
-    "Variant", "__version__", "attacked_examples", "certify", "compare", "evaluate", "information_profile", "leaderboard_entry",
-    "load_weights", "move_to", "run_benchmark", "save_weights", "security_curve", "smooth_activations", "to_logits",
-    "write_report",
+    "Interval", "Linear", "MissingFrameworkError", "NetworkRecord", "NoIntervalRuleError", "Schedule", "TensorBoard",
+    "TrainingDivergedError", "Variant", "__version__", "attacked_examples", "certify", "compare", "evaluate",
+    "information_profile", "leaderboard_entry", "list_networks", "load_network", "load_weights", "move_to", "network_record",
+    "run_benchmark", "save_weights", "security_curve", "smooth_activations", "to_logits", "write_report",
 ]  # fmt: skip
 
 
