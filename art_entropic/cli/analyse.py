@@ -11,45 +11,53 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from art_entropic.analysis.profile import InformationProfile
     from art_entropic.records import ProfileRow
-from art_entropic.cli.arguments import PROGRAM, add_device_argument, add_norm_argument, names_of
-from art_entropic.cli.user_code import (
-    FIGURE,
-    LAYERS,
-    PROFILE,
-    indented_json,
-    load_test_arrays,
-    made_by,
-    named_factory,
-    out_folder,
+from art_entropic.cli.arguments import (
+    PROGRAM,
+    TEST_ARRAYS,
+    add_data_arguments,
+    add_device_argument,
+    add_norm_argument,
+    add_quiet_argument,
+    names_of,
 )
+from art_entropic.cli.source import Source, of_one_kind, own, published
+from art_entropic.cli.user_code import FIGURE, LAYERS, PROFILE, indented_json, named_factory, out_folder
 from art_entropic.report.table import NOTHING, Table, print_on, table_of
 
 
 def add_analyse_arguments(parser: argparse.ArgumentParser) -> None:
     from art_entropic.analysis.readings import PROFILE_MEASURES
+    from art_entropic.benchmark.published_networks import list_networks
 
-    parser.add_argument(
-        "--estimator", required=True, action="append", metavar="NAME=MODULE:FACTORY",
-        help="a function without arguments that returns a trained ART estimator, and a name for it; repeat it to compare "
-        "several, such as natural=models:make and entropic=models:load. Its module is looked for in the current folder "
-        "first; this is the only place where code of yours runs",
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--estimator", action="append", metavar="NAME=MODULE:FACTORY",
+        help="a function without arguments that returns a trained ART estimator, and a name for it; may be repeated to "
+        "compare several, such as natural=models:make and entropic=models:load. Its module is looked for in the current folder "
+        "first; this is the only place where your own code runs",
     )  # fmt: skip
-    parser.add_argument("--eps", required=True, type=float, help="radius of the perturbations, in the units of the data")
+    which.add_argument(
+        "--network", action="append", metavar="NAME",
+        help="a published network, with its own data, eps and norm; may be repeated to compare several: "
+        f"{', '.join(list_networks())}",
+    )  # fmt: skip
+    add_data_arguments(parser, TEST_ARRAYS)
     add_norm_argument(parser)
-    parser.add_argument("--data", required=True, type=Path, metavar="FILE.npz", help="arrays x_test and y_test, or x and y")
     parser.add_argument(
         "--measures", type=names_of, metavar="NAMES", help=f"some of {', '.join(PROFILE_MEASURES)} (default: all)"
     )
-    parser.add_argument("--layers", type=names_of, metavar="NAMES", help="names of layers, or input (default: all)")
     parser.add_argument(
-        "--resolution", type=float, default=0.1, help="of the reading, in shares of a layer's spread (default: 0.1)"
+        "--layers", type=names_of, metavar="NAMES", help="names of layers, or input, separated by commas (default: all)"
     )
-    parser.add_argument("--n-examples", type=int, default=1000, help="test points (default: the first 1000)")
-    parser.add_argument("--batch-size", type=int, default=256, help="what memory grows with (default: 256)")
-    parser.add_argument("--seed", type=int, default=0, help="of the perturbations (default: 0)")
+    parser.add_argument(
+        "--resolution", type=float, default=0.1, help="resolution of the reading, as a share of a layer's spread (default: 0.1)"
+    )
+    parser.add_argument("--n-examples", type=int, default=1000, help="number of test points (default: 1000)")
+    parser.add_argument("--batch-size", type=int, default=256, help="points in a batch; memory grows with it (default: 256)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the perturbations (default: 0)")
     add_device_argument(parser)
     parser.add_argument("--out", type=Path, help="folder for records and figure (default: runs/analysis)")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    add_quiet_argument(parser)
 
 
 def analyse_command(options: argparse.Namespace) -> None:
@@ -57,20 +65,19 @@ def analyse_command(options: argparse.Namespace) -> None:
     from art_entropic.analysis.profile import information_profile
     from art_entropic.files import write_whole
 
-    named = dict(named_factory(text) for text in options.estimator)
-    if len(named) < len(options.estimator):
-        raise ValueError(f"`estimator` must have another name each time, got {', '.join(options.estimator)}")
+    named = _sources(options)
+    first = next(iter(named.values()))
     n = positive_int("n-examples", options.n_examples)
     out = options.out or Path("runs") / "analysis"
-    x, y = load_test_arrays(options.data)
-    estimators = {name: made_by(*names, options.device) for name, names in named.items()}
+    x, y = first.test_points()
+    estimators = {name: source.classifier() for name, source in named.items()}
     with out_folder(out):
         profile = information_profile(
             estimators,
             x[:n],
             y[:n],
-            eps=options.eps,
-            norm=options.norm,
+            eps=first.eps,
+            norm=first.norm,
             measures=options.measures,
             layers=options.layers,
             resolution=options.resolution,
@@ -83,6 +90,25 @@ def analyse_command(options: argparse.Namespace) -> None:
     _print_profile(profile)
     if not options.quiet:
         print(f"result: {', '.join(map(str, written))}", file=sys.stderr)
+
+
+def _sources(options: argparse.Namespace) -> dict[str, Source]:
+    """The networks to compare, each under its name; all of the same data and the same ball.
+
+    Raises:
+        ValueError: a name comes twice, or the networks are not of one kind.
+    """
+    if options.network is not None:
+        networks = [published(name, options) for name in dict.fromkeys(options.network)]
+        of_one_kind(networks)
+        return {network.name: network for network in networks}
+    named: dict[str, Source] = {}
+    for text in options.estimator:
+        name, (module, factory) = named_factory(text)
+        if name in named:
+            raise ValueError(f"`estimator` must have another name each time, got {', '.join(options.estimator)}")
+        named[name] = own(f"{module}:{factory}", options)
+    return named
 
 
 def _profile_files(profile: InformationProfile, out: Path) -> list[Path]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 PROGRAM = "art-entropic"
 DEFAULT_BATTERY = "standard"
+DEFAULT_NORM = "inf"
+TEST_ARRAYS = "arrays x_test and y_test, or x and y"
 
 
 def names_of(text: str) -> list[str]:
@@ -27,7 +31,7 @@ def numbers_of(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"must be numbers such as 0,0.1,0.2, got {text!r}") from None
 
 
-def add_device_argument(parser: argparse.ArgumentParser) -> None:
+def add_device_argument(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--device", type=_device, metavar="DEVICE",
         help="auto (the first GPU where there is one, else the processor), cpu, cuda or cuda:1 (default: the framework's own)",
@@ -43,22 +47,50 @@ def _device(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def add_norm_argument(parser: argparse.ArgumentParser) -> None:
+def add_norm_argument(parser: argparse.ArgumentParser, more: Sequence[str] = ()) -> None:
+    """The norms of every measure, and those that only attacks know."""
     from art_entropic._validate import NORMS, norm_name
 
+    names = [*(norm_name(norm) for norm in NORMS), *more]
+    parser.add_argument("--norm", choices=names, help=f"norm of the perturbations (default: {DEFAULT_NORM})")
+
+
+def add_estimator_arguments(parser: argparse.ArgumentParser, data: str) -> None:
+    """What a command is about: the user's own estimator with --data, --eps and --norm, or a published network.
+
+    Args:
+        data: which arrays the file has to hold.
+    """
+    from art_entropic.benchmark.published_networks import list_networks
+
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--estimator", metavar="MODULE:FACTORY",
+        help="a function without arguments that returns a trained ART estimator. Its module is looked for in the "
+        "current folder first; this is the only place where your own code runs",
+    )  # fmt: skip
+    which.add_argument(
+        "--network", metavar="NAME",
+        help=f"a published network, with its own data, eps and norm: {', '.join(list_networks())}",
+    )  # fmt: skip
+    add_data_arguments(parser, data)
+    add_device_argument(parser)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, data: str) -> None:
+    """The data of the user's own estimator, and the radius.
+
+    Args:
+        data: which arrays the file has to hold.
+    """
+    parser.add_argument("--data", type=Path, metavar="FILE.npz", help=f"{data}; goes with --estimator")
     parser.add_argument(
-        "--norm", choices=[norm_name(norm) for norm in NORMS], default="inf", help="of the perturbations (default: inf)"
+        "--eps", type=float, help="radius of the perturbations, in the units of the data; goes with --estimator"
     )
 
 
-def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--estimator", required=True, metavar="MODULE:FACTORY",
-        help="a function without arguments that returns a trained ART estimator. Its module is looked for in the "
-        "current folder first; this is the only place where code of yours runs",
-    )  # fmt: skip
-    parser.add_argument("--eps", required=True, type=float, help="radius of the perturbations, in the units of the data")
-    add_device_argument(parser)
+def add_quiet_argument(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 
 def as_share(accuracy: Any) -> str:

@@ -214,7 +214,7 @@ def out_folder(out: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def save(out: Path, backend: Any, history: History, estimator: str) -> Path:
+def save(out: Path, backend: Any, history: History, how_to_make: tuple[str, str]) -> Path:
     import msgspec
 
     from art_entropic.files import replacing, write_whole
@@ -225,19 +225,16 @@ def save(out: Path, backend: Any, history: History, estimator: str) -> Path:
         backend.save_weights(temporary)
     lines = b"".join(msgspec.json.encode(epoch) + b"\n" for epoch in history.epochs)
     write_whole(out / HISTORY, lines)
-    write_whole(out / README, f"{how_to_load(estimator, weights)}\n".encode())
+    write_whole(out / README, f"{how_to_load(how_to_make, weights)}\n".encode())
     return weights
 
 
-def how_to_load(estimator: str, weights: Path) -> str:
-    module, factory = factory_names(estimator)
-    return (
-        f"load:    from {module} import {factory}; from art_entropic import load_weights; "
-        f"classifier = load_weights({factory}(), {str(weights)!r})"
-    )
+def how_to_load(how_to_make: tuple[str, str], weights: Path) -> str:
+    imports, call = how_to_make
+    return f"load:    {imports}; from art_entropic import load_weights; classifier = load_weights({call}, {str(weights)!r})"
 
 
-def attacked_points(estimator: Any, arrays: Arrays, options: argparse.Namespace) -> Evaluation:
+def attacked_points(estimator: Any, arrays: Arrays, eps: float, norm: str, options: argparse.Namespace) -> Evaluation:
     from art_entropic.evaluation.evaluate import evaluate
 
     n = options.n_examples
@@ -245,8 +242,8 @@ def attacked_points(estimator: Any, arrays: Arrays, options: argparse.Namespace)
         estimator,
         arrays.x_test[:n],
         arrays.y_test[:n],
-        options.eps,
-        options.norm,
+        eps,
+        norm,
         battery="quick",
         seeds=options.seed,
         checks=False,
