@@ -82,7 +82,7 @@ class BenchmarkPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     title: Annotated[str | None, Meta(description="of the table", extra={"option": None})] = None
     problem: Annotated[
-        str, Meta(description="data set; digits, which is embedded, needs no download", extra={"choices": PROBLEMS})
+        str, Meta(description="data set; digits is embedded and needs no download", extra={"choices": PROBLEMS})
     ] = "digits"
     network: Annotated[
         str | None,
@@ -109,65 +109,66 @@ class BenchmarkPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     variants: Annotated[
         tuple[Variant, ...], Meta(description="further rows", extra={"wish": "tables [[variants]]", "option": None})
     ] = ()
-    battery: Annotated[str, Meta(description="attacks", extra={"choices": BATTERIES})] = "standard"
+    battery: Annotated[str, Meta(description="battery of attacks", extra={"choices": BATTERIES})] = "standard"
     eps: Annotated[
         float | None,
         Meta(
-            description="radius, such as 0.1 or 8/255; the data lie in [0, 1] (default: the problem's own, for norm inf)",
+            description="radius of the perturbations, such as 0.1 or 8/255; the data lie in [0, 1] (default: the problem's "
+            "own, for norm inf)",
             extra={"parse": _radius, "wish": 'a number, or a fraction such as "8/255"'},
         ),
     ] = None
     norm: Annotated[
         str,
         Meta(
-            description="of the perturbations that are trained for and attacked with, inf or 2",
+            description="norm of the perturbations, inf or 2, in training and attacks alike",
             extra={"convert": _norm, "choices": tuple(map(norm_name, NORMS))},
         ),
     ] = "inf"
     seeds: Annotated[
         tuple[Annotated[int, Meta(ge=0, lt=2**31)], ...],
         Meta(
-            description="seeds such as 0,1,2: every defence is trained once for each, which sets the initial weights, the "
+            description="seeds such as 0,1,2; every defence is trained once for each seed, which sets the initial weights, the "
             "order of the data and the held-out points",
             extra={"wish": "whole numbers from 0 to 2**31 - 1, such as 0,1,2"},
         ),
     ] = (0,)
     n_examples: Annotated[
-        int | None, Meta(ge=1, description="how many test points are attacked (default: the problem's own)")
+        int | None, Meta(ge=1, description="number of test points to attack (default: the problem's own)")
     ] = None
-    first_example: Annotated[int, Meta(ge=0, description="number of the first of them, from 0")] = 0
+    first_example: Annotated[int, Meta(ge=0, description="position of the first of them in the test data, from 0")] = 0
     points_per_shard: Annotated[
         int | None,
         Meta(
             ge=1,
-            description="attack so many points at a time, each shard by itself, with random numbers of its own, and join "
-            "what was found, so that the attacks on one network run on many workers at once (default: all together)",
+            description="number of points in a shard. Each shard is attacked by itself, with its own random numbers, so that "
+            "the attacks on one network can run on many workers at once (default: all points together)",
         ),
     ] = None
     n_train: Annotated[
         int | None,
         Meta(
             ge=2,
-            description="only the first so many training points, those that are held out among them (default: all)",
+            description="number of training points, counted from the first one and with the held-out ones (default: all)",
             extra={"wish": "a whole number of at least 2, one point to train on and one to hold out"},
         ),
     ] = None
     nb_epochs: Annotated[
         int | None,
-        Meta(ge=1, description="of every defence's retraining (default: the problem's own)", extra={"option": "--epochs"}),
+        Meta(ge=1, description="epochs of every defence (default: the problem's own)", extra={"option": "--epochs"}),
     ] = None
     nb_epochs_natural: Annotated[
         int | None,
         Meta(
             ge=1,
-            description="of the natural training before it (default: the problem's own)",
+            description="epochs of the natural training that every defence starts from (default: the problem's own)",
             extra={"option": "--epochs-natural"},
         ),
     ] = None
     augmentation: Annotated[
         str,
         Meta(
-            description="of the training points, alike for every defence, anew in every epoch: "
+            description="how training points are changed, anew in every epoch and alike for every defence. "
             + "; ".join(f"{name}: {row.description}" for name, row in AUGMENTATIONS.items()),
             extra={"choices": AUGMENTATIONS},
         ),
@@ -175,19 +176,20 @@ class BenchmarkPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     keep: Annotated[
         str,
         Meta(
-            description="last, or best: ART's trainers too keep the epoch that is best on the held-out points, by robust "
-            "accuracy, natural training by accuracy. Ours always does, by its own loss",
+            description="epoch that natural training and ART's trainers keep: the last one, or the best one on the held-out "
+            "points, by accuracy for natural training and by robust accuracy for the others. EntropicTrainer always keeps its "
+            "best one, by its own loss",
             extra={"choices": KEPT_EPOCHS},
         ),
     ] = KEPT_EPOCHS[0]
     checks: Annotated[bool, Meta(description="the sanity checks and the verdicts")] = True
-    profile: Annotated[bool, Meta(description="where the information goes in the networks of the first seed")] = True
+    profile: Annotated[bool, Meta(description="the information profile of the networks of the first seed")] = True
     device: Annotated[
         str | None,
         Meta(
-            description="auto (the first GPU where there is one, else the processor), cpu, cuda or cuda:1, of the machine "
-            "that a cell runs on (default: the framework's own). A finished training is not done again where auto or cuda "
-            "means another GPU by now: its record says which it was",
+            description="device of the machine that a cell runs on: auto (the first GPU where there is one, else the "
+            "processor), cpu, cuda or cuda:1 (default: the framework's own). A finished training is not done again where auto "
+            "or cuda means another GPU by now; its record says which one it was",
             extra={"wish": DEVICE_WISH},
         ),
     ] = None

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from art_entropic.benchmark.plan import BenchmarkPlan
     from art_entropic.benchmark.run import CellStatus
     from art_entropic.fields import FieldSpec
-from art_entropic.cli.arguments import names_of
+from art_entropic.cli.arguments import add_quiet_argument, names_of
 from art_entropic.report.table import NOTHING, print_on, table_of
 
 
@@ -33,43 +35,49 @@ def _resources(text: str) -> dict[str, float]:
     return found
 
 
+# Options of a plan's fields; every field that is not named here says what to compare.
+_ATTACK = {"battery", "n_examples", "first_example", "points_per_shard", "checks", "profile"}
+_WHERE = {"device"}
+
+
 def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     from art_entropic.benchmark.plan import plan_options
 
-    parser.add_argument(
-        "--plan", type=Path, metavar="FILE.toml",
-        help="file that says what to compare, in place of the options that say so here",
+    compared, attack, where, output = map(
+        parser.add_argument_group, ("what to compare", "how to attack", "where to run", "output")
+    )
+    compared.add_argument("--plan", type=Path, metavar="FILE.toml", help="read what to compare from a file, not from options")
+    compared.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="change a value of the plan file, such as eps=0.1 or variants.0.nb_epochs=3; may be repeated",
     )  # fmt: skip
     for name, spec in plan_options().items():
-        _add_option(parser, name, spec)
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-        help="a value in place of the plan file's, such as eps=0.1 or variants.0.nb_epochs=3; repeat it",
-    )  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="show the cells and what is missing of them, and do nothing")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
+        _add_option(attack if name in _ATTACK else where if name in _WHERE else compared, name, spec)
+    workers = where.add_mutually_exclusive_group()
+    workers.add_argument(
         "--jobs",
         type=int,
         metavar="N",
-        help="run cells in N processes, each with cores of its own (default: one for each framework)",
+        help="run cells in N processes, each with its own cores (default: one process for each framework)",
     )
-    where.add_argument("--scheduler", metavar="ADDRESS", help="run cells on a Dask cluster, such as tcp://host:8786")
-    parser.add_argument(
+    workers.add_argument("--scheduler", metavar="ADDRESS", help="run cells on a Dask cluster, such as tcp://host:8786")
+    where.add_argument(
         "--resources", action="append", type=_resources, metavar="NAME=NUMBER",
-        help="what each cell takes of its worker's resources on the Dask cluster, such as GPU=1; repeat it or use commas",
+        help="reserve resources of a worker of the Dask cluster for each cell, such as GPU=1; may be repeated, or separated by "
+        "commas",
     )  # fmt: skip
-    parser.add_argument(
-        "--out", type=Path, help="folder for records, weights and report (default: runs/PROBLEM, or runs/ and the plan's name)"
+    output.add_argument(
+        "--out", type=Path, help="write records, weights and report to this folder (default: runs/PROBLEM or runs/PLAN)"
     )
-    parser.add_argument(
+    output.add_argument(
         "--results", type=Path, metavar="FILE.jsonl",
-        help="file that gets the records when all is done; what it holds already is not done again",
+        help="write the records to this file too, when all is done; what it holds already is not done again",
     )  # fmt: skip
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    output.add_argument("--dry-run", action="store_true", help="list the cells and what is left to do, and do nothing")
+    add_quiet_argument(output)
 
 
-def _add_option(parser: argparse.ArgumentParser, name: str, spec: FieldSpec) -> None:
+def _add_option(parser: argparse._ActionsContainer, name: str, spec: FieldSpec) -> None:
     """The option of a field of BenchmarkPlan; whether a value is a good one, its spec says when the plan is made."""
     option = str(spec.option)
     if spec.annotation is bool:
@@ -80,7 +88,7 @@ def _add_option(parser: argparse.ArgumentParser, name: str, spec: FieldSpec) -> 
     parser.add_argument(
         option, dest=name, action="append" if spec.member else "store", choices=choices,
         metavar=None if choices else name.upper(),
-        help=f"{spec.description}{known}{'; repeat it or use commas' if spec.member else ''}",
+        help=f"{spec.description}{known}{'; may be repeated, or separated by commas' if spec.member else ''}",
     )  # fmt: skip
 
 
@@ -90,9 +98,7 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def benchmark_command(options: argparse.Namespace) -> None:
     from art_entropic.benchmark.plan import check_device, default_folder, resolved
-    from art_entropic.benchmark.run import cell_status, run_benchmark
-    from art_entropic.report.page import write_report
-    from art_entropic.report.tables import print_table
+    from art_entropic.benchmark.run import cell_status
 
     if options.resources and options.scheduler is None:
         raise ValueError(f"`--resources` are those of a Dask cluster's workers and need --scheduler, got {options.resources!r}")
@@ -107,11 +113,23 @@ def benchmark_command(options: argparse.Namespace) -> None:
         Path(out).mkdir(parents=True, exist_ok=True)  # where that fails, nothing need be told
         if not options.quiet:
             _tell_beforehand(cell_status(plan, out, options.results), _n_processes(options, plan))
-        records = run_benchmark(plan, out, results=options.results, executor=executor, verbose=not options.quiet)
-    _, page = write_report(out)
-    print_table(records, sys.stdout)
+        page = run_and_report(plan, out, results=options.results, executor=executor, quiet=options.quiet)
     if not options.quiet:
         print(f"report: {page}", file=sys.stderr)
+
+
+def run_and_report(
+    plan: BenchmarkPlan, out: Path, *, results: Path | None = None, executor: Executor | None = None, quiet: bool
+) -> Path:
+    """Run a benchmark, print its tables and write its report; returns the HTML page."""
+    from art_entropic.benchmark.run import run_benchmark
+    from art_entropic.report.page import write_report
+    from art_entropic.report.tables import print_table
+
+    records = run_benchmark(plan, out, results=results, executor=executor, verbose=not quiet)
+    _, page = write_report(out)
+    print_table(records, sys.stdout)
+    return page
 
 
 def _plan(options: argparse.Namespace) -> BenchmarkPlan:
