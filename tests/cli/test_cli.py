@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,9 +20,10 @@ import art_entropic
 from art_entropic.backends.registry import backend_for, installed_frameworks
 from art_entropic.benchmark.executors import SideBySide
 from art_entropic.benchmark.provenance import available_cores
-from art_entropic.cli.arguments import DEFAULT_BATTERY
+from art_entropic.cli.arguments import DEFAULT_BATTERY, PROGRAM, as_share
 from art_entropic.cli.benchmark import _plan
 from art_entropic.cli.main import _COMMANDS, _parser, main
+from art_entropic.cli.source import published
 from art_entropic.cli.user_code import load_arrays, made_by
 from art_entropic.evaluation.attempt import Attempt
 
@@ -114,10 +116,12 @@ def train_words(*more: str, framework: str = "pytorch", eps: str = "0.1") -> lis
     [
         ["--help"],
         ["--version"],
+        ["demo", "--help"],
         ["benchmark", "--help"],
         ["train", "--help"],
         ["evaluate", "--help"],
         ["analyse", "--help"],
+        ["compare", "--help"],
         ["report", "--help"],
     ],
 )
@@ -220,6 +224,14 @@ def assert_one_line(outcome: tuple[int, str, str], *wanted: str) -> None:
         (["evaluate", *MINE, "--eps", "0.1", "--curve", "a"], "must be numbers such as 0,0.1,0.2"),
         (["evaluate", *MINE, "--eps", "0.1", "--transfer-from", "my_pytorch"], "module:factory"),
         (["evaluate", "--estimator", "my_pytorch:make", "--data", "none.npz", "--eps", "0.1"], "none.npz"),
+        (["evaluate", "--estimator", "my_pytorch:make", "--eps", "0.1"], "beside --data and --eps, got it without --data"),
+        (["train", "--estimator", "my_pytorch:make"], "beside --data and --eps, got it without --data and --eps"),
+        (["evaluate", "--network", "magic"], "`name` must be one of 'digits-entropic', "),
+        (["evaluate", "--network", "digits-natural", "--estimator", "my_pytorch:make"], "not allowed with argument"),
+        (["evaluate", "--network", "digits-natural", "--data", "data.npz"], "must stand without --data, got 'digits-natural'"),
+        (["train", "--network", "digits-natural", "--eps", "1", "--norm", "2"], "must stand without --eps, --norm"),
+        (["analyse", "--network", "digits-natural", "--network", "digits-entropic-tensorflow"], "of the same data, framework"),
+        (["demo", "--framework", "jax"], "'jax'"),
     ],
 )
 def test_bad_command_lines_get_one_line(
@@ -354,6 +366,26 @@ def test_benchmark_passes_its_options_on(
     assert asked == [plan, Path("runs/table"), Path("kept/table.jsonl"), False]
 
 
+def test_demo_is_a_small_benchmark_that_ends_with_its_report(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("art_entropic.benchmark.run.run_benchmark", lambda plan, out, **_: asked.append((plan, out)) or [])
+    monkeypatch.setattr("art_entropic.report.page.write_report", lambda folder: (folder / "a.md", folder / "a.html"))
+    code, out, err = said(capsys, ["demo"])
+    assert (code, out) == (0, f"report: {Path('runs/demo/a.html')}\n")
+    beforehand, *following = err.splitlines()
+    assert beforehand.startswith("Trains a small network") and len(following) == 2
+    ((plan, folder),) = asked
+    assert (plan.frameworks, plan.defences, folder) == (installed_frameworks()[:1], ("natural", "entropic"), Path("runs/demo"))
+    last = installed_frameworks()[-1]
+    assert said(capsys, ["demo", "--framework", last, "--out", "deep/out", "--quiet"])[2] == ""
+    assert (asked[1][0].frameworks, asked[1][1]) == ((last,), Path("deep/out"))
+    for line in following:
+        words = shlex.split(line.removeprefix("next:"), comments=True)
+        assert words[0] == PROGRAM and words[1] in _COMMANDS
+
+
 def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def run_benchmark(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -416,6 +448,41 @@ def test_evaluate_prints_a_verdict_and_goes_on_where_it_was(
     assert again[0] == 0 and "no checks were run" in again[1]
     assert asked == ["apgd_t", "square", "pgd_ce", "pgd_margin"]  # the last two are those of the curve
     assert json.loads((workplace / "out" / "evaluation.json").read_text())["points"] == found["points"]
+
+
+@pytest.mark.parametrize("name", ["digits-entropic", "digits-entropic-tensorflow"])
+def test_a_published_network_is_attacked_again_beside_its_published_numbers(
+    workplace: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    words = ["evaluate", "--network", name, "--battery", "quick", "--n-examples", "40", "--no-checks", "--quiet"]
+    code, out, err = said(capsys, words)
+    assert (code, err) == (0, "")
+    record = art_entropic.network_record(name)
+    before, now = (line for line in out.splitlines() if line.startswith(("published", "now")))
+    assert before.split()[1:4] == [record.battery, str(record.seed), str(record.clean.n)]
+    assert as_share(record.clean) in before and as_share(record.robust) in before
+    assert now.split()[1:4] == ["quick", "0", "40"]
+    found = json.loads((workplace / "runs" / f"{name}-evaluation" / "evaluation.json").read_text())
+    assert (found["eps"], found["norm"], found["robust"]["n"]) == (record.eps, record.norm, 40)
+
+
+def test_a_published_network_is_retrained_and_loads_back(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "--network", "digits-natural", "--epochs", "1", "--n-examples", "20", "--out", "out", "--quiet"]
+    code, out, err = said(capsys, words)
+    assert (code, err) == (0, "")
+    scope: dict[str, Any] = {}
+    exec(out.splitlines()[-1].removeprefix("load:").strip(), scope)
+    natural = backend_for(art_entropic.load_network("digits-natural")).state()
+    retrained = backend_for(scope["classifier"]).state()
+    assert natural.keys() == retrained.keys()
+    assert not any(np.array_equal(natural[key], retrained[key]) for key in natural)
+
+
+def test_published_networks_are_analysed_side_by_side(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["analyse", "--network", "digits-natural", "--network", "digits-entropic", "--measures", "gradient", "--quiet"]
+    code, _, err = said(capsys, [*words, "--n-examples", "20", "--out", "out"])
+    assert (code, err) == (0, "")
+    assert json.loads((workplace / "out" / "profile.json").read_text())["models"] == ["digits-natural", "digits-entropic"]
 
 
 @pytest.mark.parametrize("framework", installed_frameworks())
@@ -500,3 +567,40 @@ def test_every_command_has_help_for_every_option() -> None:
         parser = _parser([name])
         (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
         assert all(action.help for action in commands.choices[name]._actions)
+
+
+EXAMPLES = [example for command in _COMMANDS.values() for example in command.examples]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_example_is_a_command_line(example: str) -> None:
+    program, *words = shlex.split(example)
+    options = _parser(words).parse_args(words)
+    assert program == PROGRAM
+    if options.command == "benchmark":
+        _plan(options)
+    elif getattr(options, "network", None):
+        for name in [options.network] if isinstance(options.network, str) else options.network:
+            published(name, options)
+
+
+def test_every_command_shows_its_examples_one_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, command in _COMMANDS.items():
+        assert any(shlex.split(example)[1] == name for example in command.examples)
+        _, out, _ = said(capsys, [name, "--help"])
+        assert set(command.examples) <= {line.strip() for line in out.splitlines()}
+
+
+def test_options_of_a_benchmark_stand_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = said(capsys, ["benchmark", "--help"])
+    parts = re.split(r"^(what to compare|how to attack|where to run|output):$", out, flags=re.MULTILINE)
+    shown = {
+        title: set(re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE))
+        for title, text in zip(parts[1::2], parts[2::2], strict=True)
+    }
+    assert {"--plan", "--set", "--problem", "--defence", "--eps", "--epochs"} <= shown["what to compare"]
+    assert shown["how to attack"] == {
+        "--battery", "--n-examples", "--first-example", "--points-per-shard", "--no-checks", "--no-profile",
+    }  # fmt: skip
+    assert shown["where to run"] == {"--device", "--jobs", "--scheduler", "--resources"}
+    assert shown["output"] == {"--out", "--results", "--dry-run", "--quiet"}
