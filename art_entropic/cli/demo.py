@@ -16,8 +16,8 @@ BEFOREHAND = (
     "Trains a small network on the embedded digits, retrains it with EntropicTrainer, attacks both and writes a report: less "
     "than a minute on two free cores."
 )
-NEXT = f"""next: {PROGRAM} benchmark                           # beside ART's adversarial trainers, under stronger attacks
-      {PROGRAM} train --help                        # your own network on your own data"""
+NEXT = f"""next: {PROGRAM} benchmark       # ART's adversarial trainers beside it, under stronger attacks
+      {PROGRAM} train --help    # the same for your own network and data"""
 
 
 def add_demo_arguments(parser: argparse.ArgumentParser) -> None:

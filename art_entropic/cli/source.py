@@ -132,14 +132,15 @@ def source_of(options: argparse.Namespace) -> Source:
 
 def published(name: str, options: argparse.Namespace) -> PublishedNetwork:
     """A network of --network, which has its own data and its own ball."""
-    from art_entropic.benchmark.published_networks import network_record
+    from art_entropic._validate import choice
+    from art_entropic.benchmark.published_networks import list_networks, network_record
 
     beside = [f"--{option}" for option in ("data", "eps", "norm") if getattr(options, option) is not None]
     if beside:
         raise ValueError(
             f"`--network` has its own data, eps and norm, and must stand without {', '.join(beside)}, got {name!r}"
         )
-    return PublishedNetwork(network_record(name), options.device)
+    return PublishedNetwork(network_record(choice("network", name, list_networks())), options.device)
 
 
 def own(estimator: str, options: argparse.Namespace) -> OwnNetwork:

@@ -226,7 +226,7 @@ def assert_one_line(outcome: tuple[int, str, str], *wanted: str) -> None:
         (["evaluate", "--estimator", "my_pytorch:make", "--data", "none.npz", "--eps", "0.1"], "none.npz"),
         (["evaluate", "--estimator", "my_pytorch:make", "--eps", "0.1"], "beside --data and --eps, got it without --data"),
         (["train", "--estimator", "my_pytorch:make"], "beside --data and --eps, got it without --data and --eps"),
-        (["evaluate", "--network", "magic"], "`name` must be one of 'digits-entropic', "),
+        (["evaluate", "--network", "magic"], "`network` must be one of 'digits-entropic', "),
         (["evaluate", "--network", "digits-natural", "--estimator", "my_pytorch:make"], "not allowed with argument"),
         (["evaluate", "--network", "digits-natural", "--data", "data.npz"], "must stand without --data, got 'digits-natural'"),
         (["train", "--network", "digits-natural", "--eps", "1", "--norm", "2"], "must stand without --eps, --norm"),
