@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from art_entropic.schedule import Schedule
     from art_entropic.trainer import EntropicTrainer
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 _HOMES = {
     "ATTACKS": "evaluation.attacks",
