@@ -68,7 +68,7 @@ endef
 
 $(STAMP): setup.py pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { $(create_venv); } >&2
-	$(BIN)/python -m pip install -c constraints.txt -e '.[all]' >&2
+	$(BIN)/python -m pip install -c constraints.txt -e '.[all,notebook,dev]' >&2
 	@# Without its dependencies: it asks for a release of requests from 2020, which no attack needs.
 	$(BIN)/python -m pip install --no-deps torchattacks==3.5.1 >&2
 	@touch $@
