@@ -14,6 +14,7 @@
 # pip's own settings are honoured, from its configuration files or the environment. On a machine without a GPU, name an
 # index that has CPU builds of PyTorch in PIP_EXTRA_INDEX_URL (or a folder of wheels in PIP_FIND_LINKS) before the first
 # run: 2.13.0+cpu satisfies the pin torch==2.13.0, and pip prefers it to the several gigabytes of plain 2.13.0 with CUDA.
+# The same index should have CPU builds of torchvision: the plain ones for Linux do not load beside a CPU build of PyTorch.
 
 PYTHON ?= python3.13 python3.12 python3.11 python3.10 python3
 ARGS ?=
@@ -66,11 +67,19 @@ else \
 fi
 endef
 
+define torchvision_note
+Note: `import torchvision` fails in .venv. Beside a CPU build of PyTorch it has to be a CPU build too, and pip found none.
+The tests do without what it lacks, and art-entropic does not use it. To have both of one kind, name an index that offers
+both in PIP_EXTRA_INDEX_URL, then `make clean venv`.
+endef
+export torchvision_note
+
 $(STAMP): setup.py pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { $(create_venv); } >&2
 	$(BIN)/python -m pip install -c constraints.txt -e '.[all,notebook,dev]' >&2
 	@# Without its dependencies: it asks for a release of requests from 2020, which no attack needs.
 	$(BIN)/python -m pip install --no-deps torchattacks==3.5.1 >&2
+	@if $(BIN)/python -c 'import torchvision' 2>&1 | grep -q 'torchvision::nms'; then echo "$$torchvision_note" >&2; fi
 	@touch $@
 
 # The CUDA packages that torch asks for are left out: torch pins them itself, and a CPU build has none.

@@ -10,10 +10,16 @@ from typing import Any
 
 @cache
 def torchvision() -> Any:
-    """torchvision; beside a build of PyTorch that its own is not for, it lacks two operators, which nothing here runs."""
+    """torchvision; beside a build of PyTorch that its own is not for, it lacks two operators, which nothing here runs.
+
+    The plain wheels for Linux are built for CUDA and link libtorch_cuda.so, which a CPU build of PyTorch does not have. Their
+    operators do not load then, and the import ends at the first function that is registered for one.
+    """
     try:
         import torchvision
-    except RuntimeError:  # operator torchvision::nms does not exist
+    except RuntimeError as error:
+        if "operator torchvision::nms does not exist" not in str(error):
+            raise
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
         for name in ("nms", "qnms"):
