@@ -6,6 +6,7 @@ import os
 import time
 from typing import Any
 
+from art_entropic.extras import optional
 from art_entropic.records import Epoch
 
 
@@ -20,15 +21,12 @@ class TensorBoard:
     Args:
         folder: where the event file goes; made if it is not there.
     Raises:
-        ImportError: TensorBoard is not installed.
+        MissingPackageError: TensorBoard is not installed.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        try:
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
-        except ImportError as error:
-            raise ImportError("TensorBoard is not installed: pip install 'art-entropic[tensorboard]'") from error
-        self._writer: Any = EventFileWriter(os.fspath(folder))
+        writers = optional("tensorboard.summary.writer.event_file_writer")
+        self._writer: Any = writers.EventFileWriter(os.fspath(folder))
 
     def __call__(self, record: Epoch) -> None:
         """Write one epoch; its number is the step."""

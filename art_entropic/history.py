@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from art_entropic.extras import optional
 from art_entropic.palette import GREY, colours
 from art_entropic.records import Epoch
 from art_entropic.schedule import ControlSchedule
@@ -76,13 +77,12 @@ class History:
         Returns:
             A matplotlib figure.
         Raises:
+            MissingPackageError: matplotlib is not installed.
             ValueError: no epoch has finished.
         """
-        from matplotlib.figure import Figure
-
         if not self.epochs:
             raise ValueError("`history` must have at least one finished epoch to be drawn, got none")
-        figure = Figure(figsize=(9.2, 3.4), layout="constrained")
+        figure = optional("matplotlib.figure").Figure(figsize=(9.2, 3.4), layout="constrained")
         for axes, names, unit in zip(figure.subplots(1, 2), (LOSS_TERMS, SHARES), ("nats", "%"), strict=True):
             shown = [name for name in names if name in self.epochs[0].terms]
             for name, shade in colours(shown).items():

@@ -14,7 +14,7 @@ ROOT = Path(art_entropic.__file__).parent
 # A wing imports from its own level, where that is its own, and from those below.
 LEVELS = {"core": 0, "backends": 0, "evaluation": 1, "analysis": 1, "benchmark": 2, "report": 3, "cli": 4}
 # What backends need of the core; the rest of the core sees them through their protocol.
-BELOW_BACKENDS = {"art_entropic", "_validate", "intervals", "linear_bounds", "ops", "states"}
+BELOW_BACKENDS = {"art_entropic", "_validate", "extras", "intervals", "linear_bounds", "ops", "states"}
 BACKENDS_FOR_CORE = {"errors", "protocol", "registry", "numpy", "architecture"}
 FRAMEWORK_PACKAGES = {"torch", "tensorflow", "keras", "torchvision"}
 

@@ -37,6 +37,7 @@ from art_entropic._validate import (
 )
 from art_entropic.backends.protocol import Backend
 from art_entropic.backends.registry import backend_for
+from art_entropic.extras import optional
 from art_entropic.ops import Array
 from art_entropic.records import ProfileRow
 from art_entropic.statistics import bootstrap_interval
@@ -93,8 +94,6 @@ class InformationProfile:
         Raises:
             ValueError: no such model, or their layers do not correspond.
         """
-        import pandas as pd
-
         for name, given in (("model", model), ("reference", reference)):
             choice(name, given, self.models)
         ours, theirs = (layers_of(self.rows, one) for one in (model, reference))
@@ -110,7 +109,7 @@ class InformationProfile:
                     each = (first - second) / units
                 low, high = bootstrap_interval(each)
                 cells.append({"layer": layer, "measure": measure, "difference": float(each.mean()), "low": low, "high": high})
-        return pd.DataFrame(cells)
+        return optional("pandas").DataFrame(cells)
 
     def plot(self, measures: Sequence[str] = ("interval", "rivals"), colours: Mapping[str, str] | None = None) -> Any:
         """Information per unit through the layers, one panel a measure, one line a model, bands for the 95 % intervals.
@@ -282,8 +281,6 @@ def _notes(networks: Mapping[str, Network], labelled: bool) -> tuple[str, ...]:
 
 def frame(rows: Sequence[ProfileRow]) -> pd.DataFrame:
     """Rows of a profile as a table; `per_unit` is the value per unit of the layer, `low` and `high` are of the value."""
-    import pandas as pd
-
     numbers = ("value", "low", "high", "loss", "loss_low", "loss_high")
     cells = []
     for row in rows:
@@ -291,7 +288,7 @@ def frame(rows: Sequence[ProfileRow]) -> pd.DataFrame:
         per_unit = values["value"] / row.units if row.units and PROFILE_MEASURES[row.measure].by_unit else math.nan
         known = {name: getattr(row, name) for name in ("model", "layer", "position", "depth", "units", "measure")}
         cells.append({**known, **values, "per_unit": per_unit, "n": row.n, "reason": row.reason or ""})
-    return pd.DataFrame(cells)
+    return optional("pandas").DataFrame(cells)
 
 
 def draw(rows: Sequence[ProfileRow], measures: Sequence[str], colours: Mapping[str, str] | None = None) -> Any:
@@ -300,10 +297,8 @@ def draw(rows: Sequence[ProfileRow], measures: Sequence[str], colours: Mapping[s
     Raises:
         ValueError: a measure does not read layers, or has no value in any of the rows.
     """
-    from matplotlib.figure import Figure
-
     shown = _check_measures(measures, [name for name, one in PROFILE_MEASURES.items() if one.of_network is None])
-    figure = Figure(figsize=(4.6 * len(shown), 3.6), layout="constrained")
+    figure = optional("matplotlib.figure").Figure(figsize=(4.6 * len(shown), 3.6), layout="constrained")
     for axes, measure in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         plot_layers(axes, rows, measure, colours)
         axes.set_title(PROFILE_MEASURES[measure].title, loc="left", fontsize=10)

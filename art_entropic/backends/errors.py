@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from art_entropic.extras import MissingPackageError
 from art_entropic.ops import Array
 
 
@@ -79,5 +80,5 @@ def check_joint_pass(plain: Array, joint: Array, layer: Callable[[], str]) -> No
         )
 
 
-class MissingFrameworkError(ImportError):
+class MissingFrameworkError(MissingPackageError):
     """A framework is not installed; the message is one line with the command that installs it."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from art_entropic._validate import DEVICE_WISH, file_path, file_to_write
 from art_entropic.backends.errors import MissingFrameworkError
 from art_entropic.backends.protocol import Backend, Framework
+from art_entropic.extras import missing
 
 if TYPE_CHECKING:
     from art_entropic.backends.tensorflow import framework as tensorflow
@@ -26,7 +27,7 @@ class FrameworkRow:
     """One row of FRAMEWORKS."""
 
     title: str
-    package: str  # the distribution's import name
+    package: str  # the distribution's import name, and that of the extra which brings it
     module: str  # which is a `Framework`
     estimators: tuple[str, ...]  # ART classes, by name, looked for along an estimator's MRO
     channels_first: bool
@@ -58,8 +59,8 @@ def framework_module(name: str) -> Framework:
         MissingFrameworkError: the framework is not installed.
     """
     row = FRAMEWORKS[name]
-    if row.package not in sys.modules and importlib.util.find_spec(row.package) is None:
-        raise MissingFrameworkError(f"{row.title} is not installed: pip install 'art-entropic[{row.package}]'")
+    if sys.modules.get(row.package) is None and importlib.util.find_spec(row.package) is None:
+        raise MissingFrameworkError(missing(row.title, row.package))
     module: Any = importlib.import_module(row.module)
     framework: Framework = module
     return framework

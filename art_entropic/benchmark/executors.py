@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import multiprocessing
 import os
 import signal
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 from art_entropic._validate import finite, positive_int
 from art_entropic.benchmark.cells import jobs_of
 from art_entropic.benchmark.provenance import available_cores
+from art_entropic.extras import optional
 
 T = TypeVar("T")
 
@@ -114,15 +114,12 @@ def dask_cluster(address: str, timeout: float = 10.0, resources: Mapping[str, fl
         resources: what each piece of work takes of its worker, by the names that `dask worker --resources "GPU=1"` gave; only
             workers that offer all of it are asked.
     Raises:
-        ImportError: Dask is not installed.
+        MissingPackageError: Dask is not installed.
         TypeError, ValueError: no scheduler answers there; a resource has no name or no positive amount, or no worker offers
             all of them.
     """
     wanted = _check_resources(resources)
-    try:
-        distributed: Any = importlib.import_module("distributed")
-    except ImportError as error:
-        raise ImportError("Dask is not installed: pip install 'art-entropic[distributed]'") from error
+    distributed = optional("distributed")
     try:
         client = distributed.Client(address, timeout=timeout, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:

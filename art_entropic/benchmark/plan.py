@@ -24,6 +24,7 @@ from art_entropic.benchmark.defences import DEFENCES
 from art_entropic.benchmark.problems import PROBLEMS, Problem
 from art_entropic.benchmark.tools import TOOLS, Tools
 from art_entropic.evaluation.attacks import BATTERIES
+from art_entropic.extras import install_command
 from art_entropic.fields import FieldSpec, checked, field_specs, fields_described, read_struct, set_value
 from art_entropic.measures import AnyMeasure
 from art_entropic.palette import NATURAL
@@ -395,7 +396,7 @@ def _frameworks(names: Sequence[str] | None, tools: Tools) -> tuple[str, ...]:
             tools.framework_module(name)  # raises MissingFrameworkError with the command that installs it
         return tuple(name for name in FRAMEWORKS if name in names)
     if not installed:
-        commands = " or ".join(f"pip install 'art-entropic[{row.package}]'" for row in FRAMEWORKS.values())
+        commands = " or ".join(install_command(row.package) for row in FRAMEWORKS.values())
         raise MissingFrameworkError(f"no framework is installed: {commands}")
     return installed
 

@@ -116,6 +116,7 @@ def _profile_files(profile: InformationProfile, out: Path) -> list[Path]:
     import importlib.util
 
     from art_entropic.analysis.readings import PROFILE_MEASURES
+    from art_entropic.extras import install_command
     from art_entropic.files import replacing, write_whole
 
     written = []
@@ -128,7 +129,7 @@ def _profile_files(profile: InformationProfile, out: Path) -> list[Path]:
             profile.plot(drawn).savefig(temporary)
         written.append(out / FIGURE)
     if len(written) < 1 + bool(drawn):
-        print(f"{PROGRAM}: table and figure need pandas and matplotlib: pip install 'art-entropic[plot]'", file=sys.stderr)
+        print(f"{PROGRAM}: table and figure need pandas and matplotlib: {install_command('plot')}", file=sys.stderr)
     return written
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from art_entropic.records import Accuracy
 from art_entropic.cli.arguments import (
     DEFAULT_BATTERY,
+    PROGRAM,
     TEST_ARRAYS,
     add_estimator_arguments,
     add_norm_argument,
@@ -72,6 +73,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
     from art_entropic._validate import positive_int
     from art_entropic.evaluation.curve import security_curve
     from art_entropic.evaluation.evaluate import evaluate
+    from art_entropic.extras import MissingPackageError
     from art_entropic.files import write_whole
 
     source = source_of(options)
@@ -104,13 +106,18 @@ def evaluate_command(options: argparse.Namespace) -> None:
                 estimator, x[:n], y[:n], options.curve, source.norm, seed=seeds[0], verbose=not options.quiet
             )
             result = result.with_curve(curve)
-        write_whole(out / POINTS, result.to_frame().to_csv(index=False).encode())
         write_whole(out / EVALUATION, indented_json(result.summary()))
+        written = f"{out / EVALUATION}"
+        try:
+            write_whole(out / POINTS, result.to_frame().to_csv(index=False).encode())
+            written += f", one row for each point and attack: {out / POINTS}"
+        except MissingPackageError as error:  # after all the attacks, their result matters more than a table of it
+            print(f"{PROGRAM}: no {POINTS}: {error}", file=sys.stderr)
     _print_evaluation(result)
     if record is not None:
         _print_published(record, result)
     if not options.quiet:
-        print(f"result: {out / EVALUATION}, one row for each point and attack: {out / POINTS}", file=sys.stderr)
+        print(f"result: {written}", file=sys.stderr)
 
 
 def _print_published(record: NetworkRecord, result: Evaluation) -> None:

@@ -53,9 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_for_user(error: Exception) -> bool:
     """Errors whose message is all that the user needs. Any other is a defect and shows its traceback."""
-    from art_entropic.backends.errors import MissingFrameworkError, NoIntervalRuleError
+    from art_entropic.backends.errors import NoIntervalRuleError
+    from art_entropic.extras import MissingPackageError
 
-    if isinstance(error, (ValueError, TypeError, OSError, MemoryError, MissingFrameworkError, NoIntervalRuleError)):
+    if isinstance(error, (ValueError, TypeError, OSError, MemoryError, MissingPackageError, NoIntervalRuleError)):
         return True
     # Raised only by what is loaded.
     known = (("art_entropic.history", "TrainingDivergedError"), ("art_entropic.evaluation.result", "BatteryError"))

@@ -12,6 +12,7 @@ import numpy as np
 
 from art_entropic import __version__
 from art_entropic.evaluation.result import CAVEAT, Evaluation
+from art_entropic.extras import optional
 from art_entropic.ops import Array
 from art_entropic.palette import GREY
 from art_entropic.palette import colours as palette
@@ -79,17 +80,16 @@ class Comparison:
         Returns:
             A matplotlib figure.
         Raises:
+            MissingPackageError: matplotlib is not installed.
             ValueError: no evaluation has a curve; `security_curve` draws one, `Evaluation.with_curve` puts it there.
         """
-        from matplotlib.figure import Figure
-
         drawn = [row for row in self.rows if row.curve]
         if not drawn:
             raise ValueError(
                 "`results` must have curves to be drawn, got none: `security_curve` draws one for `Evaluation.with_curve`"
             )
         shades = {**palette(row.name for row in self.rows), **(colours or {})}
-        figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+        figure = optional("matplotlib.figure").Figure(figsize=(5.6, 3.8), layout="constrained")
         axes = figure.subplots()
         for row in drawn:
             radii = [point.eps for point in row.curve]
@@ -106,15 +106,11 @@ class Comparison:
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each defence: shares, their 95 % intervals, n, verdict."""
-        import pandas as pd
-
-        return pd.DataFrame([self._cells(row) for row in self.rows])
+        return optional("pandas").DataFrame([self._cells(row) for row in self.rows])
 
     def pairs_frame(self) -> pd.DataFrame:
         """One row for each pair: difference of robust accuracy, its 95 % interval, the points on which they disagree, p."""
-        import pandas as pd
-
-        return pd.DataFrame(
+        return optional("pandas").DataFrame(
             [{"first": pair.first, "second": pair.second, **vars(pair.difference), "p": pair.p} for pair in self.pairs]
         )
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from art_entropic.evaluation.attacks import BATTERIES
 from art_entropic.evaluation.tally import Tally
+from art_entropic.extras import optional
 from art_entropic.ops import Array
 from art_entropic.records import Accuracy, AttackOutcome, CheckOutcome, CurvePoint, EvaluationRecord, Findings, unpack
 
@@ -114,15 +115,14 @@ class Evaluation(Findings, frozen=True, kw_only=True, eq=False):
         The seconds of an attack are shared out by queries. Distance is that of the adversarial example found, inside the ball
         or not, NaN without one. Queries are those of which the attack told what they are about.
         """
-        import pandas as pd
-
+        pandas = optional("pandas")
         clean_correct = self.clean_correct
         frames = []
         for name, run in self.runs.items():
             seconds = sum(one.seconds for one in self.attacks if one.attack == self._titles[name])
             share = run.queries / max(1, int(run.queries.sum()))
             frames.append(
-                pd.DataFrame(
+                pandas.DataFrame(
                     {
                         "point": np.arange(len(clean_correct)),
                         "attack": name,
@@ -135,7 +135,7 @@ class Evaluation(Findings, frozen=True, kw_only=True, eq=False):
                     }
                 )
             )
-        return pd.concat(frames, ignore_index=True)
+        return pandas.concat(frames, ignore_index=True)
 
     @property
     def _titles(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.evaluation.result import CURVE_BATTERY
+from art_entropic.extras import optional
 from art_entropic.report.sections import INK, ComparisonRow, Section, duration, percent, rank, title_of
 from art_entropic.report.sentences import robustness_of
 
@@ -109,9 +110,7 @@ def _leads_with(value: float, digits: tuple[int, ...]) -> bool:
 
 
 def axes_of() -> tuple[Any, Any]:
-    from matplotlib.figure import Figure as Canvas
-
-    figure = Canvas(figsize=(4.9, 3.5), layout="constrained")
+    figure = optional("matplotlib.figure").Figure(figsize=(4.9, 3.5), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
@@ -129,10 +128,8 @@ def axes_of() -> tuple[Any, Any]:
 
 def inline_svg(figure: Any, alt: str, salt: str) -> str:
     """A matplotlib figure as an <svg> element that takes colour and font from the page it stands in."""
-    import matplotlib
-
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+    with optional("matplotlib").rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.benchmark.store import RECORDS
+from art_entropic.extras import OPTIONAL_PACKAGES, missing
 from art_entropic.files import write_whole
 from art_entropic.records import MeasurementRecord, Provenance, TrainingRecord, read_records
 from art_entropic.report.figures import figures, stroke
@@ -19,8 +20,6 @@ from art_entropic.report.sections import RunRecord, Section, sections, title_of
 from art_entropic.report.sentences import summary
 from art_entropic.report.table import Table, grouped, markdown, markdown_text
 from art_entropic.report.tables import curves, results, trainings, verdicts
-
-NO_FIGURES = "Figures were left out because matplotlib is not installed: pip install 'art-entropic[plot]'"
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def write_report(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
         "title": "Robustness report: " + ", ".join(dict.fromkeys(section.title for section in comparisons)),
         "views": views,
         "origin": origin(records),
-        "no_figures": None if drawing else NO_FIGURES,
+        "no_figures": None if drawing else f"Figures were left out because {missing(*OPTIONAL_PACKAGES['matplotlib'])}",
     }
     paths = home / "report.md", home / "report.html"
     for path in paths:

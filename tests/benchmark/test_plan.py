@@ -18,6 +18,7 @@ from art_entropic.benchmark.plan import BenchmarkPlan, Variant, default_folder, 
 from art_entropic.benchmark.problems import load_data
 from art_entropic.benchmark.run import run_benchmark
 from art_entropic.cli.main import main
+from art_entropic.extras import install_command
 from art_entropic.fields import field_specs
 from art_entropic.measures import MEASURES, Channel, Interval, Schedule
 from art_entropic.records import (
@@ -91,7 +92,7 @@ def test_no_framework_at_all_is_one_line_with_the_command() -> None:
         def installed_frameworks(self) -> tuple[str, ...]:
             return ()
 
-    with pytest.raises(MissingFrameworkError, match=re.escape("pip install 'art-entropic[torch]'")) as caught:
+    with pytest.raises(MissingFrameworkError, match=re.escape(install_command("torch"))) as caught:
         Bare().run("nowhere")
     assert "\n" not in str(caught.value)
 

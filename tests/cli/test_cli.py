@@ -26,6 +26,7 @@ from art_entropic.cli.main import _COMMANDS, _parser, main
 from art_entropic.cli.source import published
 from art_entropic.cli.user_code import load_arrays, made_by
 from art_entropic.evaluation.attempt import Attempt
+from art_entropic.extras import install_command
 
 HEAVY = (
     "art", "torch", "tensorflow", "keras", "sklearn", "scipy", "matplotlib", "rich", "jinja2", "pooch",
@@ -295,7 +296,7 @@ def test_without_a_framework_one_line_says_what_to_install(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("art_entropic.benchmark.tools.TOOLS.installed_frameworks", tuple)
-    assert_one_line(said(capsys, ["benchmark"]), "pip install 'art-entropic[torch]'")
+    assert_one_line(said(capsys, ["benchmark"]), install_command("torch"))
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,12 @@ import msgspec
 import numpy as np
 import pytest
 from made import PROVENANCE, N, comparison, curve, evaluation, profile, training
+from markupsafe import escape
 from PIL import Image
 
 from art_entropic.benchmark.defences import DEFENCES
 from art_entropic.evaluation.result import UPPER_BOUND
+from art_entropic.extras import install_command
 from art_entropic.records import (
     AnyRecord,
     AttackOutcome,
@@ -434,8 +436,8 @@ def test_without_matplotlib_the_report_names_the_extra(tmp_path: Path, monkeypat
     missing = {"matplotlib"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in missing else find(name, *rest))
     markdown, html = written(tmp_path, comparison())
-    assert "pip install 'art-entropic[plot]'" in markdown
-    assert "pip install &#39;art-entropic[plot]&#39;" in html
+    assert f"matplotlib is not installed: {install_command('plot')}" in markdown
+    assert f"matplotlib is not installed: {escape(install_command('plot'))}" in html
     assert '<svg role="img"' not in html
     assert len(_Page(html).images) == 72  # the gallery needs no matplotlib
 
