@@ -7,6 +7,7 @@ import pytest
 
 from art_entropic.benchmark.cells import plan_jobs, profiles_of
 from art_entropic.benchmark.plan import read_plan, resolved
+from art_entropic.benchmark.store import as_published
 from art_entropic.records import EvaluationRecord, ProfileRecord, TrainingRecord, read_records
 from art_entropic.report.sections import sections
 
@@ -64,6 +65,7 @@ def test_published_records_are_those_of_their_plan(plan):
     evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
     trained = {record.key for record in records if isinstance(record, TrainingRecord) and record.status == "done"}
     assert {record.training_key for record in evaluations} == trained
+    assert records == list(map(as_published, records)), "they are much larger with examples, and weights are elsewhere"
     for record in records:
         assert (record.problem, record.network, record.eps) == (settings.problem, settings.network, settings.eps)
         assert record.seed in settings.seeds and record.framework in settings.frameworks
