@@ -76,7 +76,7 @@ export torchvision_note
 
 $(STAMP): setup.py pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { $(create_venv); } >&2
-	$(BIN)/python -m pip install -c constraints.txt -e '.[all,notebook,dev]' >&2
+	$(BIN)/python -m pip install -c constraints.txt -e '.[all,notebook,docs,dev]' >&2
 	@# Without its dependencies: it asks for a release of requests from 2020, which no attack needs.
 	$(BIN)/python -m pip install --no-deps torchattacks==3.5.1 >&2
 	@if $(BIN)/python -c 'import torchvision' 2>&1 | grep -q 'torchvision::nms'; then echo "$$torchvision_note" >&2; fi

@@ -63,10 +63,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
     def on_site(link: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(here, link["target"]))
-        # An archive of the sources has no records, which is no mistake; of all else that is not there MkDocs warns.
-        without_records = target.startswith("results/") and not (ROOT / "results").exists()
-        if not ((ROOT / target).exists() or without_records):
-            return link[0]
+        if not (ROOT / target).exists():
+            return link[0]  # of which MkDocs warns
         file = files.get_file_from_path(target.removeprefix("docs/"))
         if file is None:
             return f"[{link['text']}]({config.extra['sources']}/{target})"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from zoo import packages
 
 import art_entropic
 from art_entropic.cli.main import _COMMANDS
@@ -136,4 +137,5 @@ def test_loggers_get_every_epoch(make_classifier, points, monkeypatch, tmp_path)
 @pytest.mark.parametrize("page", WITH_EXAMPLES)
 def test_the_examples_of_a_page_run(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    packages.transformers()  # which needs a hand beside some builds of PyTorch
     exec(examples(f"how-to/{page}.md"), {})

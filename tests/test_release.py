@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("art_entropic", "benchmarks", "docs", "notebooks", "results", "tests")
 FILES = {
     "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "SECURITY.md",
-    "constraints.txt", "pyproject.toml", "setup.py",
+    "constraints.txt", "mkdocs.yml", "pyproject.toml", "setup.py",
 }  # fmt: skip
 LEFTOVERS = ("__pycache__", "*.py[cod]", "*.egg-info", ".*")
 # Nothing that the extras bring is found.
