@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -356,6 +356,7 @@ class Check:
 
     Attributes:
         meaning: what its value is, and what a large one says.
+        seen: what was seen where it is suspicious, a format of `value`, of `share`, the same in percent, and of `n`.
         advice: what to do then.
         alarm: the status of a suspicious finding; "fail" where the evaluation itself went wrong.
     """
@@ -363,6 +364,7 @@ class Check:
     title: str
     run: Callable[[CheckContext], Finding]
     meaning: str
+    seen: str
     advice: str
     alarm: CheckStatus = "flag"
 
@@ -373,72 +375,84 @@ CHECKS: dict[str, Check] = {
         "The network answers twice the same",
         _deterministic,
         "largest change of a logit between two identical questions, relative to the largest logit; randomness fools attacks",
+        "the same input changes a logit by {value:.2g} of the largest when it is asked again",
         "attack the expectation over the randomness, with many draws for each gradient",
     ),
     "logits": Check(
         "The network returns logits",
         _logits,
         "1 where it returns probabilities or values that are not finite, which starve an attack of gradients, else 0",
+        "the network returns probabilities, or values that are not finite, in place of logits",
         "remove the final softmax",
     ),
     "gradients": Check(
         "Gradients are there",
         _gradients,
         "share of gradients that are zero in every feature or not finite, at the start or along the way, the larger one",
+        "{share} of the gradients are zero or not finite",
         "attack a loss that does not saturate, and look for quantisation, saturation or a scale of the logits; " + _MASKING,
     ),
     "one_step": Check(
         "Many steps beat one",
         _one_step,
         "share of points by which one step breaks more than twenty; a sane loss surface has it the other way round",
+        "one step of FGSM breaks more points than twenty of PGD, by {share} of {n}",
         _MASKING,
     ),
     "black_box": Check(
         "Gradients beat queries",
         _black_box,
         "share of points by which Square, which sees no gradient, breaks more than PGD; then gradients mislead",
+        "Square, which sees no gradient, breaks more points than PGD, by {share} of {n}",
         _MASKING,
     ),
     "unbounded": Check(
         "Without a bound nothing stands",
         _unbounded,
         "share of points that survive PGD although it may change every input into any other; such an attack must succeed",
+        "PGD without a bound leaves {share} of {n} points standing",
         _MASKING,
     ),
     "random": Check(
         "Chance finds nothing that gradients miss",
         _random,
         f"share of points that one of {RANDOM_POINTS} random perturbations breaks and PGD does not",
+        "{share} of {n} points fall to random noise and not to PGD",
         _MASKING,
     ),
     "monotone": Check(
         "More room breaks more",
         _monotone,
         "share of points by which PGD breaks more in a smaller ball than in one of twice its radius, each attacked on its own",
+        "PGD breaks more points in a ball than in one of twice its radius, by {share} of {n}",
         "give the attack more steps and restarts, or a step that suits the radius; " + _MASKING,
     ),
     "more_steps": Check(
         "More steps break no more",
         _more_steps,
         "share of points that survive the battery and fall to five times the steps; then the battery had not converged",
+        "{share} of {n} points survive the battery and fall to five times the steps",
         "report the longer attack's number, and lengthen it until it no longer falls",
     ),
     "transfer": Check(
         "Nothing transfers that was not found here",
         _transfer,
         "share of points that survive PGD here and fall to an example that was crafted on another network",
+        "{share} of {n} points survive PGD and fall to examples crafted on another network",
         _MASKING,
     ),
     "path": Check(
         "What is found is kept",
         _path,
         "share of points that fall on the way of APGD and stand again at its end, where ART looks; here the way counts",
+        "{share} of {n} points fall on the way of APGD and are right again at its last step",
         "use no attack that looks at its last step only: it would report these points as robust",
     ),
     "planted": Check(
         "Planted adversarial examples are found",
         _planted,
         "share of adversarial examples that the battery misses although they were put there, behind the network's own features",
+        "the battery misses {share} of {n} adversarial examples that were planted",
         "take a stronger battery: this one cannot be believed when it finds nothing",
         alarm="fail",
     ),
@@ -446,6 +460,7 @@ CHECKS: dict[str, Check] = {
         "Attacks keep to their budget",
         _bounds,
         "share of what the attacks returned that lies outside the ball or the clip range, or is not finite; it never counted",
+        "{share} of what the attacks returned lies outside the ball or the clip range, or is not finite",
         "look for the attack at fault; the points it lost may not be robust",
         alarm="fail",
     ),
@@ -483,6 +498,30 @@ def run_checks(context: CheckContext, progress: Callable[[str], None] = lambda t
     return outcomes
 
 
+def alarms_of(checks: Iterable[CheckOutcome]) -> list[CheckOutcome]:
+    """Those that call for attention."""
+    return [check for check in checks if check.status in ("flag", "fail")]
+
+
+def seen(check: CheckOutcome) -> str:
+    """What a suspicious check saw, in the field's terms; the title of one that broke or that this version does not know."""
+    if check.value is None or check.check not in CHECKS:
+        return f"{check.title}: {check.reason}" if check.reason else f"not so: {check.title}"
+    return CHECKS[check.check].seen.format(value=check.value, share=_share(check.value), n=check.n)
+
+
+def _share(value: float) -> str:
+    """In percent, small ones with the digits that tell them from nothing."""
+    return f"{100 * value:.1f} %" if value >= 0.001 else f"{100 * value:.1g} %"
+
+
+def retold(words: str, checks: Iterable[CheckOutcome]) -> str:
+    """A verdict of a record: older ones give the titles of checks, "not so: ...", where this gives what was seen."""
+    for check in alarms_of(checks):
+        words = words.replace(f"not so: {check.title}", seen(check))
+    return words
+
+
 def verdict(
     robust: Accuracy,
     nb_classes: int,
@@ -499,8 +538,7 @@ def verdict(
         checks: of the evaluation; none where they were not run.
         failed: titles of attacks that stopped with an error, which is not the same as breaking nothing.
     """
-    alarms = [check for check in checks if check.status in ("flag", "fail")]
-    suspicion = "; ".join(f"not so: {check.title}" for check in alarms)
+    suspicion = "; ".join(seen(check) for check in alarms_of(checks))
     if failed:
         suspicion = "; ".join(filter(None, [suspicion, *(f"did not run: {name}" for name in failed)]))
     if robust.high < 1 / nb_classes:
