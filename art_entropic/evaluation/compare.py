@@ -32,7 +32,7 @@ class Pair:
     """Two defences on the same points.
 
     Attributes:
-        difference: robust accuracy of the first less that of the second.
+        difference: robust accuracy of the first, the more robust one, less that of the second.
         p: of the difference, corrected for the number of pairs that are compared (Holm 1979).
     """
 
@@ -43,11 +43,12 @@ class Pair:
 
     def __str__(self) -> str:
         one = self.difference
-        said = "differs" if self.p < FAMILY_WISE_LEVEL else "no clear difference"
-        return (
-            f"{self.first} less {self.second}: {100 * one.value:+.1f} points [{100 * one.low:+.1f}, {100 * one.high:+.1f}], "
-            f"p = {self.p:.2g}, n = {one.n}: {said}"
-        )
+        if self.p < FAMILY_WISE_LEVEL:
+            said, points = f"{self.first} is {100 * one.value:.1f} points more robust than {self.second}", ""
+        else:
+            said, points = f"{self.first} is level with {self.second}", f"{100 * one.value:+.1f} points, "
+        interval = f"95 % interval {100 * one.low:.1f} to {100 * one.high:.1f}"
+        return f"{said} ({points}{interval}; p = {self.p:.2g}, n = {one.n})"
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,8 @@ def test_defences_side_by_side(result):
     assert pairs["strong", "weak"].difference.only_first == 40
     np.testing.assert_allclose(pairs["strong", "weak"].p, 3 * 2 * 0.5**40, rtol=1e-6)  # Holm: the smallest of three
     assert pairs["strong", "equal"].p == 1.0
-    assert "no clear difference" in str(pairs["strong", "equal"]) and ": differs" in str(pairs["strong", "weak"])
+    assert "strong is level with equal (+1.7 points, 95 % interval" in str(pairs["strong", "equal"])
+    assert "strong is 66.7 points more robust than weak (95 % interval" in str(pairs["strong", "weak"])
     assert "n = 60" in str(found) and "upper bound" in str(found)
     assert list(found.to_frame().columns[:6]) == ["defence", "n", "clean", "clean_low", "clean_high", "robust"]
     assert len(found.pairs_frame()) == 3
