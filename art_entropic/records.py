@@ -277,6 +277,7 @@ class ProfileRow(Record, frozen=True, kw_only=True):
 
     model: str
     layer: str = ""  # empty for the network as a whole
+    label: str = ""  # what a reader calls the layer; empty in older records
     position: int = 0  # of the layer, from 0 at the input
     depth: float = 0.0  # the same as a share, 1 at the logits
     units: int = 0

@@ -35,13 +35,18 @@ def plot_layers(axes: Any, rows: Sequence[ProfileRow], measure: str, colours: Ma
 
 
 def _name_layers(axes: Any, shown: Sequence[ProfileRow]) -> None:
-    names = {tuple((row.layer, row.depth) for row in shown if row.model == model) for model in {row.model for row in shown}}
+    models = {row.model for row in shown}
+    names = {tuple((label_of(row), row.depth) for row in shown if row.model == model) for model in models}
     if len(names) > 1:
         axes.set_xlabel("relative depth (0 input, 1 logits)")
         return
     layers = names.pop()
     axes.set_xticks([depth for _, depth in layers], [layer for layer, _ in layers], rotation=30, ha="right")
-    axes.set_xlabel("layer")
+
+
+def label_of(row: ProfileRow) -> str:
+    """What a reader calls the layer of a row."""
+    return row.label or row.layer
 
 
 def layers_of(rows: Sequence[ProfileRow], model: str) -> list[tuple[str, int]]:

@@ -10,12 +10,12 @@ import numpy as np
 
 from art_entropic._validate import check_logits
 from art_entropic.backends.errors import NoIntervalRuleError
+from art_entropic.backends.labels import LOGITS
 from art_entropic.backends.protocol import Backend
 from art_entropic.guards import check_bounds, check_predictions
 from art_entropic.ops import Array, Box
 
 INPUT = "input"
-LOGITS = "logits"
 BLOCK = 100  # points of which the entropies of a layer are estimated at a time
 
 
@@ -61,6 +61,12 @@ class Network:
             except NoIntervalRuleError as error:
                 self.blind = error.reason
         return {INPUT: x, LOGITS: self._backend.logits(x, self._batch_size)}
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What a reader calls each layer."""
+        names = [INPUT if layer == f"{INPUT}#2" else layer for layer in self.layers[1:]]
+        return behind_input(INPUT, self._backend.layer_labels(names))
 
     def boxes(self, x: Array) -> dict[str, Box]:
         if not self._bounds_were_checked:

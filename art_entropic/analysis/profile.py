@@ -44,7 +44,7 @@ from art_entropic.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
     import pandas as pd
-from art_entropic.analysis.figures import deepest_layers, layers_of, plot_layers
+from art_entropic.analysis.figures import deepest_layers, label_of, layers_of, plot_layers
 from art_entropic.analysis.network import Network
 from art_entropic.analysis.reader import Reader, as_float, chunks
 from art_entropic.analysis.readings import PROFILE_MEASURES
@@ -130,9 +130,11 @@ class InformationProfile:
     def __str__(self) -> str:
         lines = [f"L{self.norm} eps {self.eps:g}, n = {self.n}, layers read at {self.resolution:g} of their spread"]
         deepest = {model: deepest_layers(self.rows, model) for model in self.models}
+        labels = {row.layer: label_of(row) for row in self.rows}
         for name, row in PROFILE_MEASURES.items():
             found = [one for one in self.rows if one.measure == name and one.layer in ("", deepest[one.model])]
-            where = "" if row.of_network else f", {' / '.join(dict.fromkeys(deepest.values()))}"
+            last = dict.fromkeys(labels.get(layer, layer) for layer in deepest.values())
+            where = "" if row.of_network else f", {' / '.join(last)}"
             said = ", ".join(f"{one.model} {_shown(one)}" for one in found)
             if said:
                 lines.append(f"{row.title}{where} [{row.unit}]: {said}")
@@ -280,13 +282,16 @@ def _notes(networks: Mapping[str, Network], labelled: bool) -> tuple[str, ...]:
 
 
 def frame(rows: Sequence[ProfileRow]) -> pd.DataFrame:
-    """Rows of a profile as a table; `per_unit` is the value per unit of the layer, `low` and `high` are of the value."""
+    """Rows of a profile as a table.
+
+    `label` is what a reader calls a layer, `per_unit` is the value per unit of the layer, `low` and `high` are of the value.
+    """
     numbers = ("value", "low", "high", "loss", "loss_low", "loss_high")
     cells = []
     for row in rows:
         values = {name: as_float(getattr(row, name)) for name in numbers}
         per_unit = values["value"] / row.units if row.units and PROFILE_MEASURES[row.measure].by_unit else math.nan
-        known = {name: getattr(row, name) for name in ("model", "layer", "position", "depth", "units", "measure")}
+        known = {name: getattr(row, name) for name in ("model", "layer", "label", "position", "depth", "units", "measure")}
         cells.append({**known, **values, "per_unit": per_unit, "n": row.n, "reason": row.reason or ""})
     return optional("pandas").DataFrame(cells)
 

@@ -40,6 +40,7 @@ class Reader:
         self._name, self._network, self._x, self._labels = name, network, x, labels
         self._measures, self._layers, self._seed = measures, layers, seed
         self._values: dict[tuple[str, str], Array] = {}
+        self._labels_of = network.labels
         rows = PROFILE_MEASURES.items()
         self._reasons = {one: "needs labels, give `y`" for one, row in rows if row.needs_labels and not labelled}
 
@@ -110,6 +111,7 @@ class Reader:
         place: dict[str, Any] = {
             "model": self._name,
             "layer": layer,
+            "label": self._labels_of.get(layer, layer),
             "measure": measure,
             "position": position,
             "depth": position / max(1, len(layers) - 1),

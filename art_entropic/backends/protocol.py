@@ -220,6 +220,10 @@ class Backend(Protocol):
     def layer_names(self) -> tuple[str, ...]:
         """Names of the measured layers (pre-activations, logits last), as `intervals` and `activations` use them."""
 
+    def layer_labels(self, names: Sequence[str]) -> dict[str, str]:
+        """What a reader calls each of the measured layers, given by name in their order; see `labels`."""
+        ...
+
     def curved_operation(self, x: Array) -> str | None:
         """The first operation that is neither linear nor made of straight pieces, on the way from x to the logits, by name.
 

@@ -148,14 +148,15 @@ def _print_profile(profile: InformationProfile) -> None:
 
 def _measured(name: str, rows: Sequence[ProfileRow], models: Sequence[str]) -> Table:
     """What a measure reads: layers down, networks across."""
+    from art_entropic.analysis.figures import label_of
     from art_entropic.analysis.readings import PROFILE_MEASURES
 
     measure = PROFILE_MEASURES[name]
     where = " per unit" if measure.by_unit and not measure.of_network else ""
-    found = {(row.position, row.layer, row.model): row for row in rows}
+    found = {(row.position, label_of(row), row.model): row for row in rows}
     lines = [
         [layer or "network", *(_reading(found.get((position, layer, model)), measure.by_unit) for model in models)]
-        for position, layer in sorted({(row.position, row.layer) for row in rows})
+        for position, layer in sorted({(row.position, label_of(row)) for row in rows})
     ]
     reasons = dict.fromkeys(f"{NOTHING}: {row.reason}" for row in rows if row.reason)
     return table_of(["layer", *models], lines, title=f"{measure.title} [{measure.unit}{where}]", notes=reasons)

@@ -6,10 +6,15 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from art_entropic.analysis.figures import plot_layers
+import msgspec
+
+from art_entropic.analysis.figures import label_of, plot_layers
+from art_entropic.analysis.network import INPUT
 from art_entropic.analysis.readings import PROFILE_MEASURES
+from art_entropic.backends.labels import labels_of
 from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.benchmark.defences import DEFENCES
+from art_entropic.benchmark.problems import PROBLEMS
 from art_entropic.records import AnyRecord, ComparisonKey, ProfileRecord, ProfileRow, comparison_of
 from art_entropic.report.figures import Figure, axes_of, inline_svg
 from art_entropic.report.sections import INK, Section, colour, title_of
@@ -43,16 +48,29 @@ def information(section: Section, records: Iterable[AnyRecord], *, salt: str, dr
         and record.n <= section.n
     }
     return [
-        _section_of(latest[framework], salt=f"{salt}-{framework}-information", drawing=drawing)
+        _section_of(labelled(latest[framework]), salt=f"{salt}-{framework}-information", drawing=drawing)
         for framework in section.frameworks
         if framework in latest
     ]
 
 
+def labelled(record: ProfileRecord) -> ProfileRecord:
+    """With labels of the layers, also where an older record has none: they follow from the network of the problem."""
+    problem = PROBLEMS.get(record.problem)
+    architecture = None if problem is None else problem.networks.get(record.network or problem.network)
+    known = None if architecture is None else labels_of(architecture)
+    layers = list(dict.fromkeys(row.layer for row in sorted(record.rows, key=lambda row: row.position) if row.layer))
+    if known is None or len(layers) != 1 + len(known) or any(row.label for row in record.rows):
+        return record
+    found = dict(zip(layers, (INPUT, *known), strict=True))
+    rows = [msgspec.structs.replace(row, label=found.get(row.layer, "")) for row in record.rows]
+    return msgspec.structs.replace(record, rows=rows)
+
+
 def _section_of(record: ProfileRecord, *, salt: str, drawing: bool) -> LayerSection:
     models = tuple(dict.fromkeys(row.model for row in record.rows))
     measures = tuple(name for name in SHOWN_MEASURES if any(_is_layer(row, name) for row in record.rows))
-    places = dict.fromkeys((row.position, row.layer) for row in record.rows if row.layer)
+    places = dict.fromkeys((row.position, row.layer, label_of(row)) for row in record.rows if row.layer)
     framework = title_of(FRAMEWORKS, record.framework)
     return LayerSection(
         table=table_of(
@@ -61,8 +79,8 @@ def _section_of(record: ProfileRecord, *, salt: str, drawing: bool) -> LayerSect
                 *(f"{PROFILE_MEASURES[name].title}: {title_of(DEFENCES, model)}" for name in measures for model in models),
             ],
             [
-                [layer, *(_reading(record, model, layer, measure) for measure in measures for model in models)]
-                for _, layer in sorted(places)
+                [label, *(_reading(record, model, layer, measure) for measure in measures for model in models)]
+                for _, layer, label in sorted(places)
             ],
             title=f"Where the information goes, {framework}",
             notes=[
@@ -98,7 +116,7 @@ def _said_of_layers(record: ProfileRecord, models: Sequence[str]) -> str:
         if rows:
             deepest = max(rows, key=lambda row: row.position)
             parts.append(f"{title_of(DEFENCES, model)} {float(deepest.value or 0):.3g}")
-    said = "Nats at the logits, were the perturbations that aim at the rivals a Gaussian signal of the same covariance"
+    said = "Nats of a perturbation aimed at the rival classes that reach the logits, read as a Gaussian of the same covariance"
     return f"{said}: {', '.join(parts)}." if parts else ""
 
 
@@ -111,5 +129,5 @@ def _profile_figure(record: ProfileRecord, measure: str, framework: str, *, salt
     lines = []
     for model in models:
         rows = [row for row in record.rows if row.model == model and _is_layer(row, measure)]
-        lines.append(f"{title_of(DEFENCES, model)} " + ", ".join(f"{_per_unit(row):.3g} in {row.layer}" for row in rows))
+        lines.append(f"{title_of(DEFENCES, model)} " + ", ".join(f"{_per_unit(row):.3g} in {label_of(row)}" for row in rows))
     return Figure(caption, inline_svg(figure, f"{caption}: {'; '.join(lines)}", salt))

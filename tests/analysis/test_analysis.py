@@ -5,6 +5,7 @@ import math
 import msgspec
 import numpy as np
 import pytest
+from conftest import ARCHITECTURE
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
@@ -12,6 +13,7 @@ from scipy.stats import multivariate_normal
 from art_entropic.analysis.profile import information_profile
 from art_entropic.analysis.readings import PROFILE_MEASURES
 from art_entropic.backends.architecture import Dense, Flatten
+from art_entropic.backends.labels import labels_of
 from art_entropic.backends.numpy import ops
 from art_entropic.backends.registry import FRAMEWORKS, backend_for
 from art_entropic.information import coding_rate, gaussian_channels, transmitted_information
@@ -145,6 +147,16 @@ def test_an_operation_without_a_rule_is_a_gap_with_a_reason(points):
     assert value(found, "noise", "last") > 0
     with pytest.raises(ValueError, match="'interval' has none: no interval rule for torch function 'cos'"):
         found.plot()
+
+
+def test_layers_have_labels_that_a_reader_knows_and_keep_their_names(framework, make_classifier, points):
+    x, _ = points(framework, n=12)
+    network = make_classifier(framework)
+    found = profile({"a": network}, x, measures=("noise",))
+    labels = {row.layer: row.label for row in found.rows}
+    assert tuple(labels) == ("input", *backend_for(network).layer_names())
+    assert tuple(labels.values()) == ("input", *labels_of(ARCHITECTURE))
+    assert [tick.get_text() for tick in found.plot(("noise",)).axes[0].get_xticklabels()] == list(labels.values())
 
 
 def test_other_layers_are_aligned_by_depth(framework, make_classifier, points):

@@ -499,7 +499,7 @@ def test_analyse_shows_layers_and_writes_them(workplace: Path, capsys: pytest.Ca
     assert found["models"] == ["first", "make"] and found["n"] == 40
     assert {row["measure"] for row in found["rows"]} == set(art_entropic.PROFILE_MEASURES)
     assert (workplace / "out" / "information.svg").read_text().count("</svg>") == 1
-    assert (workplace / "out" / "layers.csv").read_text().startswith("model,layer,position,depth,units,measure,value")
+    assert (workplace / "out" / "layers.csv").read_text().startswith("model,layer,label,position,depth,units,measure,value")
     code, out, err = said(capsys, [*words, "--measures", "label,gradient", "--layers", "nowhere"])
     assert code == 2 and "`layers` must be among the layers of 'first', 'input'" in err
     code, out, err = said(capsys, [*words[:3], "--estimator", f"first=my_{framework}:make", *words[5:]])

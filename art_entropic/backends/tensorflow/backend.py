@@ -20,6 +20,7 @@ from art_entropic.backends.architecture import (
     Activation,
 )
 from art_entropic.backends.errors import check_joint_pass
+from art_entropic.backends.labels import Measured, labels
 from art_entropic.backends.preprocessing import standardisation
 from art_entropic.backends.protocol import (
     Activations,
@@ -341,6 +342,10 @@ class TensorFlowBackend:
             passes.values(tf.zeros((1, *self._usual_shape)))
         return passes.names
 
+    def layer_labels(self, names: Sequence[str]) -> dict[str, str]:
+        layers = {layer.name: layer for layer in self.model._flatten_layers()}
+        return labels([_measured(name, layers.get(name.partition("#")[0])) for name in names])
+
     def curved_operation(self, x: Array) -> str | None:
         points, walk = self._standardise(tf.constant(x, tf.float32)), Walk(training=False)
         walk.logits(self.model, Joint(points, Box(points, points), "input"))
@@ -660,3 +665,11 @@ def _assign(variables: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         raise ValueError(f"`state` must fit this network and optimizer, got other names or shapes for {differing}")
     for name, variable in variables.items():
         variable.assign(arrays[name])
+
+
+def _measured(name: str, layer: Any) -> Measured:
+    if isinstance(layer, keras.layers.Dense):
+        return Measured(name, "dense", layer.units)
+    convolutions = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+    norm = isinstance(layer, keras.layers.BatchNormalization)
+    return Measured(name, "conv" if isinstance(layer, convolutions) else "norm" if norm else None)

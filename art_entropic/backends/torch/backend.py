@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from art_entropic.backends.architecture import (
     Activation,
 )
 from art_entropic.backends.errors import NOT_DIFFERENTIABLE, SAME_LOGITS, NoIntervalRuleError, OutputError, check_joint_pass
+from art_entropic.backends.labels import Measured, labels
 from art_entropic.backends.preprocessing import standardisation
 from art_entropic.backends.protocol import (
     Activations,
@@ -368,6 +369,10 @@ class TorchBackend:
         shape = tuple(self._estimator.input_shape)
         return tuple(name for name, _ in self._record(torch.zeros((1, *shape), device=self.device)))
 
+    def layer_labels(self, names: Sequence[str]) -> dict[str, str]:
+        modules = {uncompiled(name): module for name, module in self.model.named_modules()}
+        return labels([_measured(name, modules.get(name.partition("#")[0])) for name in names])
+
     def curved_operation(self, x: Array) -> str | None:
         with self.inference(), torch.no_grad():
             trace = Trace(self.model)
@@ -626,6 +631,13 @@ def _propagation(trace: Trace, logits: BoundTensor) -> Propagation:
     trace.finish(logits.source, logits.bounds)
     layers = tuple(LayerInterval(name, bounds.box, bounds.radius) for name, bounds in trace.named())
     return Propagation(logits.value, logits.box, layers)
+
+
+def _measured(name: str, module: nn.Module | None) -> Measured:
+    if isinstance(module, nn.Linear):
+        return Measured(name, "dense", module.out_features)
+    convolutions, norms = (nn.Conv1d, nn.Conv2d, nn.Conv3d), (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return Measured(name, "conv" if isinstance(module, convolutions) else "norm" if isinstance(module, norms) else None)
 
 
 def _pair(values: Any) -> _Pair | None:
