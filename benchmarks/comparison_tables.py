@@ -16,7 +16,7 @@ from art_entropic.benchmark.problems import PROBLEMS
 from art_entropic.evaluation.result import in_words
 from art_entropic.palette import NATURAL
 from art_entropic.records import ChecksRecord, EvaluationRecord, Provenance, TrainingRecord, read_records
-from art_entropic.report.sections import INK, ComparisonRow, Estimate, Section, busy_note, colour, paired, percent
+from art_entropic.report.sections import INK, ComparisonRow, Estimate, Section, busy_note, colour, paired, percent, radius
 from art_entropic.report.sentences import summary
 from art_entropic.report.table import NOTHING, Entry, markdown, table_of
 from art_entropic.report.tables import FRAMEWORK, SHARES, Fact, seconds_cell, table_of_rows
@@ -37,7 +37,7 @@ LABELS = {
 
 def named(heading: str) -> Fact:
     """The name of a row, ours in bold."""
-    return Fact(heading, lambda row: Entry(f"**{row.defence_title}**" if row.ours else row.defence_title), number=False)
+    return Fact(heading, lambda row: Entry(row.defence_title, strong=row.ours), number=False)
 
 
 def shown_rows(section: Section) -> list[ComparisonRow]:
@@ -208,12 +208,6 @@ def _headlines(section: Section) -> list[list[str]]:
         fbf, cost = rows.get((framework, FBF)), cost_of(section, ours, rival)
         lines.append([where, radius_of(section), measure, _three(ours), _two(rival), _two(fbf), cost, winner])
     return lines
-
-
-def radius(eps: float) -> str:
-    """0.3, or 8/255 where that is what it is."""
-    pixels = eps * 255
-    return f"{eps:g}" if abs(eps * 100 - round(eps * 100)) < 1e-9 else f"{pixels:g}/255"
 
 
 def radius_of(section: Section) -> str:

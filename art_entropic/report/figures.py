@@ -31,7 +31,9 @@ def stroke(framework: str) -> tuple[str, str]:
 
 
 def figures(section: Section, *, salt: str) -> list[Figure]:
-    """Security curves, one panel a framework, and robust accuracy against cost. Needs matplotlib.
+    """Security curves of the defences that are compared, one panel a framework, and their robustness against cost.
+
+    Needs matplotlib.
 
     Args:
         salt: makes the SVG identifiers of several sections on one page differ.
@@ -39,9 +41,9 @@ def figures(section: Section, *, salt: str) -> list[Figure]:
     panels = [
         _curve_figure(section, framework, rows, salt=f"{salt}-{framework}")
         for framework in section.frameworks
-        if (rows := [row for row in section.rows if row.framework == framework and row.curve])
+        if (rows := [row for row in section.main_rows if row.framework == framework and row.curve])
     ]
-    priced = [row for row in section.rows if row.seconds and row.robust is not None]
+    priced = [row for row in section.main_rows if row.seconds and row.robust is not None]
     if len(priced) > 1:
         panels.append(_cost_figure(section, priced, salt=f"{salt}-cost"))
     return panels

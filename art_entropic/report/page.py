@@ -16,10 +16,10 @@ from art_entropic.records import MeasurementRecord, Provenance, TrainingRecord, 
 from art_entropic.report.figures import figures, stroke
 from art_entropic.report.gallery import galleries
 from art_entropic.report.layers import information
-from art_entropic.report.sections import RunRecord, Section, sections, title_of
+from art_entropic.report.sections import RunRecord, Section, headlines, sections, title_of
 from art_entropic.report.sentences import summary
 from art_entropic.report.table import Table, grouped, markdown, markdown_text
-from art_entropic.report.tables import curves, results, trainings, verdicts
+from art_entropic.report.tables import curves, results, trainings, variants, verdicts
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,14 @@ def write_report(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
     home = Path(folder)
     records = load(home)
     comparisons = sections(records)
+    titles = headlines(comparisons)
     drawing = importlib.util.find_spec("matplotlib") is not None
     views = [
         {
             "section": section,
+            "title": title,
             "results": results(section),
+            "variants": variants(section),
             "summary": summary(section),
             "verdicts": verdicts(section),
             "curves": curves(section),
@@ -89,10 +92,10 @@ def write_report(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
             "notes": _notes(section),
             "failures": _failures(section),
         }
-        for number, section in enumerate(comparisons)
+        for number, (title, section) in enumerate(zip(titles, comparisons, strict=True))
     ]
     context = {
-        "title": "Robustness report: " + ", ".join(dict.fromkeys(section.title for section in comparisons)),
+        "title": titles[0] if len(titles) == 1 else "Robustness report",
         "views": views,
         "origin": origin(records),
         "no_figures": None if drawing else f"Figures were left out because {missing(*OPTIONAL_PACKAGES['matplotlib'])}",
@@ -143,7 +146,7 @@ def load(folder: Path) -> list[RunRecord]:
 
 
 def _legend(section: Section) -> dict[str, list[dict[str, str]]]:
-    defences = {row.defence_title: row.css_colour for row in section.rows if row.robust is not None}
+    defences = {row.defence_title: row.css_colour for row in section.main_rows if row.robust is not None}
     return {
         "defences": [{"title": title, "colour": shade} for title, shade in defences.items()],
         "frameworks": [

@@ -13,6 +13,7 @@ from art_entropic.benchmark.defences import DEFENCES
 from art_entropic.benchmark.problems import PROBLEMS
 from art_entropic.benchmark.provenance import OTHER_LOAD
 from art_entropic.benchmark.store import TITLE
+from art_entropic.evaluation.checks import retold
 from art_entropic.evaluation.result import UPPER_BOUND
 from art_entropic.palette import NATURAL, PALETTE
 from art_entropic.records import (
@@ -32,6 +33,7 @@ from art_entropic.records import (
     current,
     unpack,
 )
+from art_entropic.report.settings import unusual
 from art_entropic.statistics import Difference, paired_difference
 
 RunRecord = TrainingRecord | EvaluationRecord | ChecksRecord | ProfileRecord
@@ -76,12 +78,12 @@ class ComparisonRow:
     attacks: tuple[AttackOutcome, ...] = ()
     tests: tuple[EvaluationRecord, ...] = ()  # one a seed
     training: TrainingRecord | None = None
-    busy: bool = False  # others used the machine while it trained
-    crowded: bool = False  # so much that its seconds are not compared
+    busy: int = 0  # of its trainings, those during which others used the machine
+    crowded: int = 0  # and those during which they used so much that its seconds are not compared
     machines: frozenset[tuple[str, int, str | None]] = frozenset()  # processor, cores and device of its trainings
     diverged: bool = False  # in every seed
-    verdicts: tuple[str, ...] = ()  # of the sanity checks, one a seed
-    checks: tuple[CheckOutcome, ...] = ()  # of the first seed
+    verdicts: tuple[tuple[int, str], ...] = ()  # of the sanity checks, one a seed, behind the seed
+    checks: tuple[CheckOutcome, ...] = ()  # of all seeds
     colour: str = ""  # in figures: its defence's, for a variant one of its own
 
     @property
@@ -122,15 +124,29 @@ class ComparisonRow:
         return self.tests[0] if self.tests else None
 
     @property
+    def main(self) -> bool:
+        """Whether it is one of the defences that are compared by default, not a variant or a control."""
+        return not self.variant and self.defence in DEFENCES and DEFENCES[self.defence].default
+
+    @property
     def verdict(self) -> str | None:
-        """In words, of every seed where they differ; None where nothing was checked."""
-        return " / ".join(dict.fromkeys(self.verdicts)) or None
+        """In words, with the seeds where they differ; None where nothing was checked."""
+        seeds: dict[str, list[str]] = {}
+        for seed, words in self.verdicts:
+            seeds.setdefault(words, []).append(str(seed))
+        if len(seeds) < 2:
+            return next(iter(seeds), None)
+        return "; ".join(f"seed{'s' * (len(which) > 1)} {', '.join(which)}: {words}" for words, which in seeds.items())
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether no seed has a symptom."""
+        return all(words.startswith("no symptom") for _, words in self.verdicts)
 
     @property
     def settings(self) -> str:
-        """What the training was told, as one line."""
-        told = {} if self.training is None else self.training.settings
-        return ", ".join(f"{name} {value}" for name, value in told.items() if name not in ("data", TITLE))
+        """What the training was told that is not usual, as one line."""
+        return "" if self.training is None else ", ".join(f"{name} {value}" for name, value in unusual(self.training).items())
 
     @property
     def passes(self) -> str | None:
@@ -169,12 +185,21 @@ class Section:
     @property
     def title(self) -> str:
         """Name of the comparison, with its network, and the number of training points where there were not all of them."""
-        parts = [self.name or title_of(PROBLEMS, self.problem)]
+        return self._named(self.name or title_of(PROBLEMS, self.problem))
+
+    def _named(self, data: str) -> str:
+        parts = [data]
         if self.network:
             parts.append(f"network {self.network}")
         if self.n_train_limit is not None:
             parts.append(f"first {self.n_train_limit} training points")
         return ", ".join(parts)
+
+    @property
+    def headline(self) -> str:
+        """Data, network and ball, such as "Digits, network small: Linf, eps 0.15"."""
+        data = self.name or title_of(PROBLEMS, self.problem).partition(" (")[0]
+        return f"{self._named(data)}: L{self.norm}, eps {radius(self.eps)}"
 
     @property
     def radius(self) -> str:
@@ -193,39 +218,83 @@ class Section:
         return tuple(dict.fromkeys(attack.attack for row in self.rows for attack in row.attacks))
 
     @property
+    def main_rows(self) -> tuple[ComparisonRow, ...]:
+        """The defences that are compared; all rows where none of ours is among them."""
+        rows = tuple(row for row in self.rows if row.main)
+        return rows if any(row.ours for row in rows) else self.rows
+
+    @property
+    def other_rows(self) -> tuple[ComparisonRow, ...]:
+        """Variants and controls."""
+        main = self.main_rows
+        return tuple(row for row in self.rows if row not in main)
+
+    @property
+    def points(self) -> str:
+        """How many test points, and of how many trainings."""
+        which = f" from number {self.first_example} on" if self.first_example else ""
+        return f"{self.n} test points{which}, seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
+
+    @property
+    def brackets(self) -> str:
+        if len(self.seeds) == 1:
+            return "Brackets: Wilson 95 % interval."
+        return f"Mean over {len(self.seeds)} seeds; brackets: lowest and highest seed."
+
+    @property
     def caption(self) -> str:
         if self.battery is None:
             return f"{self.radius}: no network has been attacked yet."
-        seeds = ", ".join(map(str, self.seeds))
         attacks = f" ({'; '.join(name for name in self.attacks)})" if self.attacks else ""
-        brackets = (
-            "Brackets: Wilson 95 % interval."
-            if len(self.seeds) == 1
-            else f"Mean over {len(self.seeds)} seeds; brackets: lowest and highest seed."
-        )
-        points = f"{self.n} test points" + (f" from number {self.first_example} on" if self.first_example else "")
         return (
-            f"Attack battery {self.battery}{attacks}, {self.radius}, n = {points}, "
-            f"seed{'s' if len(self.seeds) > 1 else ''} {seeds}. {brackets} Robust accuracy is {UPPER_BOUND}."
+            f"Attack battery {self.battery}{attacks}, {self.radius}, n = {self.points}. {self.brackets} "
+            f"Robust accuracy is {UPPER_BOUND}."
         )
+
+
+def headlines(found: Sequence[Section]) -> list[str]:
+    """One title a section, none of them twice."""
+    titles = [section.headline for section in found]
+    return [
+        title if titles.count(title) == 1 else f"{title}, battery {section.battery}, {section.points}"
+        for title, section in zip(titles, found, strict=True)
+    ]
 
 
 def busy_note(section: Section) -> str | None:
-    """Whose seconds cannot be compared, None where all can."""
-    rows = [f"{row.defence_title} on {row.framework_title}" for row in section.rows if row.busy]
-    if not rows:
-        return None
-    return (
-        f"Training seconds are unsure, because other programs used more than {BUSY:.0%} of the machine during the training "
-        f"of {', '.join(rows)}. Run it again, in a new folder, with nothing else running."
+    """How many trainings took seconds that are not to be trusted, None where all are."""
+    crowded = sum(row.crowded for row in section.rows)
+    unsure = sum(row.busy for row in section.rows) - crowded
+    parts = []
+    if crowded:
+        parts.append(f"{_trainings(crowded)} ran on a busy machine: {_their(crowded)} seconds are not compared.")
+    if unsure:
+        parts.append(f"{_trainings(unsure)} shared the machine with other programs: {_their(unsure)} seconds are unsure.")
+    return " ".join(parts) or None
+
+
+def _trainings(count: int) -> str:
+    return f"{count} training{'s' * (count > 1)}"
+
+
+def _their(count: int) -> str:
+    return "their" if count > 1 else "its"
+
+
+def busy_details(section: Section) -> str | None:
+    """Which trainings these are, and what to do about it; None where all seconds are sure."""
+    busy, crowded = (
+        ", ".join(f"{row.defence_title} on {row.framework_title}" for row in rows)
+        for rows in ([row for row in section.rows if row.busy > row.crowded], [row for row in section.rows if row.crowded])
     )
-
-
-def crowded_note(section: Section) -> str | None:
-    """Why there is no ratio of seconds, None where there are all."""
-    if not any(row.crowded for row in section.rows):
-        return None
-    return f"Seconds are not compared where other programs used more than {CROWDED:.0%}: a ratio would be theirs."
+    parts = []
+    if crowded:
+        parts.append(f"Other programs used more than {100 * CROWDED:.0f} % of the machine during the training of {crowded}.")
+    if busy:
+        parts.append(
+            f"Other programs used {100 * BUSY:.0f} to {100 * CROWDED:.0f} % of the machine during the training of {busy}."
+        )
+    return " ".join([*parts, "Run them again, in a new folder, with nothing else running."]) if parts else None
 
 
 def machines_note(section: Section) -> str | None:
@@ -233,6 +302,17 @@ def machines_note(section: Section) -> str | None:
     if len({row.machines for row in section.rows if row.seconds}) < 2:
         return None
     return "Seconds are not compared where networks trained on different machines."
+
+
+def radius(eps: float) -> str:
+    """A radius as its field writes it: 0.3, or 8/255.
+
+    >>> radius(0.3), radius(8 / 255), radius(0.0123)
+    ('0.3', '8/255', '0.0123')
+    """
+    pixels = eps * 255
+    in_pixels = abs(100 * eps - round(100 * eps)) > 1e-9 and abs(pixels - round(pixels)) < 1e-6
+    return f"{pixels:.0f}/255" if in_pixels else f"{eps:g}"
 
 
 def percent(share: float) -> str:
@@ -391,18 +471,18 @@ def _row(
         attacks=tuple(outcome for test in tests for outcome in test.attacks),
         tests=tuple(tests),
         training=done[0] if done else None,
-        busy=any(_other_load(run) > BUSY for run in done),
-        crowded=_crowded(done),
+        busy=_count_above(BUSY, done),
+        crowded=_count_above(CROWDED, done),
         machines=_machines(done),
         diverged=bool(runs) and all(run.status == "diverged" for run in runs),
-        verdicts=tuple(record.verdict for record in checked),
-        checks=tuple(checked[0].checks) if checked else (),
+        verdicts=tuple((record.seed, retold(record.verdict, record.checks)) for record in checked),
+        checks=tuple(check for record in checked for check in record.checks),
     )
 
 
 def _comparable(runs: Sequence[TrainingRecord], others: Sequence[TrainingRecord]) -> bool:
     """Whether their seconds may be compared."""
-    return not _crowded([*runs, *others]) and _machines(runs) == _machines(others)
+    return not _count_above(CROWDED, [*runs, *others]) and _machines(runs) == _machines(others)
 
 
 def _machines(runs: Sequence[TrainingRecord]) -> frozenset[tuple[str, int, str | None]]:
@@ -410,8 +490,9 @@ def _machines(runs: Sequence[TrainingRecord]) -> frozenset[tuple[str, int, str |
     return frozenset((source.processor, source.cores, source.device) for source in sources)
 
 
-def _crowded(runs: Sequence[TrainingRecord]) -> bool:
-    return any(_other_load(run) > CROWDED for run in runs)
+def _count_above(share: float, runs: Sequence[TrainingRecord]) -> int:
+    """How many trained while others used more than a share of the machine."""
+    return sum(_other_load(run) > share for run in runs)
 
 
 def _other_load(run: TrainingRecord) -> float:

@@ -19,16 +19,18 @@ class Entry:
         text: what the cell says.
         detail: what belongs to it but matters less, such as an interval.
         colour: in CSS, of a key before the text; empty for none. HTML alone draws it.
-        strong: whether it stands out, in HTML and on a terminal.
+        strong: whether it stands out.
+        mark: a sign before the text. In HTML it stands for the text where there is little room.
     """
 
     text: str
     detail: str = ""
     colour: str = ""
     strong: bool = False
+    mark: str = ""
 
     def __str__(self) -> str:
-        return f"{self.text} {self.detail}" if self.detail else self.text
+        return " ".join(filter(None, (self.mark, self.text, self.detail)))
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,14 @@ class Table:
             why there are no numbers.
         title: without a level, which the page knows.
         notes: what a reader has to know of the numbers, one paragraph each.
+        details: what else there is to know. HTML folds them away, a terminal leaves them out.
     """
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[Entry, ...], ...]
     title: str = ""
     notes: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()
 
 
 def table_of(
@@ -89,12 +93,17 @@ def grouped(table: Table) -> list[tuple[str, Table]]:
 def markdown(table: Table) -> str:
     """The table and its notes; the title belongs to the page, which knows the level of a heading."""
     lines = [
-        [column.heading for column in table.columns],
+        [_markdown_cell(column.heading) for column in table.columns],
         ["---:" if column.number else "---" for column in table.columns],
-        *([*map(str, row), *[""] * (len(table.columns) - len(row))] for row in table.rows),
+        *([*map(_markdown_entry, row), *[""] * (len(table.columns) - len(row))] for row in table.rows),
     ]
-    grid = "\n".join(f"| {' | '.join(map(_markdown_cell, line))} |" for line in lines)
-    return "\n\n".join([grid, *map(markdown_text, table.notes)])
+    grid = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join([grid, *map(markdown_text, (*table.notes, *table.details))])
+
+
+def _markdown_entry(entry: Entry) -> str:
+    text, detail = _markdown_cell(entry.text), _markdown_cell(entry.detail)
+    return " ".join(filter(None, (entry.mark, f"**{text}**" if entry.strong else text, detail)))
 
 
 def _markdown_cell(text: str) -> str:
@@ -107,7 +116,10 @@ def markdown_text(text: str) -> str:
 
 
 def print_on(stream: TextIO, table: Table) -> None:
-    """Write a table for a terminal: title, numbers, then the rows that have none, then notes. In a file no line is broken."""
+    """Write a table for a terminal: title, numbers, then the rows that have none, then notes; without details.
+
+    In a file no line is broken.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table as Grid

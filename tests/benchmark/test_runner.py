@@ -271,7 +271,7 @@ def test_a_diverged_retraining_is_a_row_with_its_reason_from_end_to_end(tmp_path
     assert diverged.status == "diverged"
     assert "training diverged in epoch 1, step 1" in str(diverged.reason)
     markdown = write_report(tmp_path)[0].read_text()
-    assert "| PyTorch | Entropic, interval: far too much | training diverged in epoch 1, step 1" in markdown
+    assert "| PyTorch | **Entropic, interval: far too much** | training diverged in epoch 1, step 1" in markdown
     stream = io.StringIO()
     print_table(records, stream)
     assert "Entropic, interval: far too much" in stream.getvalue() and "diverged" in stream.getvalue()
