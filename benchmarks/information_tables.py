@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from published import MODELS, ROOT, measure_of, profiles
 
-from art_entropic.analysis.figures import plot_layers
+from art_entropic.analysis.figures import label_of, plot_layers
 from art_entropic.analysis.readings import PROFILE_MEASURES
+from art_entropic.backends.labels import LOGITS
 from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.benchmark.defences import DEFENCES
+from art_entropic.benchmark.problems import PROBLEMS
 from art_entropic.palette import NATURAL
 from art_entropic.records import ProfileRecord, ProfileRow
-from art_entropic.report.sections import colour
+from art_entropic.report.layers import labelled
+from art_entropic.report.sections import colour, radius, title_of
 from art_entropic.report.table import NOTHING, markdown, table_of
 
 INFORMATION = ROOT / "docs" / "information.png"
+READ = "rivals"  # drawn
 WHOLE = ("label", "label_worst", "gradient")
-INFORMATION_PANELS = ("mnist-0.3", "mnist-0.3-large", "cifar10-8-255")
+INFORMATION_PANELS = ("mnist-0.3", "cifar10-8-255")
 
 
 def per_unit(record: ProfileRecord, measure: str) -> dict[str, dict[str, float]]:
     """Layer -> model -> nats per unit."""
     table: dict[str, dict[str, float]] = {}
-    for row in sorted(record.rows, key=lambda row: row.position):
+    for row in sorted(labelled(record).rows, key=lambda row: row.position):
         if row.measure == measure and row.layer and row.value is not None:
-            table.setdefault(row.layer, {})[row.model] = float(row.value) / row.units
+            table.setdefault(label_of(row), {})[row.model] = float(row.value) / row.units
     return table
 
 
@@ -100,21 +104,28 @@ def _reading(row: ProfileRow | None) -> str:
 
 
 def draw_information() -> None:
-    """docs/information.png: information through the layers, natural, adversarially trained and entropic."""
+    """docs/information.png: what of a perturbation passes through the layers, natural, adversarially trained and entropic."""
     from matplotlib.figure import Figure
 
     found = profiles()
-    shown = [(name, found[name, "pytorch"]) for name in INFORMATION_PANELS if (name, "pytorch") in found]
+    shown = [labelled(found[name, "pytorch"]) for name in INFORMATION_PANELS if (name, "pytorch") in found]
     if not shown:
         return
-    figure = Figure(figsize=(3.9 * len(shown), 6.2), layout="constrained")
-    panels = figure.subplots(2, len(shown), squeeze=False)
+    figure = Figure(figsize=(4.6 * len(shown), 3.9), layout="constrained")
     shades = {NATURAL: "#222222", **{model: colour(model) for model in MODELS[1:]}}
-    for column, (name, record) in zip(panels.T, shown, strict=True):
-        for axes, measure in zip(column, ("rivals", "interval"), strict=True):
-            plot_layers(axes, [row for row in record.rows if row.model in MODELS], measure, shades)
-            axes.set_title(f"{name}\n{PROFILE_MEASURES[measure].title}", loc="left", fontsize=9)
-            axes.grid(alpha=0.2)
-    handles, models = panels[0][0].get_legend_handles_labels()
-    panels[0][0].legend(handles, [DEFENCES[model].title for model in models], frameon=False, fontsize=9)
+    for axes, record in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        plot_layers(axes, [row for row in record.rows if row.model in MODELS], READ, shades)
+        axes.set_title(conclusion(record), loc="left", fontsize=10)
+        axes.grid(alpha=0.2)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, models = figure.axes[0].get_legend_handles_labels()
+    figure.axes[0].legend(handles, [DEFENCES[model].title for model in models], frameon=False, fontsize=9)
     figure.savefig(INFORMATION, dpi=110, metadata={"Software": None})
+
+
+def conclusion(record: ProfileRecord) -> str:
+    """What a panel shows, in its title."""
+    _, parts = shares(record, READ)[LOGITS]
+    adversarial, entropic = (f"{100 * part:.0f} %" for part in parts)
+    where = f"{title_of(PROBLEMS, record.problem).partition(' (')[0]}, L{record.norm} {radius(record.eps)}"
+    return f"{where}: Entropic leaves {entropic}, MadryPGD\n{adversarial} of what reaches the natural network's logits"
