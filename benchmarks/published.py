@@ -17,8 +17,8 @@ HEADLINE = {
     "mnist-0.1-silu": "MNIST, CNN with SiLU",
     "mnist-0.1": "MNIST, CNN with ReLU",
     "mnist-0.3-large": "MNIST, larger CNN with ReLU",
-    "cifar10-8-255-converged": "CIFAR-10, CNN with SiLU, 30 epochs",
-    "breadth-gtsrb": "Traffic signs, ResNet with ReLU",
+    "cifar10-8-255": "CIFAR-10, CNN with SiLU",
+    "cifar10-8-255-converged": "the same, 30 epochs of all images",
 }
 # Plan, defence and variant of the evaluations that the README prints, at the first seed.
 PRINTED = {
