@@ -41,7 +41,7 @@ def _compared(ours: ComparisonRow, rivals: Sequence[ComparisonRow]) -> list[Comp
     best = max(rivals, key=robustness_of)
     others = [row for row in rivals if row is not best]
     found = [best, *(row for row in others if row.defence == RIVAL)]
-    return found + [row for row in others if row.defence == NATURAL and standing(ours, row) <= 0]
+    return found + [row for row in others if row.defence == NATURAL and _standing(ours, row)[0] <= 0]
 
 
 def short_title(row: ComparisonRow) -> str:
@@ -53,22 +53,23 @@ def robustness_of(row: ComparisonRow) -> float:
     return -1.0 if row.robust is None else row.robust.value
 
 
-def standing(row: ComparisonRow, rival: ComparisonRow) -> int:
-    """1 where a row is more robust, -1 where it is less so, 0 where the 95 % interval of the difference holds 0.
+def _standing(row: ComparisonRow, rival: ComparisonRow) -> tuple[int, float]:
+    """1 for the row, -1 for its rival, 0 where the 95 % interval of the difference holds 0; and the difference.
 
     The difference is paired. Where records do not tell what became of each point, the intervals of both must lie apart.
     """
     difference = paired(row, rival)
     if difference is not None:
-        return (difference.low > 0) - (difference.high < 0)
+        return (difference.low > 0) - (difference.high < 0), difference.value
+    value = robustness_of(row) - robustness_of(rival)
     if row.robust is None or rival.robust is None or row.robust.overlaps(rival.robust):
-        return 0
-    return 1 if row.robust.value > rival.robust.value else -1
+        return 0, value
+    return (1 if value > 0 else -1), value
 
 
 def _against(ours: ComparisonRow, rival: ComparisonRow) -> str:
-    name, place = short_title(rival), standing(ours, rival)
-    points = f"{100 * abs(robustness_of(ours) - robustness_of(rival)):.1f} points"
+    name, (place, difference) = short_title(rival), _standing(ours, rival)
+    points = f"{100 * abs(difference):.1f} points"
     said = {0: f"level with {name}", 1: f"ahead of {name} by {points}", -1: f"behind {name} by {points}"}[place]
     shares = f"{percent(robustness_of(ours))} and {percent(robustness_of(rival))} % robust"
     return f"{said} ({shares}{_spread(ours, rival, place)}){_time(ours, rival)}"
