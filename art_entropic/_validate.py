@@ -28,7 +28,7 @@ def finite(name: str, value: Any) -> float:
     try:
         number = float(value)
     except OverflowError as error:
-        raise ValueError(f"`{name}` must be finite, got a number beyond those of floats") from error
+        raise ValueError(f"`{name}` must be finite, got a number too large for a float") from error
     if not math.isfinite(number):
         raise ValueError(f"`{name}` must be finite, got {value!r}")
     return number
@@ -105,9 +105,9 @@ def file_to_write(name: str, value: Any) -> Path:
     """A file that is there or may be made, in a folder that is there."""
     path = file_path(name, value)
     if "\0" in str(path) or not path.name or path.is_dir():
-        raise ValueError(f"`{name}` must name a file, got {value!r}")
+        raise ValueError(f"`{name}` must be the path of a file, got {value!r}")
     if not path.parent.is_dir():
-        raise ValueError(f"`{name}` must be in a folder that is there, got {value!r}")
+        raise ValueError(f"`{name}` must be in a folder that exists, got {value!r}")
     return path
 
 
@@ -182,8 +182,8 @@ def check_radius(eps: Any, norm: float, clip_values: ClipValues, shape: tuple[in
     radius, largest = check_eps(eps, None), largest_distance(clip_values, shape, norm)
     if radius > largest:
         raise ValueError(
-            f"`eps` must not exceed {largest:g}, the L{norm_name(norm)} distance of the farthest points in `clip_values`, "
-            f"got {eps!r}"
+            f"`eps` must not exceed {largest:g}, the largest L{norm_name(norm)} distance between two points within "
+            f"`clip_values`, got {eps!r}"
         )
     return radius
 
@@ -259,7 +259,7 @@ def check_labels(y: Any, *, n: int, nb_classes: int, name: str = "y") -> np.ndar
         raise ValueError(f"`{name}` must have shape ({n},) or ({n}, {nb_classes}), got {array.shape}")
     index = array.astype(np.int64)
     if not np.array_equal(index, array):
-        raise ValueError(f"`{name}` must hold whole class indices, got {array[index != array][0]!r}: soft labels have no class")
+        raise ValueError(f"`{name}` must hold whole class indices, got {array[index != array][0]!r}: soft labels do not work")
     wrong = (index < 0) | (index >= nb_classes)
     if wrong.any():
         raise ValueError(
@@ -283,7 +283,7 @@ def check_logits(logits: np.ndarray, nb_classes: int) -> None:
     if np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1.0, atol=1e-4):
         raise ValueError(
             "`classifier` must return logits, got probabilities (rows in [0, 1] that sum to 1): "
-            "art_entropic.to_logits(classifier) takes the final softmax away; the bound and the attacks need logits"
+            "the bounds and the attacks need logits; art_entropic.to_logits(classifier) removes the final softmax"
         )
 
 

@@ -96,8 +96,8 @@ class Generated:
         batch = next(raw, None)
         if batch is None:
             raise ValueError(
-                f"`generator` must give batches in every epoch, got none in epoch {epoch + 1}: an iterator that has ended does "
-                "not begin anew; give one that does, or one that never ends"
+                f"`generator` must give batches in every epoch, got none in epoch {epoch + 1}: an iterator cannot start again "
+                "once it has ended; give a loader that can, or an iterator that never ends"
             )
         yield self._checked(batch)
         yield from map(self._checked, raw)
@@ -182,7 +182,10 @@ def _check_weight(weight: Array, n: int) -> Array:
         raise ValueError(f"`generator` must give one sample weight for each of {n} examples, got shape {weight.shape}")
     weight = np.asarray(weight, np.float32).reshape(n)
     if not np.isfinite(weight).all() or np.any(weight < 0) or not weight.any():
-        raise ValueError("`generator` must give sample weights that are finite and >= 0, one of them positive, got others")
+        raise ValueError(
+            "`generator` must give sample weights that are finite, >= 0 and not all 0, "
+            f"got values from {weight.min():g} to {weight.max():g}"
+        )
     return weight
 
 

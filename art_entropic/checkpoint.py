@@ -132,7 +132,7 @@ def read_checkpoint(path: Path) -> Retraining:
     """
     parts: dict[str, dict[str, Array]] = {"weights": {}, "optimizer": {}, "best": {}}
     if path.exists() and not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is damaged, or no checkpoint of EntropicTrainer")
+        raise ValueError(f"{path} is damaged, or not a checkpoint of EntropicTrainer")
     try:
         with np.load(path, allow_pickle=False) as file:
             if "about" not in file:
@@ -149,7 +149,7 @@ def read_checkpoint(path: Path) -> Retraining:
         # Python's JSON knows infinity, which the best loss is before there was one.
         return _retraining(msgspec.convert(about, _About), parts)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, json.JSONDecodeError, msgspec.ValidationError) as error:
-        raise ValueError(f"{path} is damaged, or no checkpoint of EntropicTrainer: {error}") from error
+        raise ValueError(f"{path} is damaged, or not a checkpoint of EntropicTrainer: {error}") from error
 
 
 def _retraining(about: _About, parts: Mapping[str, dict[str, Array]]) -> Retraining:
@@ -184,11 +184,11 @@ def refuse_other_classifier(backend: Backend, saved: Retraining, path: Path) -> 
     here = {name: array.shape for name, array in backend.state().items()}
     for weights in filter(None, (saved.last.weights, saved.best_weights)):
         if here != {name: array.shape for name, array in weights.items()}:
-            raise ValueError(f"{path} holds the weights of another network than `classifier`'s")
+            raise ValueError(f"{path} holds weights that do not fit the network of `classifier`")
     before = backend.optimizer_state()
     try:
         backend.load_optimizer_state(saved.last.optimizer)
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
-        raise ValueError(f"{path} holds the state of another optimizer than `classifier`'s: {error}") from error
+        raise ValueError(f"{path} holds a state that does not fit the optimizer of `classifier`: {error}") from error
     finally:
         backend.load_optimizer_state(before)

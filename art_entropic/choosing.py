@@ -172,8 +172,8 @@ def smooth_activations(classifier: Any) -> tuple[str, ...]:
     changed = backend_for(classifier).replace_activations("relu", "silu")
     if not changed:
         raise ValueError(
-            "`classifier` must have layers with ReLU to get smooth ones, got none; a ReLU that a forward method calls must be "
-            "changed there"
+            "`classifier` must have layers with ReLU that can be replaced, got none; if its forward method calls ReLU itself, "
+            "change it there"
         )
     return changed
 

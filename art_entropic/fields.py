@@ -107,7 +107,7 @@ class FieldSpec:
         if self.structs:
             return self._check_structs(value, name)
         if isinstance(value, AbstractSet):
-            raise TypeError(f"`{name}` must be {self.wish}, in an order, got {value!r}")
+            raise TypeError(f"`{name}` must be {self.wish} in a fixed order, got {value!r}")
         plain = _plain(value)
         if isinstance(plain, str) and "parse" in self.extra:
             plain = self._parsed(plain, name)
@@ -214,7 +214,7 @@ def read_struct(struct: type[S], values: Mapping[str, Any], where: str = "", *, 
         if key in removed:
             raise ValueError(f"`{where}{key}` is no longer a key: {removed[key]}")
         if key not in specs:
-            known = f"a key must be one of {', '.join(specs)}" if specs else "no key is wanted here"
+            known = f"a key must be one of {', '.join(specs)}" if specs else "no key is allowed here"
             raise ValueError(f"`{where}{key}` is unknown: {known}, got {key!r}")
     found = {key: specs[key].check(value, where + key) for key, value in values.items()}
     for key, spec in specs.items():
@@ -240,7 +240,7 @@ def set_value(content: dict[str, Any], override: str) -> None:
     Args:
         override: "key=value" with a value in TOML, or a text without quotes; dots lead into tables and lists.
     Raises:
-        ValueError: it is not of this form, or leads nowhere.
+        ValueError: it is not of this form, or there is no such place.
     """
     key, separator, text = override.partition("=")
     *path, last = key.strip().split(".")
@@ -251,14 +251,14 @@ def set_value(content: dict[str, Any], override: str) -> None:
     except msgspec.DecodeError:
         value = text.strip()
     except RecursionError as error:
-        raise ValueError(f"`set` must be a value of a few levels, got {override[:40]!r}...") from error
+        raise ValueError(f"`set` must be a value that is not nested so deeply, got {override[:40]!r}...") from error
     place: Any = content
     try:
         for part in path:
             place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
         place[int(last) if isinstance(place, list) else last] = value
     except (ValueError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError(f"`set` {override!r} leads nowhere: {error}") from error
+        raise ValueError(f"`set` must name a key or a position that exists, got {override!r}: {error}") from error
 
 
 def fields_described(struct: type[S]) -> type[S]:
@@ -313,7 +313,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-_KINDS = {bool: "True or False", str: "a text", int: "a whole number", float: "a number"}
+_KINDS = {bool: "True or False", str: "a string", int: "a whole number", float: "a number"}
 
 
 def _words_for(annotation: Any, meta: Meta) -> str:

@@ -79,7 +79,7 @@ def check_predictions(backend: Backend, x: Array) -> None:
         if np.max(np.abs(after - predictions), initial=0.0) <= tolerance:
             warnings.warn(
                 f"`classifier` has the postprocessing defence {', '.join(defences)}, which keeps the order of the classes: "
-                "what is trained, attacked and bounded here are the logits before it",
+                "training, attacks and bounds use the logits before it",
                 stacklevel=3,
             )
             return
@@ -107,8 +107,8 @@ def _answer(backend: Backend, ask: Callable[[Array], Array], x: Array, what: str
 
 def _another_network(kind: str, what: str) -> str:
     return (
-        f"`classifier` must predict by the logits of its network, but the predict of {kind} {what}. Judged would be the "
-        "network `classifier.model` alone, which is not the one that predicts: wrap it in a plain classifier of ART to judge it"
+        f"`classifier` must predict by the logits of its network, but the predict of {kind} {what}. Results would be those of "
+        "`classifier.model` alone, which does not predict alone: to work with it, wrap it in a plain classifier of ART"
     )
 
 
@@ -228,16 +228,16 @@ def _check_alone(backend: Backend, x: Array) -> None:
         if backend.is_out_of_memory(error):
             raise
         raise BoundsMismatchError(
-            "logits", f"one point alone fails with {type(error).__name__}: {' '.join(str(error).split())}"
+            "logits", f"a batch of one point fails with {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
     if any(part.shape != together[:1].shape for part in parts):
-        raise BoundsMismatchError("logits", f"one point alone gets logits of shape {parts[0].shape}")
+        raise BoundsMismatchError("logits", f"a batch of one point gets logits of shape {parts[0].shape}")
     alone = differ(np.concatenate(parts))
     if alone is None:
         return
     again = differ(backend.logits(crowd)[: len(x)])
     if again is not None:
-        raise BoundsMismatchError("logits", f"it gives other logits each time (the same points differ by {again:.3g})")
+        raise BoundsMismatchError("logits", f"it gives different logits each time (the same points differ by {again:.3g})")
     raise BoundsMismatchError(
         "logits", f"its logits depend on the other points of the batch (a point alone differs by {alone:.3g})"
     )

@@ -33,7 +33,7 @@ class TrainingDivergedError(RuntimeError):
     def __init__(self, epoch: int, step: int, terms: Mapping[str, float], restored: str) -> None:
         bad = ", ".join(f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value))
         super().__init__(
-            f"training diverged in epoch {epoch}, step {step}: {bad}; the weights are back at {restored}. "
+            f"training diverged in epoch {epoch}, step {step}: {bad}; the weights were reset to those of {restored}. "
             "Try a smaller learning rate, a longer ramp (schedule=Schedule(ramp=...)), or a measure with a smaller `beta`"
         )
         self.epoch = epoch
@@ -68,7 +68,7 @@ class History:
         """
         known = sorted({term for epoch in self.epochs for term in epoch.terms})
         if self.epochs and name not in known:
-            raise KeyError(f"no term {name!r} in this history, there are {', '.join(known)}")
+            raise KeyError(f"no term {name!r} in this history, its terms are {', '.join(known)}")
         return [epoch.terms[name] for epoch in self.epochs]
 
     def plot(self) -> Any:
@@ -81,7 +81,7 @@ class History:
             ValueError: no epoch has finished.
         """
         if not self.epochs:
-            raise ValueError("`history` must have at least one finished epoch to be drawn, got none")
+            raise ValueError("`history` must have at least one finished epoch to plot, got none")
         figure = optional("matplotlib.figure").Figure(figsize=(9.2, 3.4), layout="constrained")
         for axes, names, unit in zip(figure.subplots(1, 2), (LOSS_TERMS, SHARES), ("nats", "%"), strict=True):
             shown = [name for name in names if name in self.epochs[0].terms]
@@ -126,11 +126,11 @@ def closing_line(history: History, schedule: ControlSchedule, steps: int, accura
     if before - after > LARGE_LOSS and settings["measure"] in REMEDIES:
         parts.append(f"it cost {100 * (before - after):.1f} points of clean accuracy: {REMEDIES[settings['measure']]}")
     if not schedule.is_full(last.epoch / settings["nb_epochs"]):
-        parts.append("it ended before eps had its full value: train longer")
+        parts.append("it ended before eps reached its full value: train longer")
     ramp = schedule.ramp * settings["nb_epochs"] * steps
     if 0 < ramp < LEAST_RAMP:
         enough = math.ceil(LEAST_RAMP / (schedule.ramp * steps))
-        parts.append(f"eps grew over {math.ceil(ramp)} steps only, which is steep: take {enough} epochs or more")
+        parts.append(f"eps grew over only {math.ceil(ramp)} steps, which is fast: train for {enough} epochs or more")
     if last.validation is None:
-        parts.append("the last epoch's weights were kept: give `validation_data` to have the best one chosen")
+        parts.append("the last epoch's weights were kept: give `validation_data` to keep the best epoch's")
     return "; ".join(parts)

@@ -77,7 +77,7 @@ class Measure(
     def __post_init__(self) -> None:
         settle(self)
         if self.schedule.warmup + self.ramp > 1.0:
-            own = " (the measure's own)" if self.schedule.ramp is None else ""
+            own = " (the measure's default)" if self.schedule.ramp is None else ""
             raise ValueError(f"`warmup` + `ramp` must not exceed 1, got {self.schedule.warmup!r} + {self.ramp!r}{own}")
         layers = self.layers_read
         if not layers or (isinstance(layers, str) and layers not in LAYER_CHOICES):

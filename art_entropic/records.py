@@ -339,7 +339,7 @@ def read_shard(path: Path) -> ShardRecord:
     try:
         shard = msgspec.json.decode(path.read_bytes(), type=ShardRecord)
     except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-        raise ValueError(f"{path}: not a shard of an evaluation, remove it and it is done again: {error}") from error
+        raise ValueError(f"{path}: not a shard of an evaluation, remove it to evaluate these points again: {error}") from error
     if shard.schema != SCHEMA:
         raise AnotherSchemaError(f"{path}: shard of schema {shard.schema!r}, this version reads schema {SCHEMA}")
     return shard
@@ -390,7 +390,7 @@ def read_records(path: Path) -> Iterator[AnyRecord]:
             raise
         except (ValueError, RecursionError, msgspec.MsgspecError) as error:
             if number == len(lines):
-                warnings.warn(f"{path}:{number}: torn last line skipped ({error})", RuntimeWarning, stacklevel=2)
+                warnings.warn(f"{path}:{number}: unfinished last line skipped ({error})", RuntimeWarning, stacklevel=2)
                 continue
             raise ValueError(f"{path}:{number}: not a record: {error}") from error
 

@@ -306,7 +306,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             told = [f"{name!r} cannot be had, {getattr(error, 'reason', error)}" for name, error in failures.items()]
             return "; ".join(told) or reason
         reasons = "; ".join(f"{name!r}: {error}" for name, error in failures.items())
-        raise ValueError(f"`classifier` cannot be retrained with any of the measures that are chosen by themselves. {reasons}")
+        raise ValueError(f"`classifier` cannot be retrained with any measure that is chosen automatically. {reasons}")
 
     def _settle(self, measure: Measure) -> None:
         self._measure = measure
@@ -314,7 +314,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         try:
             self._check_radius(self._schedule.eps)
         except ValueError as error:
-            raise ValueError(f"`eps_factor` of {measure!r} takes `eps` {self._eps!r} too far: {error}") from error
+            raise ValueError(f"`eps_factor` of {measure!r} does not fit `eps` {self._eps!r}: {error}") from error
         loss = self._backend.own_loss()
         self._objective = EntropicObjective(measure, loss.class_weights, loss.label_smoothing, self._norm)
 
@@ -337,8 +337,8 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             layer = overflowing_layer(backend, x, eps, self._norm)
             if layer is not None:
                 raise ValueError(
-                    "`measure` must be another than 'interval' for this network, whose bounds leave float32 in layer "
-                    f"{layer!r} as the ramp begins, as in very deep ones: 'channel' works on any differentiable network"
+                    f"`measure` must not be {self._measure.name!r} for this network, whose bounds overflow float32 in layer "
+                    f"{layer!r} at the start of the ramp, as in very deep ones: 'channel' works on any differentiable network"
                 )
             check_bounds(backend, x, eps, self._norm)
             check_training_bounds(backend, x[:8], eps, self._norm)
@@ -350,7 +350,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             raise
         except Exception as error:
             if backend.is_out_of_memory(error):
-                raise MemoryError(f"no memory for a step with {len(batch.x)} examples") from error
+                raise MemoryError(f"not enough memory for a step with {len(batch.x)} examples") from error
             raise ValueError(
                 f"`classifier` cannot be retrained with measure={self._measure.name!r}, whose step fails with "
                 f"{type(error).__name__}: {error}"
@@ -395,7 +395,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         check_predictions(self._backend, x[few])
         check_logits(self._backend.logits(x[few]), int(self._classifier.nb_classes))
         for remark in self._backend.own_loss().remarks:
-            warnings.warn(f"`classifier` is retrained with another loss than its own: {remark}", stacklevel=3)
+            warnings.warn(f"`classifier` is retrained with a loss that differs from its own: {remark}", stacklevel=3)
         reason = "asked for"
         if self._automatic and not self._resuming:
             reason = self._choose_measure(x[few], labels[few])
@@ -521,8 +521,8 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             if not self._backend.is_out_of_memory(error):
                 raise
             self._backend.load_state(progress.last.weights)
-            n, back = len(batch.x), f"the weights are back at {progress.last.title}"
-            raise MemoryError(f"no memory for a batch of {n}: try `batch_size` {max(1, n // 2)}; {back}") from error
+            n, back = len(batch.x), f"the weights were reset to those of {progress.last.title}"
+            raise MemoryError(f"not enough memory for a batch of {n}: try `batch_size` {max(1, n // 2)}; {back}") from error
 
     def _set_learning_rate(self, value: Any) -> None:
         # ART's TensorFlow convention is a callable that sets the rate itself and returns nothing.

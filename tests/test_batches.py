@@ -131,7 +131,7 @@ def test_what_is_no_generator_of_art_and_what_is_no_batch_is_named(data):
         with pytest.raises(ValueError, match=rf"`generator` must give batches \(x, y\) or .* {got}"):
             Generated(KerasDataGenerator(iter([bad]), N, N), unchecked).first()
     weighted = KerasDataGenerator(iter([(*data, -np.ones(N))]), N, N)
-    with pytest.raises(ValueError, match="sample weights that are finite and >= 0"):
+    with pytest.raises(ValueError, match="sample weights that are finite, >= 0 and not all 0"):
         Generated(weighted, unchecked).first()
 
 
@@ -215,7 +215,7 @@ def test_a_kernel_regularizer_counts():
     ],
 )
 def test_a_loss_that_cannot_be_honoured_is_warned_of_by_name(framework, loss, told, data):
-    with pytest.warns(UserWarning, match=f"retrained with another loss than its own: .*{told}"):
+    with pytest.warns(UserWarning, match=f"retrained with a loss that differs from its own: .*{told}"):
         natural(linear(framework, loss)).fit(*data, nb_epochs=1, seed=0)
 
 

@@ -63,7 +63,7 @@ def test_values_come_out_as_they_are_declared():
         ({"flat": 1}, TypeError, "`flat` must be True or False, got 1"),
         ({"kind": 3}, TypeError, "`kind` must be a table, got 3"),
         ({"kind": {}}, ValueError, "`kind.type` must be one of 'colour', 'grey', got None"),
-        ({"kind": {"type": "grey", "depth": 1}}, ValueError, "`kind.depth` is unknown: no key is wanted here, got 'depth'"),
+        ({"kind": {"type": "grey", "depth": 1}}, ValueError, "`kind.depth` is unknown: no key is allowed here, got 'depth'"),
         ({"kind": {"type": "colour", "depth": 0}}, ValueError, "`kind.depth` must be a whole number of at least 1, got 0"),
         ({"colours": 3}, ValueError, "`colours` is no longer a key: `kind` tells it"),
         ({"Name": "a"}, ValueError, "`Name` is unknown: a key must be one of name, sharpness, size, words, "),
@@ -76,7 +76,7 @@ def test_what_a_field_refuses_is_told_by_its_declaration(values, error, message)
 
 
 def test_a_missing_value_is_asked_for():
-    with pytest.raises(ValueError, match="`name` must be a text, got nothing"):
+    with pytest.raises(ValueError, match="`name` must be a string, got nothing"):
         read_struct(Picture, {})
 
 
@@ -107,6 +107,6 @@ def test_values_are_set_where_dots_lead():
     content = {"a": {"b": 1}, "list": [{"c": 2}]}
     for override in ("a.b=2.5", "list.0.c = true", "new.deep=[1, 2]", "text=no quotes"):
         set_value(content, override)
-    with pytest.raises(ValueError, match="`set` must be a value of a few levels"):
+    with pytest.raises(ValueError, match="`set` must be a value that is not nested so deeply"):
         set_value(content, "a=" + "[" * 5000)
     assert content == {"a": {"b": 2.5}, "list": [{"c": True}], "new": {"deep": [1, 2]}, "text": "no quotes"}

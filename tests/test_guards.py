@@ -144,13 +144,13 @@ def _twice_through_views(net, h):
 
 def test_a_second_change_through_another_view_is_refused_by_layer_and_function(data):
     x, y = data
-    with pytest.raises(NoIntervalRuleError, match=r"'mul' in layer 'Own': it changes a second time, in place"):
+    with pytest.raises(NoIntervalRuleError, match=r"'mul' in layer 'Own': it changes memory in place"):
         certify(classifier(Own(_twice_through_views)), x, y, EPS)
 
 
 def test_writing_where_out_says_is_refused(data):
     x, y = data
-    with pytest.raises(NoIntervalRuleError, match="`out` names"):
+    with pytest.raises(NoIntervalRuleError, match="given as `out`"):
         certify(classifier(Net(lambda h: torch.add(h, 1.0, out=torch.empty(len(h), 16)))), x, y, EPS)
 
 
@@ -253,7 +253,7 @@ def test_a_pass_with_bounds_that_says_something_else_is_refused_with_the_first_l
     def other_for_subclasses(h):
         return torch.relu(h) if type(h) is torch.Tensor else torch.relu(h + 1.0)
 
-    with pytest.raises(BoundsMismatchError, match=r"bounds of layer 'add' are not those of this network: .* other logits"):
+    with pytest.raises(BoundsMismatchError, match=r"bounds of layer 'add' do not hold for this network: .* different logits"):
         certify(classifier(Net(other_for_subclasses)), x, y, EPS)
     result = evaluate(classifier(Net(other_for_subclasses)), x, y, EPS, battery="quick", checks=False, verbose=False)
     assert result.certified is None and "not those of this network" in result.certified_reason
@@ -521,8 +521,8 @@ class Alone(nn.Module):
 
 ALONE = {
     "depend on the other points": lambda net, z: z - z.mean(0) + torch.tensor([2.0, 0, 0]),
-    "one point alone fails with ValueError: Expected more than 1 value": lambda net, z: net.norm(z),
-    r"one point alone gets logits of shape \(3,\)": lambda net, z: z.squeeze(),
+    "a batch of one point fails with ValueError: Expected more than 1 value": lambda net, z: net.norm(z),
+    r"a batch of one point gets logits of shape \(3,\)": lambda net, z: z.squeeze(),
 }
 
 

@@ -35,7 +35,7 @@ def test_the_twin_is_the_network_with_silu_and_the_same_weights(framework, make_
 
 
 def test_a_network_that_is_smooth_already_is_refused(framework, make_classifier):
-    with pytest.raises(ValueError, match="`classifier` must have layers with ReLU to get smooth ones, got none"):
+    with pytest.raises(ValueError, match="`classifier` must have layers with ReLU that can be replaced, got none"):
         smooth_activations(make_classifier(framework, architecture=network("silu")))
 
 

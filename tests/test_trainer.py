@@ -163,7 +163,7 @@ def test_resume_refuses_other_settings_and_other_networks(framework, make_classi
     with pytest.raises(ValueError, match=r"`norm` must be as in the checkpoint .*: 'inf', got '2'"):
         EntropicTrainer(make_classifier(framework), EPS, Interval(), norm=2, verbose=False).resume(tmp_path / "a.npz")
     other = make_classifier(framework, architecture=(Flatten(), Dense(3, None)))
-    with pytest.raises(ValueError, match="another network"):
+    with pytest.raises(ValueError, match="holds weights that do not fit the network of `classifier`"):
         trainer_of(other).resume(tmp_path / "a.npz")
     resumed = trainer_of(make_classifier(framework))
     resumed.resume(tmp_path / "a.npz")
@@ -265,10 +265,10 @@ def bad_inputs(x, y):
         "validation_kind": (x, y, {"validation_data": x}, r"`validation_data` must be a pair"),
         "scheduler": (x, y, {"scheduler": "cosine"}, "`scheduler` must be a callable"),
         "seed": (x, y, {"seed": -1}, "`seed` must be a whole number"),
-        "checkpoint": (x, y, {"checkpoint": ""}, "`checkpoint` must name a file, got ''"),
-        "checkpoint_zero": (x, y, {"checkpoint": "a\0b"}, r"`checkpoint` must name a file, got 'a\\x00b'"),
-        "checkpoint_folder": (x, y, {"checkpoint": "."}, "`checkpoint` must name a file, got '.'"),
-        "checkpoint_nowhere": (x, y, {"checkpoint": "no/folder/a.npz"}, "`checkpoint` must be in a folder that is there"),
+        "checkpoint": (x, y, {"checkpoint": ""}, "`checkpoint` must be the path of a file, got ''"),
+        "checkpoint_zero": (x, y, {"checkpoint": "a\0b"}, r"`checkpoint` must be the path of a file, got 'a\\x00b'"),
+        "checkpoint_folder": (x, y, {"checkpoint": "."}, "`checkpoint` must be the path of a file, got '.'"),
+        "checkpoint_nowhere": (x, y, {"checkpoint": "no/folder/a.npz"}, "`checkpoint` must be in a folder that exists"),
         "unknown": (x, y, {"epochs": 3}, "unexpected keyword argument 'epochs'"),
     }
 
@@ -294,7 +294,7 @@ def test_bad_input_is_named_before_any_work(classifier, data):
         ({"norm": "l2"}, r"`norm` must be 'inf', np\.inf or 2, got 'l2'"),
         (
             {"norm": 2, "eps": 9},
-            r"`eps` must not exceed 8\.48528, the L2 distance of the farthest points in `clip_values`, got 9",
+            r"`eps` must not exceed 8\.48528, the largest L2 distance between two points within `clip_values`, got 9",
         ),
         (
             {"measure": "entropy"},
@@ -304,7 +304,7 @@ def test_bad_input_is_named_before_any_work(classifier, data):
         ({"measure": Measure(beta=0.1)}, r"`measure` must be None, one of 'interval', .* got Measure\(beta=0.1\)"),
         ({"eps": 10**400}, "`eps` must be finite"),
         ({"measure": 0.3}, r"`measure` must be None, one of 'interval', .* or one of Interval\(\), .*, got 0.3"),
-        ({"measure": Interval(eps_factor=100.0)}, r"`eps_factor` of Interval\(eps_factor=100.0\) takes `eps` 0.1 too far"),
+        ({"measure": Interval(eps_factor=100.0)}, r"`eps_factor` of Interval\(eps_factor=100.0\) does not fit `eps` 0.1"),
         ({"beta": 0.3}, "unexpected keyword argument 'beta'"),
     ],
 )
@@ -549,7 +549,7 @@ def test_a_network_too_deep_for_bounds_in_float32_gets_the_first_order_measure(f
     deep = (Flatten(), *(Dense(256) for _ in range(48)), Dense(3, None))
     classifier = make_classifier(framework, architecture=deep)
     before = weights(classifier)
-    with pytest.raises(ValueError, match=r"`measure` must be another than 'interval' .* leave float32 in layer '.*: 'channel'"):
+    with pytest.raises(ValueError, match=r"`measure` must not be 'interval' .* overflow float32 in layer '.*: 'channel'"):
         trainer_of(classifier).fit(*data, nb_epochs=1, seed=0)
     assert_same(weights(classifier), before)
     history = EntropicTrainer(classifier, EPS, verbose=False).fit(*data, nb_epochs=1, seed=0)

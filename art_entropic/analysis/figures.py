@@ -17,7 +17,8 @@ def plot_layers(axes: Any, rows: Sequence[ProfileRow], measure: str, colours: Ma
     shown = [row for row in rows if row.measure == measure and math.isfinite(as_float(row.value))]
     if not shown:
         reasons = "; ".join(dict.fromkeys(row.reason for row in rows if row.measure == measure and row.reason))
-        raise ValueError(f"`measures` must have values to be drawn, {measure!r} has none{': ' + reasons if reasons else ''}")
+        why = f": {reasons}" if reasons else ""
+        raise ValueError(f"`measures` must name measures with values to plot, got {measure!r} without any{why}")
     models = tuple(dict.fromkeys(row.model for row in rows))
     shades = {**palette(models), **(colours or {})}
     for model in models:

@@ -28,7 +28,7 @@ def _whole(values: dict[str, Array], n: int) -> dict[str, Array]:
     """Refuse layers that do not see every point, as the experts of a mixture do."""
     for layer, value in values.items():
         if len(value) != n:
-            raise NoIntervalRuleError(layer, "a choice between points", f"it sees {len(value)} of {n} points")
+            raise NoIntervalRuleError(layer, "a choice between points", f"it runs on {len(value)} of {n} points only")
     return values
 
 
@@ -96,5 +96,5 @@ class Network:
         variances = {layer: float((squares[layer] / len(x) - (sums[layer] / len(x)) ** 2).mean()) for layer in origin}
         for layer, variance in variances.items():
             if not math.isfinite(variance):
-                raise ValueError(f"`classifiers` must have finite values in every layer, got others in {layer!r}")
+                raise ValueError(f"`classifiers` must have finite values in every layer, got NaN or infinite ones in {layer!r}")
         return {layer: math.sqrt(max(0.0, variance)) for layer, variance in variances.items()}

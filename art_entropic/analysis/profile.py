@@ -191,7 +191,7 @@ def information_profile(
     eps = check_radius(eps, exponent, first.clip_values, tuple(first.input_shape))
     x = check_inputs(x, input_shape=tuple(first.input_shape), clip_values=first.clip_values)
     if len(x) < 2:
-        raise ValueError(f"`x` must hold at least 2 points, whose spread is the scale that layers are read in, got {len(x)}")
+        raise ValueError(f"`x` must hold at least 2 points, since their spread sets the scale of each layer, got {len(x)}")
     labels = None if y is None else check_labels(y, n=len(x), nb_classes=int(first.nb_classes))
     chosen = tuple(PROFILE_MEASURES) if measures is None else _check_measures(measures, PROFILE_MEASURES)
     if finite("resolution", resolution) <= 0:
@@ -229,7 +229,7 @@ def _check_classifiers(classifiers: Any) -> dict[str, Backend]:
         raise ValueError("`classifiers` must hold at least one classifier, got none")
     for name in classifiers:
         if not isinstance(name, str):
-            raise TypeError(f"`classifiers` must have names that are texts, got {name!r}")
+            raise TypeError(f"`classifiers` must have strings as names, got {name!r}")
     backends = {name: backend_for(one) for name, one in classifiers.items()}
     facts = {name: _facts(backend.estimator) for name, backend in backends.items()}
     first = next(iter(facts))
@@ -267,17 +267,18 @@ def _choose(name: str, network: Network, layers: Sequence[str] | None) -> tuple[
 
 
 def _notes(networks: Mapping[str, Network], labelled: bool) -> tuple[str, ...]:
-    notes = [] if labelled else ["Without labels each network's own predictions stand for them."]
+    notes = [] if labelled else ["`y` was not given: each network's own predictions serve as labels."]
     shapes = {tuple(network.units.values()) for network in networks.values()}
     if len(shapes) > 1:
         told = "; ".join(f"{name}: {', '.join(network.layers)}" for name, network in networks.items())
         notes.append(f"The layers do not correspond and are aligned by their relative depth: {told}.")
     for name, network in networks.items():
         if network.blind is not None:
-            notes.append(f"{name} cannot be looked into, only its input and its logits are read: {network.blind}")
+            notes.append(f"The layers of {name} cannot be read, only its input and its logits: {network.blind}")
         constant = [layer for layer in network.layers if network.resolution[layer] == 0]
         if constant:
-            notes.append(f"{name} has the same values for all points in {', '.join(constant)}: no scale to read it in.")
+            layers = ", ".join(constant)
+            notes.append(f"{name} has the same values for all points in {layers}, so there is no scale to measure on.")
     return tuple(notes)
 
 

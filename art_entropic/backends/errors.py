@@ -30,12 +30,12 @@ class NoIntervalRuleError(NotImplementedError):
 
 
 class BoundsMismatchError(NoIntervalRuleError):
-    """The bounds at hand are those of another network than the one that predicts."""
+    """The computed bounds do not hold for the network that predicts."""
 
     def __init__(self, layer: str, reason: str) -> None:
         NotImplementedError.__init__(
             self,
-            f"the bounds of layer {layer!r} are not those of this network: {reason}; no certificate can be given. "
+            f"the bounds of layer {layer!r} do not hold for this network: {reason}; no certificate can be given. "
             'Use `measure="channel"`, which needs no bounds',
         )
         self.layer = layer
@@ -43,22 +43,22 @@ class BoundsMismatchError(NoIntervalRuleError):
 
     @property
     def reason(self) -> str:
-        return f"the bounds of layer {self.layer!r} are not those of this network: {self.operation}"
+        return f"the bounds of layer {self.layer!r} do not hold for this network: {self.operation}"
 
 
 class OutputError(TypeError):
-    """A network returns something else than one tensor of logits."""
+    """A network does not return one tensor of logits."""
 
 
 # Of two ways to compute the same logits, relative to the largest one of the batch. Where the rules are right they agree to the
 # last digits, compiled and fused kernels to about 1e-6.
 SAME_LOGITS = 1e-4
 NOT_DIFFERENTIABLE = (
-    "`classifier` must be differentiable in its input, but no gradient of its logits reaches it, as behind an embedding of "
-    "indices or an operation of whole numbers"
+    "`classifier` must be differentiable in its input, got logits whose gradient does not reach the input: an embedding of "
+    "indices or an operation on integers may block it"
 )
 # Behind the name of a softmax, which has no rule wherever it stands.
-FINAL_SOFTMAX = "bounds need logits: art_entropic.to_logits(classifier) takes a final softmax away"
+FINAL_SOFTMAX = "bounds need logits; art_entropic.to_logits(classifier) removes a final softmax"
 
 
 def check_joint_pass(plain: Array, joint: Array, layer: Callable[[], str]) -> None:
@@ -75,8 +75,8 @@ def check_joint_pass(plain: Array, joint: Array, layer: Callable[[], str]) -> No
     if not difference <= SAME_LOGITS * scale:
         raise BoundsMismatchError(
             layer(),
-            f"the pass that carries bounds gives other logits than the network (they differ by {difference:.3g}, the largest "
-            f"is {scale:.3g}), as it happens where a network draws random numbers or works in place behind the rules' back",
+            f"the pass that computes bounds and the network itself give different logits (they differ by {difference:.3g}, the "
+            f"largest is {scale:.3g}); a network that draws random numbers or changes tensors in place can cause this",
         )
 
 

@@ -21,7 +21,7 @@ def standardisation(estimator: Any) -> tuple[np.ndarray, np.ndarray] | None:
         kind = type(operation).__name__
         if not kind.startswith("StandardisationMeanStd") or result is not None:
             raise ValueError(
-                f"`classifier` has the preprocessing defence {kind}, which has no rule here: "
+                f"`classifier` has the preprocessing defence {kind}, which is not supported: "
                 "remove it, or make it part of the model"
             )
         mean, std = np.asarray(operation.mean, np.float32), np.asarray(operation.std, np.float32)

@@ -106,7 +106,7 @@ def resolve_device(framework: str, device: str) -> str:
     name = "cuda:0" if device == "cuda" else device
     if name != "cpu" and name not in here:
         gpus = ", ".join(here) or "none"
-        raise ValueError(f"`device` must be {DEVICE_WISH} with a GPU that is here ({gpus}), got {device!r}")
+        raise ValueError(f"`device` must be {DEVICE_WISH} with a GPU of this machine ({gpus}), got {device!r}")
     return name
 
 
@@ -162,7 +162,7 @@ def load_weights(classifier: Any, path: str | os.PathLike[str]) -> Any:
     """
     backend, file = backend_for(classifier), file_path("path", path)
     if not file.is_file():
-        raise FileNotFoundError(f"`path` must be a file of weights, got {path!r}, which is none")
+        raise FileNotFoundError(f"`path` must be a file of weights, got {path!r}, which is not a file")
     before = backend.state()
     try:
         backend.load_weights(file)

@@ -104,7 +104,7 @@ def _refuse_twins(jobs: Sequence[Job]) -> None:
     for job in jobs:
         other = first.setdefault(job.training_key, job)
         if other is not job:
-            raise ValueError(f"`variants` must differ from the other rows, got {job.title} twice, as {other.title} too")
+            raise ValueError(f"`variants` must differ from all other rows, got {job.title}, which is the same as {other.title}")
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,8 @@ def hold_out(n: int, share: float, seed: int, groups: np.ndarray | None = None) 
         return np.sort(order[held:]), np.sort(order[:held])
     numbers, counts = np.unique(groups, return_counts=True)
     if len(groups) != n or len(numbers) < 2:
-        raise ValueError(f"`groups` must name at least 2 groups of {n} points, got {len(numbers)} of {len(groups)}")
+        got = f"{len(numbers)} groups of {len(groups)} points"
+        raise ValueError(f"`groups` must split {n} points into at least 2 groups, got {got}")
     order = rng.permutation(len(numbers))
     enough = int(np.searchsorted(np.cumsum(counts[order]), held)) + 1
     out = np.isin(groups, numbers[order[: min(enough, len(numbers) - 1)]])

@@ -65,7 +65,7 @@ def compare_runs(old: Iterable[AnyRecord], new: Iterable[AnyRecord]) -> Changes:
     befores, afters = _by_cell(old), _by_cell(new)
     shared = [cell for cell in befores if cell in afters]
     if not shared:
-        raise ValueError(f"`old` and `new` must share a cell, got {_cells(befores)} and {_cells(afters)}")
+        raise ValueError(f"`old` and `new` must have a cell in common, got {_cells(befores)} and {_cells(afters)}")
     cells = tuple(_change(befores[cell], afters[cell]) for cell in shared)
     only_old, only_new = (
         tuple(_named(record) for cell, record in some.items() if cell not in others)

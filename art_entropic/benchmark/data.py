@@ -162,7 +162,7 @@ def read_nsl_kdd() -> Data:
 def _logarithms(path: Path, arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     numbers = _array(path, arrays, name, np.float32, (NSL_KDD_NUMBERS,)).astype(np.float64)
     if not len(numbers) or not np.isfinite(numbers).all() or numbers.min() < 0:
-        raise ValueError(f"{path}: {name} must hold finite numbers that are not negative, got others or none")
+        raise ValueError(f"{path}: {name} must hold finite numbers >= 0, got {_ends_of(numbers)}")
     return np.log1p(numbers)
 
 
@@ -200,22 +200,22 @@ def _required(name: str, source: str) -> Path:
     path = _local(name)
     if path is None:
         folder = os.environ.get(DATA_FOLDER)
-        where = f"folder {folder!r}, which has no such file" if folder else "no folder"
+        where = f"names folder {folder!r}, which has no such file" if folder else "is not set"
         raise DataNotFoundError(
-            f"{name} not found: {DATA_FOLDER} names {where}; set it to a folder that holds {name}, made of {source}"
+            f"{name} not found: {DATA_FOLDER} {where}; set it to a folder that holds {name}, made of {source}"
         )
     return path
 
 
 def _download(url: str, sha256: str, name: str, also: str = "") -> Path:
     folder = os.environ.get(DATA_FOLDER)
-    where = f"folder {folder!r}" if folder else "no folder"
+    where = f"names folder {folder!r}, which has no such file" if folder else "is not set"
     wish = f"set {DATA_FOLDER} to a folder that holds {also}{name}"
     try:
         import pooch
     except ImportError as error:
         raise DataNotFoundError(
-            f"{name} not found: {DATA_FOLDER} names {where}, and pooch, which would download it, is not installed; "
+            f"{name} not found: {DATA_FOLDER} {where}, and pooch, which would download it, is not installed; "
             f"{wish}, or pip install pooch"
         ) from error
     cache = pooch.os_cache("art-entropic")
@@ -224,7 +224,7 @@ def _download(url: str, sha256: str, name: str, also: str = "") -> Path:
     except OSError as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise DataNotFoundError(
-            f"{also}{name} not found: {DATA_FOLDER} names {where}, {cache} has no copy, "
+            f"{also}{name} not found: {DATA_FOLDER} {where}, {cache} has no copy, "
             f"and {url} could not be reached ({reason}); {wish}"
         ) from error
 
@@ -246,7 +246,9 @@ def _reading(path: Path) -> Iterator[None]:
         if str(path) in str(error):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} must be a whole data file of that name, got a damaged or another one: {reason}") from error
+        raise ValueError(
+            f"{path} must be the data file that its name says, got a damaged or different one: {reason}"
+        ) from error
 
 
 def _open_arrays(path: Path, keys: tuple[str, ...]) -> np.lib.npyio.NpzFile:
@@ -279,6 +281,10 @@ def _array(path: Path, arrays: np.lib.npyio.NpzFile, name: str, dtype: Any, shap
         wish = f"{np.dtype(dtype)} of shape ({rows})" if shape else f"{np.dtype(dtype)} of shape (n,)"
         raise ValueError(f"{path}: {name} must be {wish}, got {found.dtype} of shape {found.shape}")
     return found
+
+
+def _ends_of(values: np.ndarray) -> str:
+    return f"values from {values.min():g} to {values.max():g}" if len(values) else "no values"
 
 
 def _jpeg_data(path: Path, shape: tuple[int, int, int], title: str) -> Data:
@@ -317,10 +323,11 @@ def _unit_range(pixels: np.ndarray) -> np.ndarray:
 
 def _labels(path: Path, y: np.ndarray, n: int, name: str, nb_classes: int = 10) -> np.ndarray:
     if y.dtype.kind not in "iuf" or not np.isfinite(y).all() or not np.array_equal(y, np.floor(y)):
-        raise ValueError(f"{path}: {name} must hold whole numbers, got others, of {y.dtype}")
+        raise ValueError(f"{path}: {name} must hold whole numbers, got other values of {y.dtype}")
     labels = y.reshape(-1).astype(np.int64)
     if len(labels) != n or n == 0 or labels.min() < 0 or labels.max() >= nb_classes:
-        raise ValueError(f"{path}: {name} must hold {n} classes 0 to {nb_classes - 1}, got {len(labels)} labels")
+        got = f"{len(labels)} labels, {_ends_of(labels)}"
+        raise ValueError(f"{path}: {name} must hold {n} labels from 0 to {nb_classes - 1}, got {got}")
     return labels
 
 

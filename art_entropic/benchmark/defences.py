@@ -186,7 +186,7 @@ class Defence:
             checkpoint=checkpoint,
         )
         if given.keep == BEST and given.validation_data is None:
-            raise ValueError("`validation_data` must be given where the best epoch is kept, got None")
+            raise ValueError("`validation_data` must be given to keep the best epoch, got None")
         x, y = _checked(estimator, x, y)
         backend = backend_for(estimator)
         backend.check_trainable()
@@ -209,7 +209,7 @@ class Defence:
         exponent = norm_of(norm, NORMS)
         if exponent not in self.norms:
             known = " and ".join(f"L{norm_name(one)}" for one in self.norms)
-            raise ValueError(f"`norm` must be one that {self.title} can be trained for, {known} alone, got {norm!r}")
+            raise ValueError(f"`norm` must be one that {self.title} can be trained for, only {known}, got {norm!r}")
         return exponent
 
     def _check_class(self, measure: Measure | None) -> None:
@@ -230,7 +230,7 @@ class Defence:
 
         self._check_class(measure)
         if MEASURES.get(measure.name) is not type(measure):
-            raise ValueError(f"`measure` must be of a class of MEASURES, by whose names records are found, got {measure!r}")
+            raise ValueError(f"`measure` must be of a class in MEASURES, since records are found by its name, got {measure!r}")
         EntropicTrainer(estimator, eps, measure, norm=norm, verbose=False)
         check_layer_names(measure.layers_read, backend_for(estimator).layer_names())
 

@@ -40,7 +40,8 @@ def process_pool(n_jobs: int) -> Iterator[Executor]:
     """
     cores = available_cores()
     if positive_int("jobs", n_jobs) > cores:
-        print(f"{n_jobs} jobs on {cores} cores will slow each other: their training seconds compare nothing", file=sys.stderr)
+        told = f"{n_jobs} jobs on {cores} cores slow each other down: do not compare their training times"
+        print(told, file=sys.stderr)
     with _pool(_shares(n_jobs), one_thread=n_jobs > 1) as pool:
         yield pool
 
@@ -138,7 +139,7 @@ def _check_resources(resources: Mapping[str, float] | None) -> dict[str, float]:
         raise TypeError(f"`resources` must map names to amounts, such as {{'GPU': 1}}, got {resources!r}")
     for name, amount in (resources or {}).items():
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"`resources` must have names, such as 'GPU', got {name!r}")
+            raise ValueError(f"`resources` must have non-empty names, such as 'GPU', got {name!r}")
         if finite(f"resources[{name!r}]", amount) <= 0:
             raise ValueError(f"`resources[{name!r}]` must be positive, got {amount!r}")
     return dict(resources or {})
@@ -155,7 +156,7 @@ def _check_offers(client: Any, wanted: Mapping[str, float], address: str) -> Non
     elif not any(all(offer.get(name, 0) >= amount for name, amount in wanted.items()) for offer in offers):
         offered = dict.fromkeys(map(_shown, offers))
         raise ValueError(
-            f"`resources` must be what a worker of {address} offers, got {_shown(wanted)}: its {len(offers)} workers offer "
+            f"`resources` must be offered by a worker of {address}, got {_shown(wanted)}: its {len(offers)} workers offer "
             f'{"; ".join(offered)}. Start one with dask worker --resources "{_shown(wanted)}"'
         )
 

@@ -289,7 +289,7 @@ def resolved(plan: BenchmarkPlan, tools: Tools = TOOLS) -> ResolvedPlan:
         values["defences"] = _defences(values["defences"], norm_of(values["norm"]))
         if given["eps"] is None and values["norm"] != "inf":
             raise ValueError(
-                f"`eps` must be given with norm {values['norm']}: that of {plan.problem} is an Linf radius, got None"
+                f"`eps` must be given with norm {values['norm']}, since that of {plan.problem} is an Linf radius, got None"
             )
         values["eps"] = check_radius(values["eps"], norm_of(values["norm"]), CLIP_VALUES, problem.input_shape)
         values["seeds"] = tuple(dict.fromkeys(values["seeds"]))
@@ -298,7 +298,7 @@ def resolved(plan: BenchmarkPlan, tools: Tools = TOOLS) -> ResolvedPlan:
             values["points_per_shard"] = None
         if values["augmentation"] != NO_AUGMENTATION and len(problem.input_shape) != 3:
             raise ValueError(
-                f"`augmentation` must be {NO_AUGMENTATION!r} for {plan.problem}, whose points are no images, got "
+                f"`augmentation` must be {NO_AUGMENTATION!r} for {plan.problem}, whose points are not images, got "
                 f"{values['augmentation']!r}"
             )
         full = ResolvedPlan(**values)
@@ -339,7 +339,7 @@ def _check_names(variants: Sequence[Variant]) -> None:
             raise ValueError(f"`variants[{number}].name` must not be empty, got {variant.name!r}")
         if (variant.defence, variant.name) in {(other.defence, other.name) for other in variants[:number]}:
             raise ValueError(
-                f"`variants[{number}].name` must be one that no other variant of its defence has, got {variant.name!r}"
+                f"`variants[{number}].name` must differ from those of the defence's other variants, got {variant.name!r} again"
             )
 
 

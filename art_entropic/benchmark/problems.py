@@ -130,7 +130,7 @@ def to_pytorch(classifier: Any, problem: Problem, network: str | None = None) ->
     try:
         state = framework_module("pytorch").state_of(problem.networks[name], problem.input_shape, arrays)
     except ValueError as error:
-        raise ValueError(f"`classifier` must have the weights of the network {name!r}: {error}") from error
+        raise ValueError(f"`classifier` must be the network {name!r}, whose weights do not fit: {error}") from error
     backend = backend_for(result)
     backend.load_state(state)
     return result

@@ -76,7 +76,7 @@ class RunProgress:
     def _doing(self) -> str:
         """The task that has been begun longest ago, since those behind it may only wait for a worker."""
         first, *others = [*self._under_way] or ["nothing"]
-        return f"{first}, {len(others)} more under way or in line" if others else first
+        return f"{first}, {len(others)} more running or waiting" if others else first
 
     def _tell(self) -> None:
         while not self._over.wait(self._interval):

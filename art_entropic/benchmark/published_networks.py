@@ -131,8 +131,8 @@ def load_network(name: str, framework: str | None = None, device: str | None = N
     if wanted not in (record.framework, "pytorch"):
         others = [other.name for other in _index().values() if other.framework == wanted]
         raise ValueError(
-            f"`framework` must be {record.framework!r} for {name!r}, whose weights cannot be had in {wanted!r}, got "
-            f"{framework!r}; those in {wanted!r} are {', '.join(sorted(others)) or 'none'}"
+            f"`framework` must be {record.framework!r} for {name!r}, whose weights cannot be converted, got {framework!r}; "
+            f"networks for {wanted!r}: {', '.join(sorted(others)) or 'none'}"
         )
     return built(record, weights_of(record), wanted, device)
 
@@ -169,9 +169,9 @@ def weights_of(record: NetworkRecord) -> Path:
         return _fetched(f"{home.rstrip('/')}/{record.file}", record)
     if home and (Path(home) / record.file).is_file():
         return _with_hash(Path(home) / record.file, record)
-    where = f"folder {home!r}, which has no such file" if home else "no folder"
+    where = f"names folder {home!r}, which has no such file" if home else "is not set"
     raise NetworkNotFoundError(
-        f"the weights of {record.name!r} are not part of the package, and {NETWORKS_FOLDER} names {where}; set it to a folder "
+        f"the weights of {record.name!r} are not part of the package, and {NETWORKS_FOLDER} {where}; set it to a folder "
         f"that holds {record.file}, such as results/networks of this project's repository, or to the URL of one"
     )
 
@@ -191,7 +191,7 @@ def read_index(path: Path) -> list[NetworkRecord]:
     try:
         found = [msgspec.json.decode(line, type=NetworkRecord) for line in path.read_bytes().splitlines()]
     except msgspec.MsgspecError as error:
-        raise ValueError(f"{path} must hold one record of a network a line, got another: {error}") from error
+        raise ValueError(f"{path} must hold one network record per line, got something else: {error}") from error
     for record in found:
         if record.schema != SCHEMA:
             raise ValueError(f"{path} must hold records of schema {SCHEMA}, got {record.schema} for {record.name!r}")
@@ -218,7 +218,7 @@ def _fetched(url: str, record: NetworkRecord) -> Path:
     except OSError as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise NetworkNotFoundError(
-            f"the weights of {record.name!r}: {cache} has no copy, and {url} could not be reached ({reason}); "
+            f"the weights of {record.name!r} are not here: {cache} has no copy, and {url} could not be reached ({reason}); "
             f"{NETWORKS_FOLDER} may also name a folder that holds {record.file}"
         ) from error
     except ValueError as error:

@@ -190,17 +190,17 @@ def _replaceable(path: Path, plan: ResolvedPlan, home: Path) -> list[AnyRecord]:
     """
     if path.resolve() == (home / RECORDS).resolve():
         raise ValueError(
-            f"`results` must be another file than the run's own {home / RECORDS}, which would lose weights and pictures"
+            f"`results` must not be the run's own file, whose records would lose weights and pictures, got {home / RECORDS}"
         )
     records = list(read_records(path))
     own = (plan.problem, plan.network, plan.n_train, plan.eps, plan.norm)
     for record in records:
         if isinstance(record, MeasurementRecord):
-            raise ValueError(f"`results` must hold the records of a plan, got a measurement ({record.name}) in {path}")
+            raise ValueError(f"`results` must hold records of a plan, got a measurement ({record.name}) in {path}")
         found = (record.problem, record.network, record.n_train_limit, record.eps, record.norm)
         if found != own:
             raise ValueError(
                 f"`results` must be new or hold records of this plan's problem, network, n_train, eps and norm {own}, "
-                f"got {found} in {path}; they would be lost"
+                f"got {found} in {path}: those records would be lost, so choose another file"
             )
     return records

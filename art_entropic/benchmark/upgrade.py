@@ -62,7 +62,7 @@ def _check(path: Path, number: int, line: bytes) -> None:
     try:
         decode_record(line)
     except msgspec.MsgspecError as error:
-        raise ValueError(f"{path}:{number}: not a record of this package: {error}; the file is as it was") from error
+        raise ValueError(f"{path}:{number}: not a record of this package: {error}; the file is unchanged") from error
 
 
 def _read(path: Path, number: int, line: bytes) -> _Line:
@@ -83,7 +83,7 @@ class _Keys:
 
     def new_of(self, key: str) -> str:
         if key not in self.new:
-            raise ValueError(f"a record speaks of the training or evaluation {key!r}, which must stand before it, got none")
+            raise ValueError(f"a record must come after the training or evaluation {key!r} that it refers to, got none before")
         return self.new[key]
 
     def rewritten(self, line: _Line) -> _Line:
@@ -110,7 +110,7 @@ def _job_of(line: _Line) -> Job:
         if (job.framework, job.seed, job.defence, job.variant_name) == wanted:
             _refuse_another(line, _plan(line["provenance"]["command"]), job)
             return job
-    raise ValueError(f"`{line['provenance']['command']}` has no cell {wanted}, of which there is a record")
+    raise ValueError(f"`{line['provenance']['command']}` has no cell {wanted}, but there is a record of it")
 
 
 def _refuse_another(line: _Line, plan: ResolvedPlan, job: Job) -> None:
@@ -131,7 +131,8 @@ def _refuse_another(line: _Line, plan: ResolvedPlan, job: Job) -> None:
         told |= {"battery": line["battery"], "n": line["clean"]["n"], "first_example": line.get("first_example", 0)}
     other = [f"{name} {told[name]!r} (plan: {asked[name]!r})" for name in asked if told[name] != asked[name]]
     if other:
-        raise ValueError(f"the record is of another plan than {line['provenance']['command']!r} is now: {', '.join(other)}")
+        told = ", ".join(other)
+        raise ValueError(f"the record differs from the plan that {line['provenance']['command']!r} asks for now: {told}")
 
 
 def _profile_key(line: _Line) -> str:
@@ -139,7 +140,7 @@ def _profile_key(line: _Line) -> str:
     profiles = profiles_of(_plan(command), _jobs(command, data_sha256, versions))
     found = [profile.key for profile in profiles if profile.framework == line["framework"]]
     if not found:
-        raise ValueError(f"`{command}` has no profile on {line['framework']!r}, of which there is a record")
+        raise ValueError(f"`{command}` has no profile on {line['framework']!r}, but there is a record of it")
     return found[0]
 
 
@@ -186,7 +187,7 @@ def main(paths: Sequence[str]) -> int:
         try:
             print(f"{path}: {upgrade(path)} records rewritten")
         except (ValueError, OSError) as error:
-            print(f"left as it was: {error}", file=sys.stderr)
+            print(f"left unchanged: {error}", file=sys.stderr)
             return 2
     return 0
 

@@ -44,7 +44,7 @@ def work(request: WorkRequest, tools: Tools) -> Done:
     data = _data(plan, tools)
     if data.sha256 != request.source.data_sha256:
         raise ValueError(
-            f"the worker on {platform.node()} has other data for {plan.problem!r}: SHA-256 {data.sha256[:12]}, the "
+            f"the worker on {platform.node()} has different data for {plan.problem!r}: SHA-256 {data.sha256[:12]}, the "
             f"client has {request.source.data_sha256[:12]}"
         )
     runner = Runner(plan, data, Store(Path(request.home), request.known), provenance(plan, data.sha256), tools)

@@ -106,7 +106,7 @@ def _sources(options: argparse.Namespace) -> dict[str, Source]:
     for text in options.estimator:
         name, (module, factory) = named_factory(text)
         if name in named:
-            raise ValueError(f"`estimator` must have another name each time, got {', '.join(options.estimator)}")
+            raise ValueError(f"`estimator` must have a different name each time, got {', '.join(options.estimator)}")
         named[name] = own(f"{module}:{factory}", options)
     return named
 

@@ -101,7 +101,7 @@ def benchmark_command(options: argparse.Namespace) -> None:
     from art_entropic.benchmark.run import cell_status
 
     if options.resources and options.scheduler is None:
-        raise ValueError(f"`--resources` are those of a Dask cluster's workers and need --scheduler, got {options.resources!r}")
+        raise ValueError(f"`--resources` needs --scheduler, the address of a Dask cluster, got {options.resources!r} alone")
     plan = _plan(options)
     out = options.out or default_folder(plan)
     if options.dry_run:
@@ -139,7 +139,7 @@ def _plan(options: argparse.Namespace) -> BenchmarkPlan:
     if options.plan is not None:
         if given:
             names = ", ".join(str(plan_options()[name].option) for name in given)
-            raise ValueError(f"`--plan` must stand alone, since its file says what to compare, got {names} beside it")
+            raise ValueError(f"`--plan` must be given alone, since its file says what to compare, got {names} with it")
         return read_plan(options.plan, options.overrides)
     if options.overrides:
         raise ValueError(f"`--set` changes a value of a plan file and needs --plan, got {', '.join(options.overrides)}")
@@ -184,7 +184,7 @@ def _expected(cells: Sequence[CellStatus], n_processes: int) -> str:
     if not total:
         return told
     costs = recorded_costs()
-    return f"{told} (of what this folder knows nothing: by one core of {costs.processor}, {costs.created[:10]})"
+    return f"{told} (for what this folder has no times of: as on one core of {costs.processor}, {costs.created[:10]})"
 
 
 def _print_status(cells: Sequence[CellStatus], n_processes: int) -> None:

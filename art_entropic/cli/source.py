@@ -114,7 +114,8 @@ class PublishedNetwork:
 
         data = load_data(self.published.problem)
         if data.sha256 != self.published.provenance.data_sha256:
-            print(f"{PROGRAM}: {data.source} is another copy than the published numbers are of", file=sys.stderr)
+            told = f"{data.source} differs from the copy of the data that the published numbers are of"
+            print(f"{PROGRAM}: {told}", file=sys.stderr)
         x_train, x_test = (for_framework(x, self.published.framework) for x in (data.x_train, data.x_test))
         return Arrays(x_train, data.y_train, x_test, data.y_test)
 
@@ -138,7 +139,7 @@ def published(name: str, options: argparse.Namespace) -> PublishedNetwork:
     beside = [f"--{option}" for option in ("data", "eps", "norm") if getattr(options, option) is not None]
     if beside:
         raise ValueError(
-            f"`--network` has its own data, eps and norm, and must stand without {', '.join(beside)}, got {name!r}"
+            f"`--network` has its own data, eps and norm and must be given without {', '.join(beside)}, got {name!r}"
         )
     return PublishedNetwork(network_record(choice("network", name, list_networks())), options.device)
 
@@ -148,7 +149,7 @@ def own(estimator: str, options: argparse.Namespace) -> OwnNetwork:
     module, factory = factory_names(estimator)
     missing = [f"--{option}" for option in ("data", "eps") if getattr(options, option) is None]
     if missing:
-        raise ValueError(f"`--estimator` must stand beside --data and --eps, got it without {' and '.join(missing)}")
+        raise ValueError(f"`--estimator` must be given with --data and --eps, got it without {' and '.join(missing)}")
     return OwnNetwork(module, factory, options.data, options.eps, options.norm or DEFAULT_NORM, options.device)
 
 

@@ -90,7 +90,7 @@ def _plain_arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"`data` must be an .npz file, got {path}, which does not exist")
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"`data` must be an .npz file with named arrays, got {path}, which is none")
+        raise ValueError(f"`data` must be an .npz file with named arrays, got {path}, which is not an .npz file")
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
@@ -100,7 +100,7 @@ def _plain_arrays(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"`data` must hold plain arrays of numbers, got {path}: {reason}") from error
     for name, array in found.items():  # NumPy hands what is no array on as bytes
         if not isinstance(array, np.ndarray) or not array.ndim:
-            raise ValueError(f"`data` must hold arrays with one row for each example, got {name} in {path}, which is none")
+            raise ValueError(f"`data` must hold arrays with one row for each example, got {name} in {path} without rows")
     return found
 
 
@@ -126,7 +126,7 @@ def validation_split(n: int, share: float, seed: int) -> tuple[np.ndarray, np.nd
     from art_entropic.benchmark.cells import hold_out
 
     if not 0 <= share < 1:
-        raise ValueError(f"`validation-split` must be a share from 0 to below 1, got {share!r}")
+        raise ValueError(f"`validation-split` must be a share of at least 0 and below 1, got {share!r}")
     return (np.arange(n), np.arange(0)) if share == 0 else hold_out(n, share, seed)
 
 
@@ -156,7 +156,7 @@ def made_by(module: str, factory: str, device: str | None = None, option: str = 
     except (Exception, SystemExit) as error:  # a script that ends by `sys.exit` would end this command as if all were well
         raise ValueError(f"`{option}` {module}:{factory} could not be imported: {_told(error)}") from error
     if not callable(function):
-        raise ValueError(f"`{option}` must name a function of {module}, got {factory!r}, which it has not")
+        raise ValueError(f"`{option}` must name a function of {module}, got {factory!r}, which is not one")
     try:
         estimator = function()
     except (Exception, SystemExit) as error:

@@ -243,7 +243,7 @@ class Attacked(ClassGradientsMixin, LossGradientsMixin, ClassifierMixin, NeuralN
             self._path.tally.queries[points] += 1
 
     def fit(self, x: Array, y: Array, **_: Any) -> None:
-        raise NotImplementedError("a classifier under attack is not trained")
+        raise NotImplementedError("a classifier under attack cannot be trained: train the original one")
 
     def get_activations(self, x: Array, layer: int | str, batch_size: int, framework: bool = False) -> Array:
-        raise NotImplementedError("the layers of a classifier under attack are asked of its backend")
+        raise NotImplementedError("a classifier under attack does not show its layers: its `backend` does")

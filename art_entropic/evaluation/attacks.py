@@ -102,7 +102,7 @@ def _apgd(steps: int) -> Callable[[Any, Ball, int], Any]:
         if ball.norm == 1:
             # It steps along the gradient itself, where the steepest way in L1 is a single feature: on a linear network it finds
             # about half of what there is.
-            raise CannotRunError("ART's APGD does not climb steepest in L1, got the norm 1; PGD does")
+            raise CannotRunError("ART's APGD does not take the steepest step in L1, got the norm 1; PGD does")
         # loss_type None: the estimator's own loss. ART's own ones refuse other estimators, and its DLR builds n x n logits.
         return AutoProjectedGradientDescent(
             estimator,
@@ -133,7 +133,7 @@ def _square(estimator: Any, ball: Ball, batch_size: int) -> Any:
     if estimator.clip_values is None:
         raise CannotRunError("`classifier` must have clip_values for Square, got None")
     if ball.norm == 1:
-        raise CannotRunError("Square knows the norms inf and 2, got 1")
+        raise CannotRunError("Square works with the norms inf and 2, got 1")
     shape = estimator.input_shape[1:] if estimator.channels_first else estimator.input_shape[:-1]
     if ball.norm == 2 and min(shape, default=0) < SQUARE_L2_SIDE:
         raise CannotRunError(
@@ -148,7 +148,7 @@ def _hop_skip_jump(estimator: Any, ball: Ball, batch_size: int) -> Any:
     from art.attacks.evasion import HopSkipJump
 
     if ball.norm == 1:
-        raise CannotRunError("HopSkipJump knows the norms inf and 2, got 1")
+        raise CannotRunError("HopSkipJump works with the norms inf and 2, got 1")
     return HopSkipJump(estimator, batch_size=batch_size, norm=ball.norm, max_iter=20, max_eval=500, verbose=False)
 
 
@@ -166,15 +166,15 @@ def _reference(estimator: Any, ball: Ball, batch_size: int) -> Any:
     if reference_attack is None:
         raise CannotRunError(
             f"torchattacks attacks PyTorch networks, got one of {backend.framework}; "
-            "`to_pytorch` of art_entropic.benchmark.problems takes the weights of a network of PROBLEMS over"
+            "`to_pytorch` of art_entropic.benchmark.problems converts the networks of PROBLEMS"
         )
     if ball.norm == 1:
-        raise CannotRunError("AutoAttack of torchattacks knows the norms inf and 2, got 1")
+        raise CannotRunError("AutoAttack of torchattacks works with the norms inf and 2, got 1")
     if estimator.nb_classes < 4:
-        raise CannotRunError(f"AutoAttack needs 4 classes for its DLR loss, got {estimator.nb_classes}")
+        raise CannotRunError(f"AutoAttack needs at least 4 classes for its DLR loss, got {estimator.nb_classes}")
     low, high = (None, None) if estimator.clip_values is None else map(np.asarray, estimator.clip_values)
     if low is None or not (np.all(low == 0) and np.all(high == 1)):
-        raise CannotRunError(f"torchattacks wants inputs in [0, 1], got `clip_values` {estimator.clip_values}")
+        raise CannotRunError(f"torchattacks needs inputs in [0, 1], got `clip_values` {estimator.clip_values}")
     seed = int(np.random.randint(2**31))  # seeded by whoever runs the attack; AutoAttack has a generator of its own
     try:
         return reference_attack(backend.estimator, ball.eps, ball.norm, seed)
@@ -211,10 +211,10 @@ def _each_rival(target: Target, ball: Ball) -> Sequence[Round]:
 
 def _entropic(target: Target, ball: Ball) -> Sequence[Round]:
     if ball.norm == 1:
-        raise CannotRunError(f"the information is read over the Linf or the L2 ball, got the norm {ball.norm_name}")
+        raise CannotRunError(f"the information is measured over an Linf or an L2 ball, got the norm {ball.norm_name}")
     measure = target.known_measure
     if not measure.pointwise:
-        raise CannotRunError(f"{measure.name!r} is a number of a whole batch, which no point climbs alone")
+        raise CannotRunError(f"{measure.name!r} is one number for a whole batch, so no single point can climb it")
     return [
         Round(f"{measure.name} {weight:+g} at {ball.eps:g}", with_information(measure, weight, ball))
         for weight in ENTROPIC_WEIGHTS

@@ -101,7 +101,7 @@ def check_certificates(certified: Array | None, broken: Array, what: str) -> Non
     if len(both):
         raise RuntimeError(
             f"{len(both)} points are certified and yet broken by {what}, the first at index {both[0]}: "
-            "an interval rule is not sound, or the model is not the same in both; please report this"
+            "an interval rule is not sound, or the model changed in between; please report this"
         )
 
 
@@ -112,7 +112,8 @@ def _check_sources(classifier: Any, sources: Mapping[str, Any] | None) -> Mappin
         Target.of(source)  # raises TypeError for what is not a classifier
         wish, got = ((tuple(one.input_shape), int(one.nb_classes)) for one in (classifier, source))
         if wish != got:
-            raise ValueError(f"`transfer_from` must have the shapes of `classifier`, {wish}, got {got} for {name!r}")
+            shapes = f"{wish}, got {got} for {name!r}"
+            raise ValueError(f"`transfer_from` must share the input shape and classes of `classifier`, {shapes}")
     return sources or {}
 
 

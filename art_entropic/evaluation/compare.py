@@ -87,7 +87,7 @@ class Comparison:
         drawn = [row for row in self.rows if row.curve]
         if not drawn:
             raise ValueError(
-                "`results` must have curves to be drawn, got none: `security_curve` draws one for `Evaluation.with_curve`"
+                "`results` must have curves to plot, got none: add the points of `security_curve` by `Evaluation.with_curve`"
             )
         shades = {**palette(row.name for row in self.rows), **(colours or {})}
         figure = optional("matplotlib.figure").Figure(figsize=(5.6, 3.8), layout="constrained")
@@ -177,7 +177,7 @@ def _ground(result: Evaluation | EvaluationRecord) -> tuple[float, str, str, int
 
 def points_in(name: str, result: Evaluation | EvaluationRecord) -> Array:
     if result.points is None:
-        raise ValueError(f"`results` must know what became of each point, got a record of {name!r} from before that was kept")
+        raise ValueError(f"`results` must hold the outcome of each point, got an older record of {name!r} without them")
     return unpack(result.points.robust, result.robust.n)
 
 

@@ -186,5 +186,5 @@ def verdict_on(robust: Accuracy, nb_classes: int, outcomes: Sequence[AttackOutco
 def _check_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     given = tuple(seeds) if isinstance(seeds, (Sequence, np.ndarray)) and np.ndim(seeds) else (seeds,)
     if not given:
-        raise ValueError(f"`seeds` must name at least one seed, got {seeds!r}")
+        raise ValueError(f"`seeds` must hold at least one seed, got {seeds!r}")
     return tuple(dict.fromkeys(seed_of("seeds", seed) for seed in given))

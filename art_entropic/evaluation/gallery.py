@@ -31,7 +31,7 @@ def attacked_examples(classifier: Any, x: Any, y: Any, result: Evaluation, numbe
     number = whole_number("number", number)
     x, y = check_points(classifier, x, y)
     if digest_of(classifier, x, y) != result.points_sha256:
-        raise ValueError("`x` and `y` must be the points of `result`, got others")
+        raise ValueError("`x` and `y` must be the points that `result` was evaluated on, got different ones")
     fell_to = {int(point): tally.x_adv[point] for tally in result.runs.values() for point in np.flatnonzero(tally.broken)}
     fallen = np.array(sorted(fell_to), dtype=np.int64)
     chosen = [int(fallen[y[fallen] == label][0]) for label in np.unique(y[fallen])][:number]

@@ -71,7 +71,7 @@ class _ReadOut:
 
     def ascent(self, objective: AttackObjective, nb_classes: int) -> Callable[[Array, Array, Array], Ascent]:
         if not isinstance(objective, OfLogits):
-            raise CannotRunError("of a planted example there is nothing to climb but logits")
+            raise CannotRunError("an attack on a planted example can climb a loss of the logits only")
         return self._ascent(objective.loss, nb_classes)
 
     def _ascent(self, loss: Loss, nb_classes: int) -> Callable[[Array, Array, Array], Ascent]:
@@ -112,7 +112,7 @@ class Plantation:
         """See `find_planted`."""
         seeking = [name for name in attacks if ATTACKS[name].reads_logits_only]
         if not seeking:
-            raise CannotRunError(f"none of the attacks can look for it, got {', '.join(attacks) or 'none'}")
+            raise CannotRunError(f"no attack of these can look for a planted example, got {', '.join(attacks) or 'none'}")
         read_out = _read_out_of(target)
         planted = replace(target, classifier=read_out.estimator, head=read_out, sources={}, _twins={})
         plantation = cls(planted, read_out, ball, seeking, seed)
@@ -120,7 +120,7 @@ class Plantation:
         for point in x:
             plantation._plant(point, rng)
         if not plantation.n:
-            raise CannotRunError("in no ball is there a corner that a read-out of the features tells from the rest")
+            raise CannotRunError("no ball has a corner that a linear read-out of the features tells from its other points")
         return plantation
 
     @property

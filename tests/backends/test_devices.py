@@ -18,7 +18,7 @@ from art_entropic.benchmark.plan import BenchmarkPlan, resolved
 from art_entropic.benchmark.problems import PROBLEMS, build_classifier
 from art_entropic.benchmark.run import run_benchmark
 
-NO_GPU = r"`device` must be 'auto', 'cpu' or 'cuda\[:i\]' with a GPU that is here \(none\), got "
+NO_GPU = r"`device` must be 'auto', 'cpu' or 'cuda\[:i\]' with a GPU of this machine \(none\), got "
 
 
 def with_gpus(monkeypatch, framework, *gpus):
@@ -43,7 +43,7 @@ def test_a_word_stands_for_a_device_that_is_here(framework, monkeypatch, word, a
 @pytest.mark.parametrize("word", ["cuda:2", "cuda:", "gpu", "CPU", "tpu:0", 0, None])
 def test_an_unknown_device_is_refused_before_any_work_with_those_that_are_here(framework, classifier, monkeypatch, word):
     with_gpus(monkeypatch, framework, "cuda:0", "cuda:1")
-    message = rf"with a GPU that is here \(cuda:0, cuda:1\), got {re.escape(repr(word))}$"
+    message = rf"with a GPU of this machine \(cuda:0, cuda:1\), got {re.escape(repr(word))}$"
     with pytest.raises(ValueError, match=message):
         move_to(classifier, word)
     if word is not None:  # which leaves it to the framework
@@ -139,7 +139,7 @@ def test_a_keras_model_stays_where_it_was_built(make_classifier, monkeypatch):
 def test_tensorflow_computes_on_the_first_device_that_it_sees(make_classifier, monkeypatch, device):
     classifier = make_classifier("tensorflow")
     with_gpus(monkeypatch, "tensorflow", "cuda:0", "cuda:1")
-    message = rf"`device` must be 'cuda:0' on TensorFlow, .* got '{device}': choose with .* CUDA_VISIBLE_DEVICES"
+    message = rf"`device` must be 'cuda:0' on TensorFlow, .* got '{device}': to choose another one, set .* CUDA_VISIBLE_DEVICES"
     with pytest.raises(ValueError, match=message):
         move_to(classifier, device)
     with pytest.raises(ValueError, match=message):
@@ -151,7 +151,7 @@ def test_the_device_of_a_plan_is_asked_for_where_its_cells_run(tmp_path):
 
     plan = BenchmarkPlan(frameworks=("pytorch",), defences=("natural",), device="cuda:7")
     assert resolved(plan).device == "cuda:7"  # which a worker may have
-    message = r"with a GPU that is here \(none\), got 'cuda:7'"
+    message = r"with a GPU of this machine \(none\), got 'cuda:7'"
     with pytest.raises(ValueError, match=message):
         run_benchmark(plan, tmp_path, verbose=False)
     with ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match=message):

@@ -157,10 +157,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], Any, str]] = {
         CATEGORICAL(),
         "ends in Reshape",
     ),
-    "used twice": (lambda: functional(twice), CATEGORICAL(), "'end', which is not only that"),
-    "subclassed": (Own, CATEGORICAL(), "'mine' of class Own, in whose code"),
+    "used twice": (lambda: functional(twice), CATEGORICAL(), "'end': without it the model does not return logits"),
+    "subclassed": (Own, CATEGORICAL(), "'mine' of class Own, whose own code hides it"),
     "alone in a block": (lambda: sequential(L.Dense(CLASSES), keras.Sequential([keras.Input((CLASSES,)), L.Softmax()])),
-                         CATEGORICAL(), "cannot be cut off"),
+                         CATEGORICAL(), "cannot be removed"),
     "another loss": (lambda: sequential(L.Dense(CLASSES, activation="softmax")), keras.losses.MeanSquaredError(), "Squared"),
     "function of the user's": (lambda: sequential(L.Dense(CLASSES, activation="softmax")), lambda y, p: y - p, "lambda"),
 }  # fmt: skip

@@ -679,11 +679,11 @@ class Applied(nn.Module):
     [
         (lambda x: F.dropout(x, 0.5), "random in inference"),
         (lambda x: F.dropout2d(x[None, ..., None]), "random in inference"),
-        (lambda x: F.softplus(x, 1, threshold=0.5), "jumps down"),
+        (lambda x: F.softplus(x, 1, threshold=0.5), "discontinuous"),
         (lambda x: F.avg_pool2d(x[None], 1, divisor_override=-3), "divisor_override"),
         (lambda x: x.to(torch.uint8), "uint8"),
         (lambda x: torch.log(x - 9), "not above 0"),
-        (lambda x: 1 / (x - x), "holds 0"),
+        (lambda x: 1 / (x - x), "divisor contain 0"),
     ],
 )
 def test_a_refusal_names_the_layer_and_the_reason(function, reason):

@@ -49,5 +49,5 @@ def test_runs_without_points_are_compared_by_their_intervals():
     old, new = ([msgspec.structs.replace(record, points=None) for record in records] for records in runs())
     changes = compare_runs(old, new)
     assert [(change.verdict, change.difference) for change in changes.cells] == [("fell", None), ("no clear change", None)]
-    with pytest.raises(ValueError, match="`old` and `new` must share a cell"):
+    with pytest.raises(ValueError, match="`old` and `new` must have a cell in common"):
         compare_runs(old[2:], new)

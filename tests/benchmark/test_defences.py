@@ -186,7 +186,7 @@ def test_a_training_goes_on_where_it_was_interrupted(framework, name, make_class
 
 
 def test_the_best_epoch_needs_held_out_points(make_classifier, points):
-    with pytest.raises(ValueError, match="`validation_data` must be given where the best epoch is kept, got None"):
+    with pytest.raises(ValueError, match="`validation_data` must be given to keep the best epoch, got None"):
         trained("pytorch", "fbf", make_classifier("pytorch"), points, keep="best")
 
 
@@ -214,7 +214,7 @@ def test_bad_measures_are_refused_before_work_starts(make_classifier, points):
     for measure, message in [
         (Channel(), r"`measure` must be of type 'interval' for Entropic, interval, got Channel\(\)"),
         (Interval(layers=["nowhere"]), "`layers` must be among the layers of the network, .* got 'nowhere'"),
-        (Interval(eps_factor=50.0), "`eps_factor` of .* takes `eps` 0.1 too far"),
+        (Interval(eps_factor=50.0), "`eps_factor` of .* does not fit `eps` 0.1"),
     ]:
         with pytest.raises(ValueError, match=message):
             row.check_measure(make_classifier("pytorch"), 0.1, measure)
@@ -336,7 +336,7 @@ def test_rivals_train_on_points_of_the_l2_ball_that_leave_no_smaller_one(framewo
 
 
 def test_an_l2_ball_is_refused_by_a_defence_for_linf_alone(make_classifier, points):
-    with pytest.raises(ValueError, match=r"`norm` must be one that FBF \(ART\) can be trained for, Linf alone, got 2"):
+    with pytest.raises(ValueError, match=r"`norm` must be one that FBF \(ART\) can be trained for, only Linf, got 2"):
         trained("pytorch", "fbf", make_classifier("pytorch"), points, norm=2)
 
 

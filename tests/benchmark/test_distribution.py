@@ -211,7 +211,7 @@ def test_cells_that_need_a_resource_run_where_it_is(split, two_workers, tmp_path
 def test_a_resource_that_no_worker_offers_is_refused_before_any_work(two_workers):
     address = two_workers.scheduler_address
     for wanted, shown in (({"TPU": 1}, "TPU=1"), ({"GPU": 2}, "GPU=2"), ({"GPU": 1, "TPU": 1}, "GPU=1 TPU=1")):
-        said = f"`resources` must be what a worker of {address} offers, got {shown}: its 2 workers offer "
+        said = f"`resources` must be offered by a worker of {address}, got {shown}: its 2 workers offer "
         with pytest.raises(ValueError, match=said), dask_cluster(address, resources=wanted):
             pass
 
@@ -233,7 +233,7 @@ def test_a_cluster_without_workers_may_get_them_later(capsys):
     ("resources", "error", "said"),
     [
         ("GPU=1", TypeError, "`resources` must map names to amounts, such as {'GPU': 1}, got 'GPU=1'"),
-        ({" ": 1}, ValueError, "`resources` must have names, such as 'GPU', got ' '"),
+        ({" ": 1}, ValueError, "`resources` must have non-empty names, such as 'GPU', got ' '"),
         ({"GPU": 0}, ValueError, "`resources['GPU']` must be positive, got 0"),
         ({"GPU": float("nan")}, ValueError, "`resources['GPU']` must be finite, got nan"),
         ({"GPU": "1"}, TypeError, "`resources['GPU']` must be a number, got '1'"),
@@ -353,7 +353,7 @@ def test_a_run_that_is_no_terminal_tells_what_it_does_as_time_goes_by(capsys):
     progress.start()
     time.sleep(0.1)
     progress.stop()
-    assert "1 of 3 done after 0 min: training A, 1 more under way or in line" in capsys.readouterr().err
+    assert "1 of 3 done after 0 min: training A, 1 more running or waiting" in capsys.readouterr().err
 
 
 def test_tensorflow_starts_without_a_word_of_its_cpp_code_and_python_warnings_stay():
@@ -377,6 +377,6 @@ def test_more_jobs_than_cores_are_warned_of(monkeypatch, capsys):
     monkeypatch.setattr("art_entropic.benchmark.executors.available_cores", lambda: 1)
     with process_pool(2):
         pass
-    assert "2 jobs on 1 cores will slow each other" in capsys.readouterr().err
+    assert "2 jobs on 1 cores slow each other down" in capsys.readouterr().err
     with pytest.raises(ValueError, match="`jobs` must be at least 1"), process_pool(0):
         pass

@@ -139,7 +139,7 @@ def test_a_file_without_a_source_of_a_stable_hash_must_be_in_the_folder(folder, 
     with pytest.raises(DataNotFoundError, match=r"^fashion_mnist.npz not found: .* which has no such file; set it .* made of"):
         load_data("fashion_mnist")
     monkeypatch.delenv(DATA_FOLDER)
-    with pytest.raises(DataNotFoundError, match=r"^fashion_mnist.npz not found: ART_ENTROPIC_DATA names no folder; set it"):
+    with pytest.raises(DataNotFoundError, match=r"^fashion_mnist.npz not found: ART_ENTROPIC_DATA is not set; set it"):
         load_data("fashion_mnist")
     monkeypatch.setenv(DATA_FOLDER, str(folder))
     pixels, labels = rng.integers(0, 256, (3, 28, 28), dtype=np.uint8), np.array([3, 1, 9], np.uint8)
@@ -223,7 +223,7 @@ def test_connections_are_scaled_by_the_training_part_and_have_one_hot_categories
         ({"x_test": np.full((1, 38), -1, np.float32)}, "x_test must hold finite numbers that are not negative"),
         ({"x_train": np.zeros((3, 37), np.float32)}, "x_train must be float32 of shape (n, 38), got float32 of shape (3, 37)"),
         ({"y_train": np.array([0, 1, 5])}, "y_train must hold 3 classes 0 to 4"),
-        ({"flag": np.array([{}])}, "must be a whole data file of that name"),  # a pickle
+        ({"flag": np.array([{}])}, "must be the data file that its name says"),  # a pickle
     ],
 )
 def test_connections_of_another_kind_are_refused(folder, changed, message):

@@ -39,7 +39,7 @@ def test_results_of_something_else_are_refused_before_they_are_lost(world: World
     content, trained = results.read_bytes(), len(world.trained)
     with pytest.raises(ValueError, match=r"`results` must be new or hold records of this plan's .* they would be lost"):
         world.run(tmp_path / "other", msgspec.structs.replace(SMALL, eps=0.05), results=results)
-    with pytest.raises(ValueError, match=r"`results` must be another file than the run's own"):
+    with pytest.raises(ValueError, match=r"`results` must not be the run's own file"):
         world.run(tmp_path / "run", SMALL, results=tmp_path / "run" / "records.jsonl")
     assert results.read_bytes() == content and len(world.trained) == trained
 
@@ -138,7 +138,7 @@ def test_records_of_another_plan_than_the_one_of_that_name_now_are_not_rewritten
     ]:
         path.write_bytes(old)
         Path("plan.toml").write_text(f"{text}{change}\n")
-        with pytest.raises(ValueError, match=re.escape(f"{path}:1: the record is of another plan than")) as caught:
+        with pytest.raises(ValueError, match=re.escape(f"{path}:1: the record differs from the plan that")) as caught:
             upgrade(path)
         assert message in str(caught.value) and path.read_bytes() == old
 
@@ -159,7 +159,7 @@ def test_what_is_no_record_is_one_line_and_stays(
     path.write_text(line + "\n")
     assert rewrite([str(path)]) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"left as it was: {path}:1: {message}") and err.count("\n") == 1
+    assert err.startswith(f"left unchanged: {path}:1: {message}") and err.count("\n") == 1
     assert path.read_text() == line + "\n"
 
 

@@ -128,7 +128,7 @@ def test_a_damaged_shard_is_refused_by_name(world: World, tmp_path: Path) -> Non
     (shard,) = (tmp_path / "attacks").glob("*/shard-*.json")
     whole = shard.read_bytes()
     for damaged, wanted in (
-        (whole[:-20], "not a shard of an evaluation, remove it and it is done again"),
+        (whole[:-20], "not a shard of an evaluation, remove it to evaluate these points again"),
         (whole.replace(b'"schema":2', b'"schema":7'), "shard of schema 7, this version reads schema 2"),
     ):
         shard.write_bytes(damaged)

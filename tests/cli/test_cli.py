@@ -207,7 +207,7 @@ def assert_one_line(outcome: tuple[int, str, str], *wanted: str) -> None:
         (["train", "--eps", "0.1"], "--estimator"),
         (["benchmark", "--jobs", "0"], "`jobs` must be at least 1"),
         (["benchmark", "--jobs", "2", "--scheduler", "tcp://a:1"], "not allowed with argument"),
-        (["benchmark", "--resources", "GPU=1"], "`--resources` are those of a Dask cluster's workers and need --scheduler"),
+        (["benchmark", "--resources", "GPU=1"], "`--resources` needs --scheduler, the address of a Dask cluster"),
         (["benchmark", "--resources", "GPU"], "must be NAME=NUMBER, such as GPU=1 or GPU=1,MEMORY=2e9, got 'GPU'"),
         (["benchmark", "--resources", "GPU=one"], "must be NAME=NUMBER, such as GPU=1 or GPU=1,MEMORY=2e9, got 'GPU=one'"),
         (["benchmark", "--resources", "=1"], "must be NAME=NUMBER, such as GPU=1 or GPU=1,MEMORY=2e9, got '=1'"),
@@ -219,18 +219,21 @@ def assert_one_line(outcome: tuple[int, str, str], *wanted: str) -> None:
         (["evaluate", *MINE, "--eps", "0.1", "--norm", "3"], "invalid choice: '3'"),
         (["evaluate", *MINE, "--eps", "0.1", "--n-examples", "0"], "`n-examples` must be at least 1"),
         (["benchmark", "--device", "tpu"], "`device` must be 'auto', 'cpu' or 'cuda[:i]', got 'tpu'"),
-        (["benchmark", "--framework", "pytorch", "--device", "cuda:3"], "that is here (none), got 'cuda:3'"),
-        (["evaluate", *MINE, "--eps", "0.1", "--device", "cuda"], "that is here (none), got 'cuda'"),
-        (["train", *MINE, "--eps", "0.1", "--device", "cuda"], "that is here (none), got 'cuda'"),
+        (["benchmark", "--framework", "pytorch", "--device", "cuda:3"], "of this machine (none), got 'cuda:3'"),
+        (["evaluate", *MINE, "--eps", "0.1", "--device", "cuda"], "of this machine (none), got 'cuda'"),
+        (["train", *MINE, "--eps", "0.1", "--device", "cuda"], "of this machine (none), got 'cuda'"),
         (["evaluate", *MINE, "--eps", "0.1", "--curve", "a"], "must be numbers such as 0,0.1,0.2"),
         (["evaluate", *MINE, "--eps", "0.1", "--transfer-from", "my_pytorch"], "module:factory"),
         (["evaluate", "--estimator", "my_pytorch:make", "--data", "none.npz", "--eps", "0.1"], "none.npz"),
-        (["evaluate", "--estimator", "my_pytorch:make", "--eps", "0.1"], "beside --data and --eps, got it without --data"),
-        (["train", "--estimator", "my_pytorch:make"], "beside --data and --eps, got it without --data and --eps"),
+        (["evaluate", "--estimator", "my_pytorch:make", "--eps", "0.1"], "given with --data and --eps, got it without --data"),
+        (["train", "--estimator", "my_pytorch:make"], "given with --data and --eps, got it without --data and --eps"),
         (["evaluate", "--network", "magic"], "`network` must be one of 'digits-entropic', "),
         (["evaluate", "--network", "digits-natural", "--estimator", "my_pytorch:make"], "not allowed with argument"),
-        (["evaluate", "--network", "digits-natural", "--data", "data.npz"], "must stand without --data, got 'digits-natural'"),
-        (["train", "--network", "digits-natural", "--eps", "1", "--norm", "2"], "must stand without --eps, --norm"),
+        (
+            ["evaluate", "--network", "digits-natural", "--data", "data.npz"],
+            "must be given without --data, got 'digits-natural'",
+        ),
+        (["train", "--network", "digits-natural", "--eps", "1", "--norm", "2"], "must be given without --eps, --norm"),
         (["analyse", "--network", "digits-natural", "--network", "digits-entropic-tensorflow"], "of the same data, framework"),
         (["demo", "--framework", "jax"], "'jax'"),
     ],
@@ -503,7 +506,7 @@ def test_analyse_shows_layers_and_writes_them(workplace: Path, capsys: pytest.Ca
     code, out, err = said(capsys, [*words, "--measures", "label,gradient", "--layers", "nowhere"])
     assert code == 2 and "`layers` must be among the layers of 'first', 'input'" in err
     code, out, err = said(capsys, [*words[:3], "--estimator", f"first=my_{framework}:make", *words[5:]])
-    assert code == 2 and "`estimator` must have another name each time" in err
+    assert code == 2 and "`estimator` must have a different name each time" in err
 
 
 @pytest.mark.parametrize("framework", installed_frameworks())

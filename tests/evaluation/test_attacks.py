@@ -423,8 +423,8 @@ def test_the_reference_battery_says_what_it_cannot_attack(make_classifier):
     for classifier, norm, reason in [
         (on_unit_range("tensorflow"), np.inf, "got one of tensorflow; `to_pytorch`"),
         (on_unit_range("pytorch"), 1.0, "norms inf and 2, got 1"),
-        (make_classifier("pytorch"), np.inf, "needs 4 classes for its DLR loss, got 3"),
-        (linear("pytorch"), np.inf, r"wants inputs in \[0, 1\], got `clip_values`"),
+        (make_classifier("pytorch"), np.inf, "needs at least 4 classes for its DLR loss, got 3"),
+        (linear("pytorch"), np.inf, r"needs inputs in \[0, 1\], got `clip_values`"),
     ]:
         target = Target.of(classifier)
         x = np.zeros((2, *classifier.input_shape), np.float32)

@@ -190,7 +190,7 @@ def test_a_battery_is_measured_by_what_was_planted(framework, make_classifier, p
     assert strong.n >= 10 and strong.found >= 0.95 * strong.n
     assert weak.n == strong.n and weak.found < strong.found
     assert strong.n + strong.by_chance <= 20
-    with pytest.raises(CannotRunError, match="none of the attacks can look for it, got transfer"):
+    with pytest.raises(CannotRunError, match="no attack of these can look for a planted example, got transfer"):
         find_planted(target, x, ball, ["transfer"], seed=0)
 
 

@@ -108,5 +108,5 @@ def test_security_curves_are_drawn_with_their_intervals(make_classifier, points)
     (line,) = [line for line in axes.lines if line.get_label() == "natural"]
     np.testing.assert_allclose(line.get_xdata(), [0.0, 0.1, 0.5])
     np.testing.assert_allclose(line.get_ydata(), [100 * point.robust.value for point in with_curve.curve])
-    with pytest.raises(ValueError, match="`results` must have curves to be drawn"):
+    with pytest.raises(ValueError, match="`results` must have curves to plot"):
         compare({"a": without, "b": without}).plot()

@@ -376,7 +376,7 @@ def test_what_cannot_run_is_told_in_the_headline(framework, make_classifier, poi
     y = np.argmax(classifier.predict(x), axis=1)
     result = evaluate(classifier, x, y, eps=0.3, norm=2, battery="standard", **QUIET)
     assert "not run   Square: images must have 10 pixels a side" in str(result)
-    with pytest.raises(ValueError, match=r"`transfer_from` must have the shapes of `classifier`, .* for 'other'"):
+    with pytest.raises(ValueError, match=r"`transfer_from` must share the input shape and classes of .* for 'other'"):
         other = framework_module("pytorch").build_classifier(
             (Flatten(), Dense(4, None)), input_shape=(6, 6, 2), nb_classes=4, clip_values=(0.0, 1.0), learning_rate=0.1, seed=0
         )

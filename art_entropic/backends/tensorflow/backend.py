@@ -162,8 +162,8 @@ class TensorFlowView:
         unseen = [layer.name for layer in norms if not walk.has_statistics(layer)]
         if unseen:
             warnings.warn(
-                f"{', '.join(unseen)} of `classifier` normalise by each batch, out of sight in code of their own: the "
-                "information is read with their moving statistics, which lag behind the network",
+                f"{', '.join(unseen)} of `classifier` normalise each batch inside custom code that cannot be inspected: the "
+                "information is measured with their moving statistics, which lag behind the network in training",
                 stacklevel=2,
             )
         return logits, *self._gradient(point, direction, walk)
@@ -251,7 +251,7 @@ class TensorFlowBackend:
                 f"got a {type(self._estimator).__name__} with `optimizer={optimizer!r}`"
             )
         if optimizer.loss_scale_factor is not None or isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            raise ValueError(f"the optimizer of `classifier` must not scale the loss, got {optimizer.name!r} which does")
+            raise ValueError(f"the optimizer of `classifier` must not scale the loss, got {optimizer.name!r}, which does")
         strategy = mirrored_strategy(self.model)
         check_optimizer(optimizer, strategy)
         if not optimizer.built:
@@ -266,7 +266,7 @@ class TensorFlowBackend:
         if weights - {wanted}:
             raise ValueError(
                 f"`device` must be where the weights of `classifier` are ({', '.join(sorted(weights))}), got {device!r}: "
-                "a Keras model stays where it was built"
+                "a Keras model cannot be moved after it was built"
             )
 
     def check_trainable(self) -> None:
@@ -439,8 +439,8 @@ class TensorFlowBackend:
         fixed = [layer.name for layer in layers if there == "relu" and _is_plain_relu(layer) and id(layer) not in within]
         if fixed:
             raise ValueError(
-                f"`classifier` must apply {there} by keras.layers.Activation or by the argument `activation` of a layer "
-                f"to have it replaced, got a layer of its own: {', '.join(fixed)}"
+                f"`classifier` must apply {there} by keras.layers.Activation or by the argument `activation` of a layer, "
+                f"where it can be replaced, got layers of another kind: {', '.join(fixed)}"
             )
         for layer in found:
             layer.activation = keras.activations.get(then)
@@ -527,7 +527,7 @@ class TensorFlowBackend:
                 loss = terms["loss"] if weight is None else weight * terms["loss"]
             gradients = tape.gradient(loss, weights)
             if all(gradient is None for gradient in gradients):
-                raise ValueError("the loss of `objective` must depend on the weights, got one without a gradient")
+                raise ValueError("the loss of `objective` must depend on the weights, got a loss without a gradient")
             return terms, gradients
 
         return passes
@@ -590,8 +590,8 @@ class TensorFlowBackend:
         optimizer = self._optimizer
         if not self.rate_is_settable:
             raise ValueError(
-                "the optimizer of `classifier` must have a number as its learning rate for it to be set, "
-                f"got a schedule of its own (set to {value!r})"
+                "the optimizer of `classifier` must have a plain number as its learning rate, so that it can be set to "
+                f"{value!r}, got a learning rate schedule"
             )
         optimizer.learning_rate = value
 
@@ -662,7 +662,7 @@ def _assign(variables: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
     got = {name: tuple(array.shape) for name, array in arrays.items()}
     if wish != got:
         differing = sorted({name for name, _ in wish.items() ^ got.items()})
-        raise ValueError(f"`state` must fit this network and optimizer, got other names or shapes for {differing}")
+        raise ValueError(f"`state` must fit this network and optimizer, got different names or shapes for {differing}")
     for name, variable in variables.items():
         variable.assign(arrays[name])
 

@@ -183,5 +183,5 @@ def state_of(architecture: Architecture, input_shape: Shape, arrays: Sequence[Ar
     network = _network(architecture, input_shape, initial_weights(architecture, input_shape, seed=0))
     names = named_weights(network)
     if len(arrays) != len(names):
-        raise ValueError(f"`arrays` must be the {len(names)} of the network, got {len(arrays)}")
+        raise ValueError(f"`arrays` must hold the {len(names)} arrays of the network, got {len(arrays)}")
     return dict(zip(names, arrays, strict=True))

@@ -27,7 +27,8 @@ def check_first(device: str) -> None:
     if device != first:
         raise ValueError(
             f"`device` must be {first!r} on TensorFlow, which computes on the first device that it sees, got {device!r}: "
-            "choose with the environment variable CUDA_VISIBLE_DEVICES (empty for the processor) before TensorFlow is imported"
+            "to choose another one, set the environment variable CUDA_VISIBLE_DEVICES (empty for the CPU) before TensorFlow is "
+            "imported"
         )
 
 

@@ -32,7 +32,7 @@ class Joint:
 
 def box_of(x: Joint) -> Box:
     if x.box is None:
-        raise TypeError(f"the tensor of {x.source!r} has no box")
+        raise TypeError(f"the tensor of {x.source!r} has no bounds")
     return x.box
 
 
@@ -101,7 +101,7 @@ class Call:
     @property
     def only(self) -> Joint:
         if len(self.joints) != 1:
-            self.refuse(f"{len(self.joints)} of its arguments depend on the input, it has one for a single tensor")
+            self.refuse(f"{len(self.joints)} of its arguments depend on the input, the rule allows one")
         return self.joints[0]
 
     @property
@@ -118,7 +118,7 @@ class Call:
         """A number that the operation was made with."""
         value = getattr(self.operation, name)
         if value is not None and (np.ndim(value) or not np.isfinite(value)):
-            self.refuse(f"{name}={value!r} is no finite number")
+            self.refuse(f"{name}={value!r} is not a finite number")
         return None if value is None else float(value)
 
     def refuse(self, hint: str) -> NoReturn:

@@ -91,12 +91,12 @@ def own_loss(loss: Any, model: Any) -> OwnLoss:
         return OwnLoss(remarks=tuple(remarks))
     if not loss.from_logits:
         remarks.append(
-            f"its loss {loss.name!r} has from_logits=False and takes the logits for probabilities; the retraining does not"
+            f"its loss {loss.name!r} has from_logits=False and would read the logits as probabilities; the retraining does not"
         )
     if loss.reduction not in _MEANS:
         remarks.append(f"its loss has reduction={loss.reduction!r}; the retraining takes the mean over each batch")
     if getattr(loss, "ignore_class", None) is not None:
-        remarks.append(f"its loss ignores class {loss.ignore_class}; the retraining learns it as any other")
+        remarks.append(f"its loss ignores class {loss.ignore_class}; the retraining learns this class like any other")
     return OwnLoss(None, float(getattr(loss, "label_smoothing", 0.0)), tuple(remarks))
 
 
@@ -111,15 +111,15 @@ def _uncounted(model: Any) -> list[str]:
     told = []
     own = [name for name in ("train_step", "compute_loss") if not getattr(type(model), name).__module__.startswith("keras.")]
     if own:
-        told.append(f"{' and '.join(own)} of its model are code of its own, which the retraining does not run")
+        told.append(f"its model overrides {' and '.join(own)}, which the retraining does not call")
     weights = model._compile_config.config.get("loss_weights") if model.compiled else None
     if weights is not None:
-        told.append(f"loss_weights={weights!r} of its model are not counted")
+        told.append(f"the retraining ignores loss_weights={weights!r} of its model")
     strategy = mirrored_strategy(model)
     if strategy is not None and strategy.num_replicas_in_sync > 1:
         layers = model._flatten_layers(include_self=True)
         adding = [layer.name for layer in layers if layer.activity_regularizer is not None or layer._losses]
-        told += [f"what {', '.join(adding)} add to the loss is not counted under a tf.distribute strategy"] if adding else []
+        told += [f"under a tf.distribute strategy the losses that {', '.join(adding)} add are ignored"] if adding else []
     return told
 
 
@@ -174,8 +174,8 @@ def _taking_logits(loss: Any) -> Any:
     if "from_logits" not in config:
         name = there if isinstance(there, str) else getattr(there, "__name__", type(there).__name__)
         raise ValueError(
-            "`classifier` must have the loss CategoricalCrossentropy or SparseCategoricalCrossentropy, which can be told to "
-            f"take logits, got {name}"
+            "`classifier` must have the loss CategoricalCrossentropy or SparseCategoricalCrossentropy, which can take logits, "
+            f"got {name}"
         )
     then = type(there).from_config({**config, "from_logits": True})
     then.__name__ = type(then).__name__  # by which KerasClassifier.fit knows a loss that takes the index of a class
@@ -204,7 +204,9 @@ def _check_restored(stripped: _Stripped, before: tf.Tensor, logits: tf.Tensor) -
     there, here = np.asarray(tf.cast(before, tf.float32)), np.asarray(restore(tf.cast(logits, tf.float32)))
     tolerance = 1e-2 if before.dtype.size < 4 else 1e-4
     if there.shape != here.shape or not np.allclose(here, there, rtol=tolerance, atol=tolerance):
-        raise ValueError(f"{_WISH}, over the classes and in no other place, got {stripped.layer!r}, which is not only that")
+        raise ValueError(
+            f"{_WISH}, over the classes and used only once, got {stripped.layer!r}: without it the model does not return logits"
+        )
 
 
 def _last(model: Any) -> Any:
@@ -233,7 +235,7 @@ def _without_softmax(model: Any) -> _Stripped:
         ValueError: there is none; nothing has been changed then.
     """
     if not has_graph(model):
-        raise ValueError(f"{_WISH}, got {model.name!r} of class {type(model).__name__}, in whose code it cannot be found")
+        raise ValueError(f"{_WISH}, got {model.name!r} of class {type(model).__name__}, whose own code hides it")
     if len(model.outputs) != 1:
         raise ValueError(f"{_WISH}, got {model.name!r} with {len(model.outputs)} outputs")
     last = _last(model)
@@ -256,7 +258,7 @@ def _with_another_end(model: Any, last: Any, inner: _Stripped) -> _Stripped:
     if not type(model).__module__.startswith("keras.") or (isinstance(model, keras.Sequential) and len(model.layers) == 1):
         inner.undo()
         raise ValueError(
-            f"{_WISH}, got {model.name!r} of class {type(model).__name__}, whose end {last.name!r} cannot be cut off"
+            f"{_WISH}, got {model.name!r} of class {type(model).__name__}, whose last layer {last.name!r} cannot be removed"
         )
     if isinstance(model, keras.Sequential):
         return _with_another_layer(model, last, inner)

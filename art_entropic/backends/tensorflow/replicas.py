@@ -34,13 +34,13 @@ def mirrored_strategy(model: Any) -> tf.distribute.MirroredStrategy | None:
     for strategy in strategies:
         if not isinstance(strategy, tf.distribute.MirroredStrategy):
             raise ValueError(
-                "`classifier` must hold a model of one device or one that was built under tf.distribute.MirroredStrategy, "
+                "`classifier` must hold a model on one device, or one that was built under tf.distribute.MirroredStrategy, "
                 f"got {type(strategy).__name__}"
             )
     if len(found) > 1:
         raise ValueError(
             "`classifier` must hold a model whose weights were all made in one `strategy.scope()`, "
-            f"got {model.name!r} with weights of other scopes or of none beside them"
+            f"got {model.name!r} with weights from several scopes, or some from outside of any"
         )
     return strategies[0] if strategies else None
 
@@ -54,8 +54,8 @@ def check_optimizer(optimizer: Any, strategy: tf.distribute.MirroredStrategy | N
     # The count of its steps, which it has from the beginning.
     if _strategy_of(optimizer.variables[0]) is not strategy:
         raise ValueError(
-            "the optimizer of `classifier` must be made where the weights are, in one `strategy.scope()` or outside of any, "
-            f"got {optimizer.name!r} made elsewhere"
+            "the optimizer of `classifier` must be made where the weights are: in the same `strategy.scope()`, or outside of "
+            f"any, got {optimizer.name!r}, which was made elsewhere"
         )
 
 
@@ -69,7 +69,7 @@ class Replicas:
 
     def __init__(self, model: Any) -> None:
         if tf.distribute.has_strategy():
-            raise RuntimeError("train outside of `strategy.scope()`: only the model and its optimizer are to be made inside")
+            raise RuntimeError("train outside of `strategy.scope()`: make only the model and its optimizer inside it")
         self._strategy = mirrored_strategy(model)
         self.size = 1 if self._strategy is None else self._strategy.num_replicas_in_sync
 

@@ -146,7 +146,7 @@ def _divide(call: Call) -> Joint:
 def _power(call: Call) -> Joint:
     exponent = call.leaves[1]
     if not isinstance(call.leaves[0], Joint) or isinstance(exponent, Joint) or not np.all(np.equal(exponent, 2)):
-        call.refuse("of the powers only the square of a tensor has one")
+        call.refuse("the square of a tensor is the only power with a rule")
     return _activate(call, call.one, 0.0, call.only)
 
 
@@ -191,7 +191,7 @@ def _sloped(attribute: str) -> Rule:
     def rule(call: Call) -> Any:
         slope = call.setting(attribute)
         if slope is not None and slope < 0:
-            call.refuse(f"{attribute}={slope!r} makes it fall")
+            call.refuse(f"{attribute}={slope!r} makes it decreasing")
         return _activate(call, call.one, None, call.only)
 
     return rule
@@ -200,9 +200,9 @@ def _sloped(attribute: str) -> Rule:
 def _relu(call: Call) -> Any:
     threshold, top, slope = map(call.setting, ("threshold", "max_value", "negative_slope"))
     if threshold:
-        call.refuse(f"threshold={threshold!r} makes it jump")
+        call.refuse(f"threshold={threshold!r} makes it discontinuous")
     if top is not None and top < 0:
-        call.refuse(f"max_value={top!r} makes it fall")
+        call.refuse(f"max_value={top!r} makes it decreasing")
     if top is None and not slope:
         return _plain_relu(call)
     return _sloped("negative_slope")(call)
@@ -215,14 +215,14 @@ def _plain_relu(call: Call) -> Joint:
 def _celu(call: Call) -> Joint:
     alpha = call.setting("alpha")
     if alpha is None or alpha <= 0:
-        call.refuse(f"alpha={alpha!r} makes it fall or divides by 0")
+        call.refuse(f"alpha={alpha!r} makes it decreasing, or divides by 0")
     return _activate(call, call.one, None, call.only)
 
 
 def _squareplus(call: Call) -> Joint:
     curvature = call.setting("b")
     if curvature is None or curvature < 0:
-        call.refuse(f"b={curvature!r} makes it fall")
+        call.refuse(f"b={curvature!r} makes it decreasing")
     return _activate(call, call.one, None, call.only)
 
 
@@ -444,9 +444,9 @@ def _batch_norm(call: Call) -> Joint:
         result = Joint(value, Box(tf.minimum(*ends), tf.maximum(*ends)), call.name)
         return _scaled(call, result, lambda t: t * _factor(layer, layer.moving_variance, t))
     if getattr(layer, "renorm", False):
-        call.refuse("renorm=True has none in training")
+        call.refuse("renorm=True has no rule in training")
     if call.option("mask") is not None:
-        call.refuse("statistics under a mask have none in training")
+        call.refuse("statistics under a mask have no rule in training")
     factor, shift = _factor_and_shift(layer, _moments(layer, x.value))
     shape = _along([layer.axis], x.value)
     value = call.walk.standardised(value, x.value, *(tf.reshape(part, shape) for part in (factor, shift)))
@@ -491,7 +491,7 @@ def _factor(layer: Any, variance: Any, like: tf.Tensor) -> tf.Tensor:
 def _layer_norm(call: Call) -> Joint:
     layer = call.operation
     if layer.rms_scaling:
-        call.refuse("rms_scaling=True has none")
+        call.refuse("rms_scaling=True has no rule")
     axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
 
     def bound(box: Box) -> Box:
@@ -512,7 +512,7 @@ def _group_norm(call: Call) -> Joint:
     def bound(box: Box) -> Box:
         shape = list(box.lower.shape)
         if None in shape[1:]:
-            call.refuse("the length of an axis that it averages over is not known")
+            call.refuse("it averages over an axis of unknown length")
         channel = layer.axis % len(shape)
         grouped = [-1, *shape[1:channel], layer.groups, shape[channel] // layer.groups, *shape[channel + 1 :]]
         axes = [axis for axis in range(1, len(grouped)) if axis != channel]

@@ -28,12 +28,10 @@ def _check_call(call: Call) -> None:
     """What no rule was made for, whatever the operation."""
     replaced = [name for name in _CODE if name in vars(call.operation)]
     if replaced:
-        call.refuse(f"its `{replaced[0]}` was replaced by other code than that of {type(call.operation).__name__}")
+        call.refuse(f"its `{replaced[0]}` is custom code, not that of {type(call.operation).__name__}")
     training = call.option("training")
     if isinstance(training, Joint) or (training is not None and training):
-        call.refuse(
-            "it is called with training=True, so that a prediction is random or depends on the other points of its batch"
-        )
+        call.refuse("it is called with training=True, so its predictions are random or depend on the other points of the batch")
     if any(isinstance(leaf, Joint) for leaf in keras.tree.flatten(call.option("mask"))):
         call.refuse("its mask depends on the input")
     for x in call.joints:
@@ -45,7 +43,7 @@ def _rule(call: Call) -> Rule:
     operation, rule = call.operation, None
     name = type(operation).__name__
     if isinstance(operation, keras.Model):
-        call.refuse("a model that is called with a mask has none" if has_graph(operation) else NO_GRAPH)
+        call.refuse("a model that is called with a mask has no rule" if has_graph(operation) else NO_GRAPH)
     if isinstance(operation, keras.Layer):
         if operation.compute_dtype not in PRECISIONS:
             call.refuse(f"bounds need float32 or float64 arithmetic, it computes in {operation.compute_dtype}")
@@ -241,7 +239,7 @@ def _as_inputs(call: Call) -> list[Joint]:
         # Keras looks them up by name, whatever their order.
         joints = [given.get(like.name) for like in expected]
     if len(expected) != len(joints) or not all(isinstance(x, Joint) for x in joints):
-        call.refuse(f"one of its {len(expected)} inputs does not depend on the input of the network, or not under its name")
+        call.refuse(f"one of its {len(expected)} inputs does not depend on the network's input, or has an unexpected name")
     return [_as_input(call, x, like) for x, like in zip(joints, expected, strict=True)]
 
 

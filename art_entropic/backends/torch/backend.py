@@ -199,7 +199,7 @@ class TorchBackend:
         if self._estimator.loss is None:
             raise ValueError(f"`classifier` must have a loss to be retrained, got a {kind} with `loss=None`")
         if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
-            raise ValueError("`classifier` must be retrained with gradients, got torch.no_grad() or torch.inference_mode()")
+            raise ValueError("`classifier` must be retrained with gradients on, got torch.no_grad() or torch.inference_mode()")
         check_optimizer(self._optimizer, self.model)
 
     def own_loss(self) -> OwnLoss:
@@ -245,8 +245,8 @@ class TorchBackend:
             if isinstance(logits, torch.Tensor) and not self._told_of_auxiliary:
                 self._told_of_auxiliary = True
                 warnings.warn(
-                    f"the network of `classifier` returns a {type(outputs).__name__} in training: its logits are trained, "
-                    "what it returns beside them is not",
+                    f"the network of `classifier` returns a {type(outputs).__name__} in training: the retraining uses its "
+                    "logits and ignores its other outputs",
                     stacklevel=2,
                 )
         if not isinstance(logits, torch.Tensor):
@@ -298,7 +298,7 @@ class TorchBackend:
         logits = self._logits_of(outputs)
         if not isinstance(logits, BoundTensor):
             raise NoIntervalRuleError(
-                type(self.model).__name__, "what makes the logits", "they do not depend on the input's bounds"
+                type(self.model).__name__, "the output", "the bounds of the input do not reach the logits"
             )
         return logits
 
@@ -596,7 +596,7 @@ class TorchBackend:
                 f"got {type(scheduler).__name__}"
             )
         if scheduler.optimizer is not self._optimizer:
-            raise ValueError("`scheduler` must be made for the optimizer of `classifier`, got one of another optimizer")
+            raise ValueError("`scheduler` must be made for the optimizer of `classifier`, got one for another optimizer")
         if isinstance(scheduler, ReduceLROnPlateau) and not validates:
             raise ValueError("`scheduler` ReduceLROnPlateau needs `validation_data`, whose loss it follows, got None")
 

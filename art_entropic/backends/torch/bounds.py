@@ -36,7 +36,7 @@ class Trace(Path):
             in_place = functional is not func or bool(kwargs.get("inplace", False))
             call = Call(functional, args, kwargs, self, in_place)
             if kwargs.get("out") is not None:
-                call.refuse("it writes into the tensor that `out` names")
+                call.refuse("it writes into the tensor that is given as `out`")
             if self.differentiates and not torch.is_grad_enabled():
                 call.refuse("it is computed without gradients (in a custom autograd.Function, or under torch.no_grad)")
             self.run(name_of(functional), _factors(name_of(functional), args, kwargs))
@@ -57,12 +57,12 @@ def _changed(call: Call, rule: Rule) -> BoundTensor:
     """An in-place function: the rule of the function proper, seen by all who share the tensor's memory."""
     target = call.input()
     if call.trace.is_severed(target):
-        call.refuse("it changes a second time, in place, what another view changed before")
+        call.refuse("it changes memory in place that another view has changed before")
     # First what is seen, then the change: these are held by the network, not by us.
     aliases = call.trace.aliases(target)
     result = rule(call)
     if result.shape != target.shape:
-        call.refuse(f"it changes {tuple(target.shape)} in place into {tuple(result.shape)}")
+        call.refuse(f"it changes the shape {tuple(target.shape)} in place to {tuple(result.shape)}")
     parts = [part.to(target.dtype) for part in (result.value, *result.box)]
     updates = [_seen_through(alias, target, parts) for alias in aliases]
     for bound, (value, lower, upper) in zip((target, *aliases), (parts, *updates), strict=True):

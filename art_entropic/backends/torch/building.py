@@ -212,10 +212,10 @@ def state_of(architecture: Architecture, input_shape: Shape, arrays: Sequence[Ar
     """See `Framework`."""
     wish = [array.shape for array in initial_weights(architecture, input_shape, seed=0)]
     if len(arrays) != len(wish):
-        raise ValueError(f"`arrays` must be the {len(wish)} of the network, got {len(arrays)}")
+        raise ValueError(f"`arrays` must hold the {len(wish)} arrays of the network, got {len(arrays)}")
     got = [array.shape for array in arrays]
     if wish != got:
-        raise ValueError(f"weights must have the shapes {wish}, got {got}")
+        raise ValueError(f"`arrays` must have the shapes {wish}, got {got}")
     return {name: tensor.numpy() for name, tensor in _network(architecture, input_shape, arrays).state_dict().items()}
 
 

@@ -48,7 +48,7 @@ class Call:
         """An argument that is one number, the same for every input of the network; None stands for the default."""
         given = self.argument(position, name)
         if isinstance(given, BoundTensor) or (isinstance(given, torch.Tensor) and given.numel() != 1):
-            self.refuse(f"{name} is not one number, the same for every input")
+            self.refuse(f"{name} is not a constant number")
         return default if given is None else float(given)
 
     def operands(self, *names: str) -> list[Any]:
@@ -66,7 +66,7 @@ class Call:
     def unbound(self) -> None:
         """Refuse a `BoundTensor` in any place but the first, such as weights that depend on the input."""
         if next(bounds_in((self.args[1:], self.kwargs)), None) is not None:
-            self.refuse("only its first argument may depend on the input, another one does")
+            self.refuse("only its first argument may depend on the input, but another one does")
 
     def sole(self) -> BoundTensor:
         """The first argument, which must be the only bound one."""

@@ -234,8 +234,8 @@ def remove_softmax(estimator: Any) -> str:
             return str(path)
         parent._modules[name] = child
     raise ValueError(
-        "`classifier` must end in a module nn.Softmax or nn.LogSoftmax that can be taken away, got a network that does not; "
-        "what its forward method calls must be changed there"
+        "`classifier` must end in a module nn.Softmax or nn.LogSoftmax, which can be removed, got a network that does not; "
+        "if its forward method calls softmax itself, change it there"
     )
 
 
@@ -260,12 +260,12 @@ def check_optimizer(optimizer: Any, model: nn.Module) -> None:
     here = [parameter for parameter in held if id(parameter) in own]
     if not here:
         raise ValueError(
-            f"the optimizer of `classifier` must hold parameters of its network, got {kind} over those of another one, such as "
-            "a copy: it would train nothing"
+            f"the optimizer of `classifier` must hold parameters of its network, got {kind} over those of another network, "
+            "perhaps a copy: it would train nothing"
         )
     if not any(parameter.requires_grad for parameter in here):
         raise ValueError(
-            f"the optimizer of `classifier` must hold parameters that are not frozen, got {kind} over frozen ones alone"
+            f"the optimizer of `classifier` must hold parameters that are not frozen, got {kind} over frozen parameters only"
         )
     if isinstance(optimizer, torch.optim.SparseAdam):
         raise ValueError(f"the optimizer of `classifier` must take dense gradients, got {kind}")

@@ -97,7 +97,8 @@ def _with_tensors(value: Any, path: str, arrays: Mapping[str, Array]) -> Any:
 def _check_slot(name: str, value: Any, parameter: nn.Parameter) -> None:
     """What an optimizer remembers of a parameter has its shape, or is less, as the factors of a matrix are."""
     if isinstance(value, torch.Tensor) and value.shape != parameter.shape and value.numel() >= max(2, parameter.numel()):
-        raise ValueError(f"`state` must fit the parameter, got {name} of {tuple(value.shape)} for {tuple(parameter.shape)}")
+        shapes = f"{tuple(value.shape)} for a parameter of shape {tuple(parameter.shape)}"
+        raise ValueError(f"`state` must fit its parameter, got {name} of shape {shapes}")
 
 
 def follow(optimizer: torch.optim.Optimizer, moved: Mapping[nn.Parameter, nn.Parameter]) -> None:

@@ -101,7 +101,7 @@ def alike(call: Call) -> Any:
 
 def view(call: Call) -> Any:
     if any(isinstance(given, torch.dtype) for given in (*call.args, *call.kwargs.values())):
-        call.refuse("it reads the bits of the numbers as another type's")
+        call.refuse("it reinterprets the bits of its numbers as another type")
     return monotone(call)
 
 
@@ -133,7 +133,7 @@ class _Unbounded(torch.Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         places = next(tensor for tensor in tensors_in((args, kwargs)) if isinstance(tensor, _Unbounded))
         raise NoIntervalRuleError(
-            *places.running, hint=f"{name_of(func)!r} uses the places of its values, not the values alone"
+            *places.running, hint=f"{name_of(func)!r} uses the indices of its values, and indices have no bounds"
         )
 
 
@@ -209,7 +209,7 @@ def rrelu(call: Call) -> Any:
 def softplus(call: Call) -> Any:
     # Above `threshold` it is the straight line, log(1 + exp(-threshold)) below the curve: from 20 on, 1e-10 of the value.
     if not (call.number(1, "beta", 1) > 0 and call.number(2, "threshold", 20) >= 20):
-        call.refuse("beta is not positive or threshold is below 20, where it jumps down")
+        call.refuse("beta is not positive, or threshold is below 20, which makes it discontinuous")
     return monotone(call)
 
 
@@ -226,7 +226,7 @@ def above(bottom: float, rule: Rule) -> Rule:
 
     def defined(call: Call) -> Any:
         if not bool((call.sole().box.lower > bottom).all()):
-            call.refuse(f"its box is not above {bottom:g}, where the function ends")
+            call.refuse(f"its bounds reach {bottom:g} or less, where the function is not defined")
         return rule(call)
 
     return defined
@@ -240,7 +240,7 @@ def reciprocal(call: Call) -> BoundTensor:
 def power(call: Call) -> Any:
     bound, exponent = call.operands("input", "exponent")
     if not is_bound(bound) or not isinstance(exponent, NUMBERS):
-        call.refuse("of the powers only those of a tensor to one fixed number have one")
+        call.refuse("a power has a rule only if its exponent is one fixed number")
     if exponent > 0 and float(exponent).is_integer():
         return (monotone if exponent % 2 else valley(0.0))(call)
     return above(0.0, monotone if exponent > 0 else falling)(call)
@@ -329,7 +329,7 @@ def add_matmul(call: Call) -> BoundTensor:
     """beta * input + alpha * (mat1 @ mat2)."""
     added, *factors = call.operands("input", "mat1", "mat2")
     if len(call.args) > 3:
-        call.refuse("it has more than three arguments by place")
+        call.refuse("it has more than three positional arguments")
     if all(map(is_bound, factors)):
         call.refuse("both factors depend on the input")
     beta, alpha = call.number(3, "beta", 1), call.number(3, "alpha", 1)
@@ -411,7 +411,7 @@ def batch_norm(call: Call) -> BoundTensor:
 def _epsilon(call: Call, position: int, default: float = 1e-5) -> float:
     eps = call.number(position, "eps", default)
     if not eps > 0:
-        call.refuse("eps is not positive, so that it may divide by 0")
+        call.refuse("eps is not positive, so it may divide by 0")
     return eps
 
 
@@ -480,7 +480,7 @@ def normalize(call: Call) -> BoundTensor:
     bound = call.sole()
     p, dim, eps = call.number(1, "p", 2), call.argument(2, "dim", 1), _epsilon(call, 3, 1e-12)
     if not p > 0:
-        call.refuse("p is not positive, so that it divides by no norm")
+        call.refuse("p is not positive, so it does not divide by a norm")
     ends = (torch.linalg.vector_norm(end, p, dim, keepdim=True).clamp(min=eps) for end in _magnitude(bound.box))
     return call.bind(call.on(bound.value), _shares(bound.box, Box(*ends), 1.0))
 
@@ -490,11 +490,11 @@ def vector_norm(call: Call) -> BoundTensor:
     bound = call.sole()
     p = call.argument(1, "ord" if call.func is torch.linalg.vector_norm else "p", 2)
     if p != "fro" and not (isinstance(p, NUMBERS) and p > 0):
-        call.refuse(f"of the norms only those with a positive number have one, not {p!r}")
+        call.refuse(f"only norms whose order is a positive number have a rule, not {p!r}")
     return call.bind(call.on(bound.value), Box(*map(call.on, _magnitude(bound.box))))
 
 
-_RANDOM = "it is random in inference mode, where each prediction would be of another network"
+_RANDOM = "it is random in inference mode, so bounds of one prediction would not hold for the next"
 
 
 def dropout(call: Call) -> BoundTensor:
@@ -516,7 +516,7 @@ def _in_place(call: Call) -> dict[str, bool]:
 
 def alpha_dropout(call: Call) -> BoundTensor:
     if call.argument(2, "training", False):
-        call.refuse("it puts random values in the place of units")
+        call.refuse("it replaces random units")
     return _same(call)
 
 
@@ -542,7 +542,7 @@ def _alone(operands: list[Any], scaled: list[torch.Tensor], value: torch.Tensor)
 
 def _alpha(call: Call) -> float:
     if len(call.args) > 2:
-        call.refuse("it has more than two arguments by place")
+        call.refuse("it has more than two positional arguments")
     return call.number(2, "alpha", 1)
 
 
@@ -583,7 +583,7 @@ def add_product(call: Call) -> BoundTensor:
     added, *factors = call.operands("input", "tensor1", "tensor2")
     call.number(3, "value", 1)
     if len(call.args) > 3:
-        call.refuse("it has more than three arguments by place")
+        call.refuse("it has more than three positional arguments")
     corners = list(itertools.product(*(x.box if is_bound(x) else (x,) for x in factors)))
 
     def sums(part: Part) -> list[torch.Tensor]:
@@ -596,13 +596,13 @@ def add_product(call: Call) -> BoundTensor:
 def _check_divisor(call: Call, divisor: BoundTensor) -> None:
     lower, upper = divisor.box
     if not bool(((lower > 0) | (upper < 0)).all()):
-        call.refuse("it divides by a box that holds 0")
+        call.refuse("the bounds of its divisor contain 0")
 
 
 def divide(call: Call) -> BoundTensor:
     dividend, divisor = call.operands("input", "other")
     if call.kwargs.get("rounding_mode") is not None:
-        call.refuse("rounding")
+        call.refuse("it rounds the quotient")
     if call.func is _T.__rdiv__:
         dividend, divisor = divisor, dividend
     if not is_bound(divisor):
@@ -642,5 +642,5 @@ def constant(call: Call) -> torch.Tensor:
 def random(call: Call) -> torch.Tensor:
     """The same draw for the data and the box, in training; in inference the next prediction would be another one."""
     if not call.trace.training:
-        call.refuse("it is random in inference mode, where each prediction would be of another network")
+        call.refuse(_RANDOM)
     return constant(call)

@@ -86,7 +86,7 @@ class Path(ABC):
             name, module = self._last
             kind = type(module).__name__
             raise NoIntervalRuleError(
-                name or kind, kind, f"looking into it fails with {type(error).__name__}: {error}"
+                name or kind, kind, f"following it with bounds fails with {type(error).__name__}: {error}"
             ) from error
 
     def source(self, function: str) -> str:
@@ -204,7 +204,7 @@ class BoundTensor(torch.Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         # Reached only by code that goes round torch functions (compiled or scripted); there is no storage to compute with.
         bound = next(bounds_in((args, kwargs)))
-        raise NoIntervalRuleError(*bound.path.running(name_of(func)), hint="it is called below the level of torch functions")
+        raise NoIntervalRuleError(*bound.path.running(name_of(func)), hint="it bypasses torch functions, as compiled code does")
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"BoundTensor(shape={tuple(self.value.shape)}, source={self.source!r})"
