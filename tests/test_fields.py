@@ -58,7 +58,7 @@ def test_values_come_out_as_they_are_declared():
         ({"words": ["c"]}, ValueError, "`words` must be one of 'a', 'b', got 'c'"),
         ({"words": "a"}, TypeError, "`words` must be a list of some of 'a', 'b', got 'a'"),
         ({"numbers": [-1]}, ValueError, "`numbers` must be a list of whole numbers, got [-1]"),
-        ({"words": {"a"}}, TypeError, "`words` must be a list of some of 'a', 'b', in an order, got {'a'}"),
+        ({"words": {"a"}}, TypeError, "`words` must be a list of some of 'a', 'b' in a fixed order, got {'a'}"),
         ({"sharpness": 10**400}, (TypeError, ValueError), "`sharpness` must be "),
         ({"flat": 1}, TypeError, "`flat` must be True or False, got 1"),
         ({"kind": 3}, TypeError, "`kind` must be a table, got 3"),

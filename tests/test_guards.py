@@ -256,7 +256,7 @@ def test_a_pass_with_bounds_that_says_something_else_is_refused_with_the_first_l
     with pytest.raises(BoundsMismatchError, match=r"bounds of layer 'add' do not hold for this network: .* different logits"):
         certify(classifier(Net(other_for_subclasses)), x, y, EPS)
     result = evaluate(classifier(Net(other_for_subclasses)), x, y, EPS, battery="quick", checks=False, verbose=False)
-    assert result.certified is None and "not those of this network" in result.certified_reason
+    assert result.certified is None and "do not hold for this network" in result.certified_reason
 
 
 def test_other_logits_are_told_from_rounding():
@@ -647,4 +647,4 @@ def test_a_mixture_whose_experts_see_some_points_is_profiled_by_its_logits(data)
             return out
 
     profile = information_profile({"net": classifier(Mixture())}, *data, eps=EPS, verbose=False)
-    assert "cannot be looked into" in profile.notes[0] and "points" in profile.notes[0]
+    assert "cannot be read" in profile.notes[0] and "points" in profile.notes[0]

@@ -111,7 +111,7 @@ def test_a_relu_that_keras_cannot_exchange_is_named_and_nothing_is_changed():
         [keras.layers.Input((4,)), keras.layers.Dense(4, activation="relu"), keras.layers.ReLU(name="own")]
     )
     model = keras.Sequential([keras.layers.Input((4,)), inner, keras.layers.Dense(3)])
-    with pytest.raises(ValueError, match=r"`classifier` must apply relu by .* got a layer of its own: own"):
+    with pytest.raises(ValueError, match=r"`classifier` must apply relu by .* got layers of another kind: own"):
         smooth_activations(TensorFlowV2Classifier(model, nb_classes=3, input_shape=(4,)))
     assert inner.layers[0].activation is keras.activations.relu
 

@@ -239,8 +239,7 @@ def hold_out(n: int, share: float, seed: int, groups: np.ndarray | None = None) 
         return np.sort(order[held:]), np.sort(order[:held])
     numbers, counts = np.unique(groups, return_counts=True)
     if len(groups) != n or len(numbers) < 2:
-        got = f"{len(numbers)} groups of {len(groups)} points"
-        raise ValueError(f"`groups` must split {n} points into at least 2 groups, got {got}")
+        raise ValueError(f"`groups` must split {n} points into at least 2 groups, got {len(numbers)} of {len(groups)}")
     order = rng.permutation(len(numbers))
     enough = int(np.searchsorted(np.cumsum(counts[order]), held)) + 1
     out = np.isin(groups, numbers[order[: min(enough, len(numbers) - 1)]])

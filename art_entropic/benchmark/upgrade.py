@@ -131,8 +131,8 @@ def _refuse_another(line: _Line, plan: ResolvedPlan, job: Job) -> None:
         told |= {"battery": line["battery"], "n": line["clean"]["n"], "first_example": line.get("first_example", 0)}
     other = [f"{name} {told[name]!r} (plan: {asked[name]!r})" for name in asked if told[name] != asked[name]]
     if other:
-        told = ", ".join(other)
-        raise ValueError(f"the record differs from the plan that {line['provenance']['command']!r} asks for now: {told}")
+        command = line["provenance"]["command"]
+        raise ValueError(f"the record differs from the plan that {command!r} asks for now: {', '.join(other)}")
 
 
 def _profile_key(line: _Line) -> str:

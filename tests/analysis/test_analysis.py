@@ -145,7 +145,7 @@ def test_an_operation_without_a_rule_is_a_gap_with_a_reason(points):
         if row.value is None:
             assert "no interval rule for torch function 'cos'" in row.reason
     assert value(found, "noise", "last") > 0
-    with pytest.raises(ValueError, match="'interval' has none: no interval rule for torch function 'cos'"):
+    with pytest.raises(ValueError, match="'interval' without any: no interval rule for torch function 'cos'"):
         found.plot()
 
 

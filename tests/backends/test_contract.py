@@ -761,7 +761,7 @@ def test_convolution_and_pooling_are_the_described_ones_whatever_the_padding_of_
     convolved = np.maximum(images().reshape(7, -1) @ weight + bias, 0)
     pooled = convolved.reshape(7, 2, 2, 2, 2, 3).max(axis=(2, 4)).reshape(7, -1)
     close(pair.backend.logits(pair.inputs(images())), pooled @ arrays[2] + arrays[3])
-    with pytest.raises(ValueError, match="`arrays` must be the 4 of the network, got 3"):
+    with pytest.raises(ValueError, match="`arrays` must hold the 4 arrays of the network, got 3"):
         module.state_of(architecture, SHAPE, arrays[1:])
 
 

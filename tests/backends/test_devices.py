@@ -131,7 +131,7 @@ def test_moving_takes_network_optimizer_loss_and_preprocessing_along():
 def test_a_keras_model_stays_where_it_was_built(make_classifier, monkeypatch):
     classifier = make_classifier("tensorflow")
     with_gpus(monkeypatch, "tensorflow", "cuda:0")
-    with pytest.raises(ValueError, match=r"weights of `classifier` are \(CPU:0\), got 'cuda:0': a Keras model stays"):
+    with pytest.raises(ValueError, match=r"weights of `classifier` are \(CPU:0\), got 'cuda:0': a Keras model cannot be moved"):
         move_to(classifier, "auto")
 
 

@@ -208,7 +208,7 @@ def test_bad_measures_are_refused_before_work_starts(make_classifier, points):
         """One that a user wrote, with the name of another."""
 
     assert Mine().name == "interval"
-    with pytest.raises(ValueError, match="`measure` must be of a class of MEASURES"):
+    with pytest.raises(ValueError, match="`measure` must be of a class in MEASURES"):
         DEFENCES["entropic"].check_measure(make_classifier("pytorch"), 0.1, Mine())
     row = DEFENCES["entropic_interval"]
     for measure, message in [

@@ -299,7 +299,7 @@ def test_a_worker_with_other_versions_or_data_is_refused(tmp_path, monkeypatch):
         monkeypatch.undo()
         data = load_data("digits")
         monkeypatch.setattr("art_entropic.benchmark.worker._data", lambda *_: dataclasses.replace(data, sha256="feed"))
-        with pytest.raises(ValueError, match="has other data for 'digits': SHA-256 feed, the client has "):
+        with pytest.raises(ValueError, match="has different data for 'digits': SHA-256 feed, the client has "):
             run_benchmark(PLAN, tmp_path, executor=pool, verbose=False)
 
 

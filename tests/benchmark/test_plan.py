@@ -38,7 +38,7 @@ from art_entropic.records import (
         ({"eps": float("nan")}, "`eps` must be finite"),
         ({"eps": 8.0}, "did you mean 8/255"),
         ({"norm": 1}, "`norm` must be 'inf', np.inf or 2, got 1"),
-        ({"norm": 2}, "`eps` must be given with norm 2: that of digits is an Linf radius, got None"),
+        ({"norm": 2}, "`eps` must be given with norm 2, since that of digits is an Linf radius, got None"),
         ({"norm": 2, "eps": 9.0}, "8, the largest L2 distance between two points within `clip_values`, got 9.0"),
         (
             {"norm": 2, "eps": 0.5, "defences": ("fbf",)},
@@ -60,7 +60,7 @@ from art_entropic.records import (
         ({"augmentation": "mixup"}, "`augmentation` must be one of 'none', 'flip_crop', got 'mixup'"),
         ({"keep": "first"}, "`keep` must be one of 'last', 'best', got 'first'"),
         ({"variants": (Variant(" ", "entropic"),)}, "`variants[0].name` must not be empty, got ' '"),
-        ({"variants": (Variant("a", "entropic"), Variant("a", "entropic"))}, "`variants[1].name` must be one that no other"),
+        ({"variants": (Variant("a", "entropic"), Variant("a", "entropic"))}, "`variants[1].name` must differ from those of"),
         (
             {"variants": (Variant("a", "entropic", nb_epochs=0),)},
             "`variants[0].nb_epochs` must be a whole number of at least 1, got 0",
@@ -145,7 +145,7 @@ def test_a_plan_with_variants_but_no_file_has_a_command_too(
 )
 def test_rows_that_ask_for_the_same_training_are_refused(world: World, tmp_path: Path, twin: Variant) -> None:
     plan = msgspec.structs.replace(ABLATION, defences=("entropic", "entropic_channel"), variants=(twin,))
-    with pytest.raises(ValueError, match=f"`variants` must differ from the other rows, got .*{twin.name}"):
+    with pytest.raises(ValueError, match=f"`variants` must differ from all other rows, got .*{twin.name}"):
         world.run(tmp_path / "out", plan)
 
 

@@ -220,9 +220,9 @@ def test_connections_are_scaled_by_the_training_part_and_have_one_hot_categories
     ("changed", "message"),
     [
         ({"c_test": np.array([[2, 0, 0]], np.uint8)}, "c_test must hold 1 rows of codes below [2, 1, 1]"),
-        ({"x_test": np.full((1, 38), -1, np.float32)}, "x_test must hold finite numbers that are not negative"),
+        ({"x_test": np.full((1, 38), -1, np.float32)}, "x_test must hold finite numbers >= 0, got values from -1 to -1"),
         ({"x_train": np.zeros((3, 37), np.float32)}, "x_train must be float32 of shape (n, 38), got float32 of shape (3, 37)"),
-        ({"y_train": np.array([0, 1, 5])}, "y_train must hold 3 classes 0 to 4"),
+        ({"y_train": np.array([0, 1, 5])}, "y_train must hold 3 labels from 0 to 4, got 3 labels, values from 0 to 5"),
         ({"flag": np.array([{}])}, "must be the data file that its name says"),  # a pickle
     ],
 )
@@ -356,12 +356,12 @@ def test_the_arrays_of_a_keras_network_are_its_state_by_name():
     taken = module.state_of(problem.networks["small_batchnorm"], problem.input_shape, arrays)
     assert taken.keys() == state.keys()
     assert all(one is other for one, other in zip(taken.values(), arrays, strict=True))
-    with pytest.raises(ValueError, match=f"`arrays` must be the {len(arrays)} of the network, got {len(arrays) - 1}"):
+    with pytest.raises(ValueError, match=f"`arrays` must hold the {len(arrays)} arrays of the network, got {len(arrays) - 1}"):
         module.state_of(problem.networks["small_batchnorm"], problem.input_shape, arrays[1:])
 
 
 def test_weights_of_another_network_are_refused():
     pytest.importorskip("tensorflow")
     there = build_classifier(PROBLEMS["digits"], "tensorflow", 0)
-    with pytest.raises(ValueError, match=r"must have the weights of the network 'small'"):
+    with pytest.raises(ValueError, match=r"must be the network 'small'"):
         to_pytorch(there, PROBLEMS["mnist"], "small")

@@ -37,7 +37,7 @@ def test_results_of_something_else_are_refused_before_they_are_lost(world: World
     results = tmp_path / "table.jsonl"
     world.run(tmp_path / "run", SMALL, results=results)
     content, trained = results.read_bytes(), len(world.trained)
-    with pytest.raises(ValueError, match=r"`results` must be new or hold records of this plan's .* they would be lost"):
+    with pytest.raises(ValueError, match=r"`results` must be new or hold records of this plan's .* would be lost"):
         world.run(tmp_path / "other", msgspec.structs.replace(SMALL, eps=0.05), results=results)
     with pytest.raises(ValueError, match=r"`results` must not be the run's own file"):
         world.run(tmp_path / "run", SMALL, results=tmp_path / "run" / "records.jsonl")

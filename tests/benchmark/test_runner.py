@@ -287,7 +287,7 @@ def test_groups_stay_on_one_side_of_a_split() -> None:
         assert 10 <= len(held) < 10 + max(np.bincount(groups)[groups[held]])
     assert len({tuple(hold_out(100, 0.1, seed, groups)[1]) for seed in range(20)}) > 1
     assert len(hold_out(4, 0.9, 0, np.array([2, 5, 5, 5]))[0])  # a group is left to train on, however large the share
-    with pytest.raises(ValueError, match="`groups` must name at least 2 groups of 3 points, got 1 of 3"):
+    with pytest.raises(ValueError, match="`groups` must split 3 points into at least 2 groups, got 1 of 3"):
         hold_out(3, 0.1, 0, np.zeros(3))
 
 

@@ -218,7 +218,7 @@ def test_real_evaluation_is_coherent_and_repeatable(framework, make_classifier, 
         (dict(measure="gossip"), "`measure` must be one of"),
         (dict(battery="huge"), "`battery` must be one of 'quick', 'standard', 'reference', 'full'"),
         (dict(seeds=-1), "`seeds` must be a whole number"),
-        (dict(seeds=()), "`seeds` must name at least one seed"),
+        (dict(seeds=()), "`seeds` must hold at least one seed"),
         (dict(transfer_from=3), "`transfer_from` must map names to classifiers, got int"),
         (dict(x=np.zeros((2, 3))), "`x` must have shape"),
         (dict(y=[0, 7]), "`y` must hold classes 0 to 2"),
@@ -281,7 +281,7 @@ def test_examples_are_of_the_points_that_were_attacked(framework, make_classifie
     assert [one.index for one in attacked_examples(classifier, x, [0] * 3, result)] == [0]  # one of a class
     assert attacked_examples(classifier, x, [0] * 3, result, 0) == []
     for wrong in (dict(x=x[::-1]), dict(y=[0, 0, 1])):
-        with pytest.raises(ValueError, match="`x` and `y` must be the points of `result`"):
+        with pytest.raises(ValueError, match="`x` and `y` must be the points that `result` was evaluated on"):
             attacked_examples(classifier, **(dict(x=x, y=[0] * 3) | wrong), result=result)
     with pytest.raises(ValueError, match="`number` must be a whole number"):
         attacked_examples(classifier, x, [0] * 3, result, 2.5)
