@@ -58,7 +58,7 @@ def test_a_network_of_tensorflow_has_the_same_logits_in_pytorch() -> None:
         ({"name": "digits-entropic", "framework": "jax"}, "`framework` must be one of 'pytorch', 'tensorflow', got 'jax'"),
         (
             {"name": "digits-entropic", "framework": "tensorflow"},
-            "`framework` must be 'pytorch' for 'digits-entropic'.*networks for 'tensorflow':  .*digits-entropic-tensorflow",
+            "`framework` must be 'pytorch' for 'digits-entropic'.*networks for 'tensorflow': .*digits-entropic-tensorflow",
         ),
         ({"name": "digits-entropic", "device": "tpu"}, "`device` must be"),
     ],

@@ -202,7 +202,7 @@ def assert_one_line(outcome: tuple[int, str, str], *wanted: str) -> None:
         (["benchmark", "--network", "huge"], "`network` must be one of 'small', 'mlp', got 'huge'"),
         (["benchmark", "--n-train", "1"], "`n_train` must be a whole number of at least 2"),
         (["benchmark", "--plan", "none.toml"], "`plan` must be a TOML file, got none.toml"),
-        (["benchmark", "--plan", "a.toml", "--eps", "0.1", "--n-train", "9"], "got --eps, --n-train beside it"),
+        (["benchmark", "--plan", "a.toml", "--eps", "0.1", "--n-train", "9"], "got --eps, --n-train with it"),
         (["report", "nowhere"], "records.jsonl"),
         (["train", "--eps", "0.1"], "--estimator"),
         (["benchmark", "--jobs", "0"], "`jobs` must be at least 1"),
