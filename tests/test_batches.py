@@ -119,7 +119,7 @@ def test_a_generator_that_has_ended_is_named_with_what_to_give(data):
     source = Generated(KerasDataGenerator((batch for batch in [data]), N, N), unchecked)
     source.first()
     assert len(list(source.batches(0))) == 1
-    with pytest.raises(ValueError, match=r"`generator` must give batches in every epoch, got none in epoch 2: .* begin anew"):
+    with pytest.raises(ValueError, match=r"`generator` must give batches in every epoch, got none in epoch 2: .* start again"):
         list(source.batches(1))
 
 
@@ -438,7 +438,7 @@ def test_fit_ends_with_a_line_on_what_became_of_the_accuracy_and_what_to_do(data
     first, *_, last = [line for line in err.splitlines() if line.strip()]
     assert first.startswith("entropic retraining with measure '")
     assert "2 epochs" in last and "% -> " in last
-    assert "take " in last and "epochs or more" in last and "give `validation_data`" in last
+    assert "train for " in last and "epochs or more" in last and "give `validation_data`" in last
 
 
 # --------------------------------------------------------------------------------- optimizers, schedulers and their state

@@ -252,7 +252,7 @@ def test_rows_survive_json(framework, make_classifier, points):
         ({"copies": 1}, "`copies` must be at least 2, got 1"),
         ({"eps": 2.0}, "`eps` must"),
         ({"norm": 1}, r"`norm` must be 'inf', np\.inf or 2, got 1"),
-        ({"norm": 2, "eps": 9}, r"`eps` must not exceed 8\.48528, the L2 distance"),
+        ({"norm": 2, "eps": 9}, r"`eps` must not exceed 8\.48528, the largest L2 distance"),
         ({"x": np.zeros((1, 6, 6, 2), np.float32)}, "`x` must hold at least 2 points"),
         ({"classifiers": {}}, "`classifiers` must hold at least one"),
     ],

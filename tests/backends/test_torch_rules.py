@@ -682,7 +682,7 @@ class Applied(nn.Module):
         (lambda x: F.softplus(x, 1, threshold=0.5), "discontinuous"),
         (lambda x: F.avg_pool2d(x[None], 1, divisor_override=-3), "divisor_override"),
         (lambda x: x.to(torch.uint8), "uint8"),
-        (lambda x: torch.log(x - 9), "not above 0"),
+        (lambda x: torch.log(x - 9), "reach 0 or less"),
         (lambda x: 1 / (x - x), "divisor contain 0"),
     ],
 )

@@ -189,7 +189,7 @@ def test_traffic_signs_come_with_their_tracks(folder, rng):
     with pytest.raises(ValueError, match=r"gtsrb32.npz: track_train must hold 3 tracks, got 2"):
         load_data("gtsrb")
     np.savez(folder / "gtsrb32.npz", **{**arrays, "y_test": labels + 1}, track_train=np.array([1, 2, 3], np.uint16))
-    with pytest.raises(ValueError, match=r"gtsrb32.npz: y_test must hold 3 classes 0 to 42"):
+    with pytest.raises(ValueError, match=r"gtsrb32.npz: y_test must hold 3 labels from 0 to 42"):
         load_data("gtsrb")
 
 
