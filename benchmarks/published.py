@@ -25,26 +25,27 @@ PRINTED = {
     "AdversarialTrainerMadryPGD, 6 epochs": ("mnist-0.1", RIVAL, ""),
     "EntropicTrainer, 24 epochs": ("mnist-0.1", "entropic", "in MadryPGD's time"),
 }
-FRESH = "The same networks as above on test points that nobody looked at while choosing settings."
-LONGER = "Four times the epochs: what each defence reaches when it is given them. One seed."
+FRESH = "The same networks as above, on held-out test points: nobody looked at them while choosing settings."
+LONGER = "Four times the epochs, to see what each defence reaches with them. One seed."
 # In this order, each with what a reader should know before the numbers.
 COMPARISONS = {
     "mnist-0.3": (
-        "MNIST at the large radius. In two of three seeds the checks call our own network suspicious: PGD misses 4 % of the "
-        "points that Square finds, and random noise finds 1.5 % that PGD misses, where few gradients are left. The battery has "
-        "Square in it, and the certificate is a proof: the true robust accuracy lies between the columns certified and robust."
+        "MNIST at the large radius. In two of three seeds the checks call our own network suspicious. Few gradients are left "
+        "there: PGD misses 4 % of the points that Square finds, and random noise finds 1.5 % that PGD misses. The battery "
+        "contains Square, and the certificate is a proof. So the true robust accuracy lies between the columns certified and "
+        "robust."
     ),
     "mnist-0.2": "MNIST at the middle radius.",
     "mnist-0.1": "MNIST at the small radius.",
-    "mnist-0.1-silu": "MNIST at the small radius with a smooth network, where `EntropicTrainer` chooses `channel`.",
+    "mnist-0.1-silu": "MNIST at the small radius with a smooth network. Here `EntropicTrainer` chooses `channel`.",
     "mnist-0.3-large": "A larger network at the large radius.",
-    "mnist-0.3-tensorflow": "The same comparison on TensorFlow, from the same initial weights, in the same order of the data.",
-    "cifar10-8-255": "Colour images at the usual radius, a small network and few images: what two cores can train.",
+    "mnist-0.3-tensorflow": "The same comparison on TensorFlow, with the same initial weights and the same order of the data.",
+    "cifar10-8-255": "Colour images at the usual radius. The network is small and the images few: what two cores can train.",
     "cifar10-2-255": "The same at a small radius.",
     "mnist-0.3-converged": LONGER,
     "mnist-0.2-converged": LONGER,
     "mnist-0.1-converged": LONGER,
-    "cifar10-8-255-converged": "All images of CIFAR-10, augmented, until the validation curve is flat.",
+    "cifar10-8-255-converged": "All images of CIFAR-10, augmented, trained until the validation curve is flat.",
     "cifar10-2-255-converged": "The same at the small radius.",
     "cifar10-8-255-resnet": "The same with a residual network with BatchNorm.",
     "mnist-l2": "An L2 ball, for which `EntropicTrainer` chooses `channel`.",
@@ -52,7 +53,7 @@ COMPARISONS = {
     "mnist-0.3-fresh": FRESH,
     "mnist-0.1-silu-fresh": FRESH,
     "cifar10-8-255-fresh": FRESH,
-    "digits": "The embedded data: minutes on any machine, both frameworks, three seeds.",
+    "digits": "The data that come with the package: minutes on any machine, both frameworks, three seeds.",
 }
 CLAIM = "cifar10-8-255-six-dense"
 CLAIM_L2 = "cifar10-l2-six-dense"
@@ -71,13 +72,13 @@ AUTOATTACK, FULL = (tuple(f"{name}-{battery}" for name in STRONG) for battery in
 ABLATIONS = {
     "ablation-term": "What the entropic term adds to interval training alone (IBP mixed with the clean loss), and when.",
     "ablation": "The worst-case measure on a ReLU network, Linf 0.3. `beta 0` keeps the pure phase at the beginning.",
-    "ablation-linear": "Linear bounds to one drawn rival beside interval bounds alone, where data are few.",
-    "ablation-linear-0.1": "The same at the small radius, and `interval` trained for a larger ball than that of the test.",
+    "ablation-linear": "Linear bounds against one sampled wrong class, and interval bounds alone, where data are few.",
+    "ablation-linear-0.1": "The same at the small radius, and `interval` trained with a larger radius than that of the test.",
     "ablation-silu": "The same with SiLU in place of ReLU.",
     "ablation-batchnorm": "The same with BatchNorm after each convolution.",
-    "ablation-channel": "The first-order measure where it is at home, SiLU and Linf 0.1.",
+    "ablation-channel": "The first-order measure where it works best, SiLU and Linf 0.1.",
     "ablation-channel-relu": "Both measures on a ReLU network, Linf 0.1.",
-    "ablation-cifar10-relu": "Both measures, the smooth twin and MadryPGD on colour images, with ReLU in place of SiLU.",
+    "ablation-cifar10-relu": "Both measures, the smooth twin (SiLU for ReLU) and MadryPGD: colour images, a ReLU network.",
 }
 # The networks of `load_network` that no other plan has trained.
 NETWORKS = ("digits-networks",)
