@@ -29,12 +29,12 @@ _PASS_BYTES, _BYTES_PER_ELEMENT = 600e6, 60
 
 @dataclass(frozen=True, eq=False)
 class Certificates:
-    """What was proved, and how.
+    """The certified points, and the methods that proved them.
 
     Attributes:
-        proved: bool (n,), points that are right for every perturbation of the ball.
-        by: the points that each method proved first, bool (n,); a method that was not worth running is missing.
-        left_out: why one is missing.
+        proved: bool (n,), points that are classified right for every perturbation of the ball.
+        by: for each method the points that it was the first to prove, bool (n,); methods that did not run are missing.
+        left_out: for each missing method the reason.
     """
 
     proved: Array
@@ -53,27 +53,26 @@ class Certificates:
 def certify(
     classifier: Any, x: Any, y: Any, eps: float, norm: float | str = "inf", method: str = BEST, *, batch_size: int = 256
 ) -> Array:
-    """Which points are certified: right for every perturbation |d| <= eps within clip_values.
+    """Find the points that are certified: classified right for every perturbation |d| <= eps within clip_values.
 
     Args:
         classifier: ART PyTorchClassifier, TensorFlowV2Classifier or KerasClassifier that returns logits.
-        x: (n, ...), in the estimator's raw units.
+        x: points, (n, ...), in the raw units of the estimator.
         y: class indices (n,) or one-hot rows (n, nb_classes).
-        eps: radius, in the units of x.
-        norm: of the ball: "inf" or np.inf, or 2.
-        method: "ibp", interval bounds with the last affine layers merged into the margins; "crown-ibp", backward linear bounds
-            on interval boxes; "crown", on boxes that are cut at their own linear bounds first; "best", each of them on the
-            points that are left, linear bounds only where they prove one of the 16 points with the largest margins, and "crown"
-            where it takes no more than about 50 ms a point on one core.
-        batch_size: the most points at once; large networks take fewer.
+        eps: radius of the ball, in the units of x.
+        norm: norm of the ball: "inf" or np.inf, or 2.
+        method: "ibp" uses interval bounds, with the last affine layers merged into the margins. "crown-ibp" uses backward
+            linear bounds on interval boxes. "crown" first cuts these boxes at their own linear bounds. "best" tries all three
+            in turn, each on the points that are still unproved; it runs linear bounds only if they prove one of the 16 points
+            with the largest margins, and "crown" only if it takes no more than about 50 ms per point on one core.
+        batch_size: largest number of points at a time; large networks take fewer.
     Returns:
         Booleans, (n,). Bounds are float32; a margin within their rounding, 1e-5 of what it is computed from, certifies
         nothing. A point without a certificate may still be robust.
     Raises:
-        ValueError, TypeError: an argument is not what it should be, or the classifier predicts by something else than its
-            logits.
+        ValueError, TypeError: an argument is wrong, or the classifier does not predict by the logits of its network.
         NoIntervalRuleError: the network has an operation without an interval rule.
-        BoundsMismatchError: the bounds are not those of this network: logits differ, or a point of the ball lies outside.
+        BoundsMismatchError: the bounds do not hold for this network: logits differ, or a point of the ball lies outside.
     """
     return certificates(classifier, x, y, eps, norm, method, batch_size=batch_size).proved
 
@@ -81,7 +80,7 @@ def certify(
 def certificates(
     classifier: Any, x: Any, y: Any, eps: float, norm: float | str = "inf", method: str = BEST, *, batch_size: int = 256
 ) -> Certificates:
-    """`certify`, and which method proved which point."""
+    """Do the work of `certify`, and say which method proved which point."""
     backend = backend_for(classifier)
     exponent = norm_of(norm, (math.inf, 2.0))
     choice("method", method, (*METHODS, BEST))

@@ -1,4 +1,4 @@
-"""The measure and the network that fit a problem, so that nobody has to tune them; their ablation: benchmarks/plans/."""
+"""Choose the measure and the network that fit a problem, so that nobody has to tune them (ablations: benchmarks/plans/)."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ class Choice(NamedTuple):
 
 
 def measure_for(backend: Backend, x: Array, eps: float, norm: float = math.inf) -> Choice:
-    """The measure that fits a network and a radius.
+    """Choose the measure that fits a network and a radius.
 
-    `interval` sees the whole ball at once, through bounds that on piecewise linear networks are exact unit by unit, and is
-    worth its price where the first order no longer tells what happens: where the gradient of the margin turns within the ball.
-    Everything else gets the first order, which is at its best with a smooth network and a small radius. So does every L2 ball:
-    interval bounds let each unit spend the whole of it, which no single perturbation can.
+    `interval` sees the whole ball at once, through bounds that are exact unit by unit on piecewise linear networks. It is worth
+    its cost where a first-order approximation fails: where the gradient of the margin turns within the ball. Everything else
+    gets `channel`, which is first order and works best with a smooth network and a small radius. So does every L2 ball:
+    interval bounds let each unit use the whole radius, which no single perturbation can.
 
     Args:
         x: some points of the data, (n, ...), float32, raw units.
         eps: radius, in the units of x.
         norm: of the ball, infinity or 2.
     Returns:
-        A name of AUTOMATIC. Whether a step with it works, a dry step tells.
+        A name of AUTOMATIC, with the reason. A dry step must show whether it works.
     """
     if not math.isinf(norm):
         return Choice("channel", "in an L2 ball interval bounds let each unit spend the whole radius")
@@ -152,22 +152,22 @@ def _has_pieces(backend: Backend, x: Array) -> bool:
 
 
 def smooth_activations(classifier: Any) -> tuple[str, ...]:
-    """Give a trained network its smooth twin: SiLU in place of each ReLU, in place, with the weights that it has.
+    """Replace each ReLU of a trained network by SiLU, in place; the weights stay.
 
-    What it predicts changes, so a retraining must follow. `channel`, the measure that EntropicTrainer then takes, looks at
-    gradients, which tell more of a smooth network. It is for small radii (at MNIST 0.3 it collapses) and gives no
-    certificates. The weights' file does not tell of the change: make it before you load them into a network with ReLU.
+    The predictions change, so a retraining must follow. EntropicTrainer then chooses `channel`, which looks at gradients: they
+    say more about a smooth network. It is for small radii (at MNIST 0.3 it collapses) and gives no certificates. A file of
+    weights does not record the change: call this function again before you load the weights into a network with ReLU.
 
     Args:
         classifier: ART PyTorchClassifier (modules nn.ReLU are replaced), TensorFlowV2Classifier or KerasClassifier (the
-            argument `activation` of layers and keras.layers.Activation). What applies ReLU in code of its own, as
-            `torch.relu` in a forward method does, stays as it is, and what you compiled around the network keeps the old one.
+            argument `activation` of layers and keras.layers.Activation). Calls such as `torch.relu` in a forward method stay
+            as they are, and functions that you compiled around the network keep the old activation.
     Returns:
         Names of the layers that were changed.
     Raises:
-        TypeError: not an estimator of a supported kind.
-        ValueError: there is no ReLU that could be replaced, or a keras.layers.ReLU, which cannot be; nothing has been changed
-            then.
+        TypeError: `classifier` is not a supported estimator.
+        ValueError: there is no ReLU that can be replaced, or there is a keras.layers.ReLU, which cannot; the classifier is
+            unchanged.
     """
     changed = backend_for(classifier).replace_activations("relu", "silu")
     if not changed:
@@ -179,9 +179,9 @@ def smooth_activations(classifier: Any) -> tuple[str, ...]:
 
 
 def to_logits(classifier: Any) -> Any:
-    """Let a classifier that ends in a softmax return logits, in place: what is trained, attacked and bounded here are logits.
+    """Remove the final softmax of a classifier, in place: retraining, attacks and bounds work on logits.
 
-    The classes that it predicts stay. A loss that takes probabilities becomes the same one from logits.
+    The predicted classes stay the same. A loss that takes probabilities is replaced by the same loss of logits.
 
     Args:
         classifier: ART PyTorchClassifier whose network ends in a module nn.Softmax or nn.LogSoftmax, TensorFlowV2Classifier or
@@ -189,8 +189,8 @@ def to_logits(classifier: Any) -> Any:
     Returns:
         The classifier, the same object.
     Raises:
-        TypeError: not an estimator of a supported kind.
-        ValueError: the network does not end in a softmax that could be taken away; nothing has been changed then.
+        TypeError: `classifier` is not a supported estimator.
+        ValueError: the network does not end in a softmax that can be removed; the classifier is unchanged.
     """
     backend_for(classifier).remove_softmax()
     return classifier

@@ -1,8 +1,8 @@
-"""How the information is read, as values: each measure owns the hyperparameters that have a meaning for it.
+"""The measures of information as values: each has the hyperparameters that apply to it.
 
 >>> Interval(beta=0.3, layers="dense", schedule=Schedule(ramp=0.2)).beta
 0.3
->>> Coding(k=0.5)  # the average case knows no worst-case logits that could be weighed
+>>> Coding(k=0.5)  # the average case has no worst-case logits, so there is no weight k for them
 Traceback (most recent call last):
 TypeError: Unexpected keyword argument 'k'
 """
@@ -25,14 +25,14 @@ from art_entropic.schedule import DECAY, ControlSchedule, Schedule
 _Weight = Annotated[float, Meta(ge=0)]
 _Beta = Annotated[_Weight, Meta(description="weight of the information, per nat")]
 _WorstCaseWeight = Annotated[float, Meta(ge=0, le=1, description="weight of the worst-case cross-entropy; 0 is the pure form")]
-_EpsFactor = Annotated[float, Meta(gt=0, description="retrains with eps times this")]
+_EpsFactor = Annotated[float, Meta(gt=0, description="factor: the retraining uses eps times this")]
 _ReadShare = Annotated[
     float,
     Meta(
         gt=0,
         le=1,
-        description="share of each batch of which the information and the worst case are read; the cross-entropy is always "
-        "that of all of it. Less is cheaper",
+        description="share of each batch on which the information and the worst case are computed; the cross-entropy always "
+        "takes the whole batch. A smaller share is cheaper",
     ),
 ]
 _ShareOfRamp = Annotated[
@@ -41,8 +41,8 @@ _ShareOfRamp = Annotated[
         ge=0,
         le=1,
         description="share of the ramp, at its beginning, in the pure form: eps grows to its full value and beta to "
-        "`pure_beta`, k stays 0; over the rest of the ramp k grows and beta moves to its own value. 0 lets all three grow "
-        "together",
+        "`pure_beta`, while k stays 0. Over the rest of the ramp k grows and beta moves to its own value. With 0 all three "
+        "grow together",
         extra={"wish": "a share of the ramp in [0, 1]"},
     ),
 ]
@@ -51,7 +51,7 @@ _LAYERS_WISH = f"one of {', '.join(map(repr, LAYER_CHOICES))}, or a tuple of at 
 _Layers = Annotated[
     Layers,
     Meta(
-        description='those that the information is read from: "all", "dense" (with one axis per example), "logits" (the last), '
+        description='layers in which the information is measured: "all", "dense" (one axis per example), "logits" (the last), '
         "or names of layers",
         extra={"wish": _LAYERS_WISH},
     ),
@@ -61,7 +61,7 @@ _Layers = Annotated[
 class Measure(
     Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, repr_omit_defaults=True, tag_field="type"
 ):
-    """One way to read the information, with the hyperparameters of equation (2) that suit it."""
+    """A way to measure the information, with its hyperparameters of equation (2)."""
 
     title: ClassVar[str]
     passes: ClassVar[tuple[int, int]]  # forward and backward passes of a batch in one step that reads all of it
@@ -72,7 +72,7 @@ class Measure(
     beta: _Beta
     resolution: Annotated[float, Meta(gt=0, description="tau, the width of the read-out noise")] = 1.0
     read_share: _ReadShare = 1.0
-    schedule: Annotated[Schedule, Meta(description="what lasts how long", extra={"wish": "a Schedule"})] = Schedule()
+    schedule: Annotated[Schedule, Meta(description="how long each phase lasts", extra={"wish": "a Schedule"})] = Schedule()
 
     def __post_init__(self) -> None:
         settle(self)
@@ -98,23 +98,23 @@ class Measure(
 
     @property
     def layers_read(self) -> Layers:
-        """Those that the information is read from; "all" for a measure that reads the decision alone."""
+        """The layers in which the information is measured; "all" for a measure of the decision alone."""
         return "all"
 
     def read(self, view: View, batch: Batch, eps: Tensor, norm: float = math.inf) -> Reading:
-        """The information of a batch (n, ...) in nats per example, and worst-case logits where the measure knows of any.
+        """Measure the information of a batch (n, ...) in nats per example, and the worst-case logits if the measure has them.
 
         Args:
-            norm: of the ball, infinity or 2; the noise of the batch must be of the same one.
+            norm: norm of the ball, infinity or 2; the noise of the batch must have the same norm.
         """
         raise NotImplementedError
 
     def controls(self, eps: float) -> ControlSchedule:
-        """How eps, k and beta change over a retraining for a radius."""
+        """Schedule of eps, k and beta over a retraining with this radius."""
         return ControlSchedule(eps=eps, k=0.0, beta=self.beta, warmup=self.schedule.warmup, ramp=self.ramp)
 
     def facts(self) -> dict[str, Any]:
-        """What a history tells of it beside eps, k, beta and the schedule."""
+        """The settings that a history records beside eps, k, beta and the schedule."""
         return {
             "measure": self.name,
             "resolution": self.resolution,
@@ -141,9 +141,9 @@ class _WithPurePhase(Measure, frozen=True, kw_only=True):
 
 @fields_described
 class Interval(_WithPurePhase, frozen=True, kw_only=True, tag="interval"):
-    """The worst case over the ball, by interval propagation: equation (1).
+    """Measures the worst case over the ball, by interval propagation: equation (1).
 
-    It gives certificates, needs a rule for every operation of the network, and wants ReLU.
+    It gives certificates, needs a rule for every operation of the network, and works best with ReLU.
     """
 
     title: ClassVar[str] = "worst case, by interval propagation"
@@ -154,7 +154,7 @@ class Interval(_WithPurePhase, frozen=True, kw_only=True, tag="interval"):
     beta: _Beta = 0.1
     layers: _Layers = "all"
     relative: Annotated[
-        bool, Meta(description="tau is in shares of each unit's standard deviation over the batch, not in the unit's scale")
+        bool, Meta(description="tau is a share of each unit's standard deviation over the batch, not in the scale of the unit")
     ] = False
     read_share: _ReadShare = 0.5
     pure: _ShareOfRamp = 0.5
@@ -175,9 +175,10 @@ class Interval(_WithPurePhase, frozen=True, kw_only=True, tag="interval"):
 
 @fields_described
 class Linear(Interval, frozen=True, kw_only=True, tag="linear"):
-    """`Interval` with the margin against one drawn rival bounded by lines in place of boxes: a tighter worst case.
+    """`Interval` with a tighter worst case: linear bounds on the margin against one randomly drawn rival class.
 
-    Its worst case holds for that rival; the others are lifted with it. It needs what `Interval` needs, and more seconds.
+    The worst case holds for that rival; the others are raised by the same amount. It needs what `Interval` needs, and more
+    time.
     """
 
     title: ClassVar[str] = "worst case, by linear bounds to one rival"
@@ -192,9 +193,9 @@ class Linear(Interval, frozen=True, kw_only=True, tag="linear"):
 
 @fields_described
 class Channel(_WithPurePhase, frozen=True, kw_only=True, tag="channel"):
-    """The first-order channel into the decision: equation (1) linearised, tau in the scale of the margin.
+    """Measures the first-order channel into the decision: equation (1) linearised, tau in the scale of the margin.
 
-    It takes any differentiable network, wants smooth activations or a small eps, and gives no certificate.
+    It works on any differentiable network, best with smooth activations or a small eps, and gives no certificates.
     """
 
     title: ClassVar[str] = "first-order channel into the decision"
@@ -210,9 +211,9 @@ class Channel(_WithPurePhase, frozen=True, kw_only=True, tag="channel"):
 
 @fields_described
 class Coding(Measure, frozen=True, kw_only=True, tag="coding"):
-    """The average case: the coding rate of the shifts that random perturbations cause, tau in standard deviations of a layer.
+    """Measures the average case: the coding rate of the shifts that random perturbations cause.
 
-    It buys nothing against an attack: for study.
+    Tau is in standard deviations of a layer. It does not help against attacks: use it for study only.
     """
 
     title: ClassVar[str] = "average case, by the coding rate of random shifts"
@@ -235,7 +236,7 @@ class Coding(Measure, frozen=True, kw_only=True, tag="coding"):
 
 @fields_described
 class Activation(Measure, frozen=True, kw_only=True, tag="activation"):
-    """Information about the natural input, which no attack respects: the negative control."""
+    """Measures the information about the natural input. It does not help against attacks: it is the negative control."""
 
     title: ClassVar[str] = "information about the natural input, a control"
     passes: ClassVar[tuple[int, int]] = (1, 1)
@@ -264,10 +265,10 @@ MEASURES: dict[str, type[AnyMeasure]] = {
 
 
 def measure_of(given: Any) -> Measure:
-    """A measure from its name, with its own defaults, or the measure itself.
+    """Return the measure of this name with its defaults, or a given measure itself.
 
     Raises:
-        TypeError, ValueError: neither; the message says what was wanted.
+        TypeError, ValueError: `given` is neither.
     """
     if isinstance(given, Measure) and type(given).read is not Measure.read:
         return given

@@ -1,4 +1,4 @@
-"""How strongly each part of the loss counts as a retraining goes on, and how the learning rate falls."""
+"""Schedules of a retraining: eps, the weights of the loss, and the learning rate."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _ShareOfRetraining = Annotated[float, Meta(ge=0, le=1, extra={"wish": "a share o
 
 @fields_described
 class Schedule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, repr_omit_defaults=True):
-    """How a retraining goes on, in shares of all its epochs."""
+    """Lengths of the phases of a retraining, as shares of all its epochs."""
 
-    warmup: Annotated[_ShareOfRetraining, Meta(description="before the ramp, with the natural cross-entropy alone")] = 0.0
+    warmup: Annotated[_ShareOfRetraining, Meta(description="share before the ramp, with the natural cross-entropy alone")] = 0.0
     ramp: Annotated[
         _ShareOfRetraining | None,
-        Meta(description="over which eps, k and beta grow to their full values; None takes the measure's own"),
+        Meta(description="share over which eps, k and beta grow to their full values; None takes the measure's default"),
     ] = None
     decay: Annotated[
         _ShareOfRetraining | None,
         Meta(
-            description="at the end, over which the learning rate falls linearly to 0; None takes half of the retraining, or "
-            "nothing where `fit` is given a scheduler or the optimizer follows a schedule of its own"
+            description="share at the end over which the learning rate falls linearly to 0; None takes half of the retraining, "
+            "or 0 if `fit` is given a scheduler or the optimizer has a learning rate schedule"
         ),
     ] = None
 
@@ -36,11 +36,11 @@ class Schedule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
 
 
 class ControlSchedule(NamedTuple):
-    """How eps, k and beta change over a retraining.
+    """Schedule of eps, k and beta over a retraining.
 
-    Nothing for a share `warmup`. Then, over the first part of the ramp, the pure form: eps grows to its full value and
-    beta to `pure_beta`, k stays 0. Over the rest of the ramp k grows to its full value and beta moves to its own. Without a
-    pure phase all three grow together over the ramp. Full strength from there on.
+    All three are 0 for the share `warmup`. Then, over the first part of the ramp, the loss has its pure form: eps grows to its
+    full value and beta to `pure_beta`, while k stays 0. Over the rest of the ramp k grows to its full value and beta moves to
+    its own. Without a pure phase all three grow together over the ramp. After the ramp all have their full values.
 
     Attributes:
         eps, k, beta: full values.
@@ -91,9 +91,9 @@ DECAY = 0.5
 
 @contextlib.contextmanager
 def falling_rate(backend: Backend, decay: float) -> Iterator[Callable[[float], None]]:
-    """Gives a function that sets the learning rates for a progress in [0, 1]; afterwards they are what they were.
+    """Give a function that sets the learning rates for a progress in [0, 1]; restore the rates on leaving.
 
-    With a decay of 0 nothing is touched: the optimizer may follow a schedule of its own.
+    With a decay of 0 the rates are not touched: the optimizer may have a learning rate schedule.
     """
     if not decay:
         yield lambda progress: None

@@ -74,29 +74,29 @@ class _Means:
 
 
 class EntropicTrainer(Trainer):  # type: ignore[misc]
-    """Entropic retraining of an ART classifier (equation 2 of the method page).
+    """Retrains an ART classifier to be robust, by equation (2) of the method page.
 
     loss = (1 - k) CE(z(x), y) + k CE(worst-case logits over the ball, y) + beta * information
 
-    The information is what a perturbation |d|_norm <= eps sends into the network, in nats, read with finite resolution. No
-    adversarial example is made, the forward pass stays as it is. Inspired by Sperl & Böttinger, arXiv 2008.03072, whose own
-    loss is not public; worst-case logits after Gowal et al. 2018, arXiv 1810.12715.
+    The information is what a perturbation |d|_norm <= eps sends into the network, in nats, measured with finite resolution.
+    Retraining makes no adversarial examples and does not change the forward pass. Inspired by Sperl & Böttinger, arXiv
+    2008.03072, whose own loss is not public; worst-case logits after Gowal et al. 2018, arXiv 1810.12715.
 
     Args:
         classifier: ART PyTorchClassifier, TensorFlowV2Classifier or KerasClassifier, already trained, with optimizer and
             loss, returning logits.
-        eps: radius to become robust against, in the units of the raw input.
-        measure: how the information is read, and with it all hyperparameters of the loss: a name of MEASURES, or a value such
-            as ``Interval(beta=0.3, schedule=Schedule(ramp=0.4))``. `Interval` is the worst case: it gives certificates, needs
-            an interval rule for every operation and wants ReLU. `Channel` is first order: it takes any differentiable network,
-            and wants smooth activations or a small eps. `Coding` is the average case, `Activation` reads the natural data
-            only: a control, not a defence. None lets `fit` choose between the first two by the network and by eps;
-            `history.settings` says which.
-        norm: of the perturbations, as ART has it: infinity (also "inf") or 2. In an L2 ball of radius eps, `Interval` starts
-            from the exact range of each unit of the first layer, `Channel` takes the L2 norm of the gradient.
-        verbose: progress bar, and what was chosen and reached, on stderr.
+        eps: radius of the perturbations to become robust against, in the units of the raw input.
+        measure: how the information is measured, with all hyperparameters of the loss: a name of MEASURES, or a value such as
+            ``Interval(beta=0.3, schedule=Schedule(ramp=0.4))``. `Interval` is the worst case: it gives certificates, needs an
+            interval rule for every operation and works best with ReLU. `Channel` is first order: it works on any differentiable
+            network, best with smooth activations or a small eps. `Coding` is the average case. `Activation` looks at the
+            natural data only; it is a control, not a defence. With None, `fit` chooses `Interval` or `Channel` by the network
+            and eps; `history.settings` says which.
+        norm: norm of the perturbations: infinity (also "inf") or 2. In an L2 ball of radius eps, `Interval` starts from the
+            exact range of each unit of the first layer, and `Channel` takes the L2 norm of the gradient.
+        verbose: show a progress bar, the chosen measure and the result on stderr.
     Raises:
-        TypeError: not an estimator of a supported kind, or an argument of the wrong type.
+        TypeError: `classifier` is not a supported estimator, or an argument has the wrong type.
         ValueError: an argument is out of its range, or the estimator cannot be retrained.
     """
 
@@ -129,7 +129,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
 
     @property
     def history(self) -> History | None:
-        """History of the last or the interrupted retraining."""
+        """History of the last retraining, finished or interrupted; None before the first."""
         return self._progress.history if self._progress else None
 
     def fit(
@@ -147,26 +147,29 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         checkpoint: str | Path | None = None,
         verbose: bool | None = None,
     ) -> History:
-        """Retrain the classifier.
+        """Retrain the classifier on its original training data.
 
         Args:
             x: original training data, (n, ...), raw units.
             y: class indices (n,) or one-hot rows (n, nb_classes).
-            validation_data: (x, y) on which the best epoch is chosen: the one with the lowest loss at full eps, k and beta,
-                among the epochs after the ramp. Without it the last epoch's weights stay.
-            seed: of shuffling, noise and dropout; two runs with one seed agree bit for bit on a CPU. None draws one.
+            batch_size: examples in a batch.
+            nb_epochs: number of epochs.
+            validation_data: (x, y) to choose the best epoch on: the one with the lowest loss at full eps, k and beta, among
+                the epochs after the ramp. Without it, the weights of the last epoch are kept.
+            seed: seed of shuffling, noise and dropout; two runs with the same seed agree bit for bit on a CPU. None draws one.
             scheduler: a callable epoch -> learning rate, called before each epoch (epochs count from 0), or a PyTorch
-                LRScheduler, stepped after each; ReduceLROnPlateau follows the validation loss. A checkpoint keeps its state.
-            callbacks: called with each epoch's record; one that returns True ends the training.
-            early_stopping: end after so many epochs without a better validation loss; needs validation_data.
-            checkpoint: file that is rewritten after each epoch, for `resume`.
-            verbose: as of the trainer, which None takes.
+                LRScheduler, stepped after each epoch; ReduceLROnPlateau follows the validation loss. A checkpoint keeps its
+                state.
+            callbacks: functions that are called with the record of each epoch; one that returns True ends the training.
+            early_stopping: end after this many epochs without a better validation loss; needs validation_data.
+            checkpoint: file to rewrite after each epoch, for `resume`.
+            verbose: show progress on stderr; None takes the setting of the trainer.
         Returns:
-            The history; the classifier holds the chosen weights.
+            The history of the retraining. The classifier holds the chosen weights.
         Raises:
-            TypeError, ValueError: an argument is not what it should be; nothing has been changed then.
-            NoIntervalRuleError: an operation of the network has no interval rule, or its bounds are not those of the network
-                that predicts; nothing has been changed then.
+            TypeError, ValueError: an argument is wrong; the classifier is unchanged.
+            NoIntervalRuleError: an operation of the network has no interval rule, or the bounds do not hold for the network
+                that predicts; the classifier is unchanged.
             TrainingDivergedError: a loss or gradient was not finite; the weights are those of the last finished epoch.
         """
         batch_size = positive_int("batch_size", batch_size)
@@ -188,13 +191,13 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         checkpoint: str | Path | None = None,
         verbose: bool | None = None,
     ) -> History:
-        """Retrain the classifier on the batches of an ART DataGenerator, with its own order and augmentation.
+        """Retrain the classifier on the batches of an ART DataGenerator, in its own order and with its own augmentation.
 
-        All arguments but the first are those of `fit`.
+        All other arguments are those of `fit`.
 
         Args:
-            generator: ART DataGenerator with a size, which gives (x, y) or (x, y, sample_weight). What it wraps begins anew
-                with each epoch where it can. The weights of a batch make its cross-entropy a weighted mean.
+            generator: ART DataGenerator with a size, which gives (x, y) or (x, y, sample_weight). The loader inside it starts
+                again with each epoch if it can. Sample weights make the cross-entropy of a batch a weighted mean.
         """
         options = self._options(nb_epochs, validation_data, seed, scheduler, callbacks, early_stopping, checkpoint, verbose)
         source = Generated(generator, self._check)
@@ -204,7 +207,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         return self._run(source, first.x[:SHOWN_POINTS], first.labels[:SHOWN_POINTS], options, about_data)
 
     def predict(self, x: Array, batch_size: int = 128, **kwargs: Any) -> Array:
-        """Predictions of the classifier at x, (n, nb_classes), in chunks whatever the framework."""
+        """Predict with the classifier, batch by batch; returns an array (n, nb_classes)."""
         size = positive_int("batch_size", batch_size)
         parts = [
             self._classifier.predict(x[start : start + size], batch_size=size, **kwargs) for start in range(0, len(x), size)
@@ -212,21 +215,21 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         return np.concatenate(parts)
 
     def save(self, path: str | Path) -> None:
-        """Write the retraining as it stood after its last finished epoch: weights, optimizer, history. No pickle inside.
+        """Write a checkpoint of the retraining after its last finished epoch: weights, optimizer, history. It has no pickle.
 
         Raises:
-            RuntimeError: no epoch has been finished yet.
+            RuntimeError: no epoch has finished yet.
         """
         if self._progress is None:
             raise RuntimeError("there is nothing to save before the first epoch of `fit`")
         write_checkpoint(file_to_write("path", path), self._progress)
 
     def resume(self, path: str | Path) -> None:
-        """Load a checkpoint, so that the next `fit` with the same arguments goes on where it stood.
+        """Load a checkpoint, so that the next `fit` with the same arguments continues from there.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: not a checkpoint of this version, or of another network or other settings.
+            ValueError: the file is not a checkpoint of this version, or does not fit this network or these settings.
         """
         path = file_path("path", path)
         saved = read_checkpoint(path)

@@ -55,13 +55,13 @@ PROFILE_REVISION = 2
 
 @dataclass(frozen=True, eq=False)
 class InformationProfile:
-    """What `information_profile` found.
+    """Result of `information_profile`.
 
     Attributes:
-        models: names, in the order they were given.
-        rows: one for each model, layer and measure, and one for each model and measure of the network as a whole.
-        norm: of the ball, "inf" or "2".
-        notes: what a reader should know, such as layers that do not correspond.
+        models: names of the networks, in the given order.
+        rows: one row for each model, layer and measure, and one for each model and measure of the network as a whole.
+        norm: norm of the ball, "inf" or "2".
+        notes: remarks for the reader, such as layers that do not correspond.
         points: nats of each point, (n,), by (model, layer, measure), for the measures that have them; layer "" is the network.
     """
 
@@ -78,21 +78,21 @@ class InformationProfile:
 
     @property
     def drawable(self) -> tuple[str, ...]:
-        """Measures of layers that have values to be drawn."""
+        """Names of the layer measures that have values to plot."""
         found = {row.measure for row in self.rows if row.layer and math.isfinite(as_float(row.value))}
         return tuple(name for name in PROFILE_MEASURES if name in found)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each model, layer and measure: value, interval, per unit, loss since the layer before, n, reason."""
+        """Table, one row per model, layer and measure: value, interval, per unit, loss since the layer before, n, reason."""
         return frame(self.rows)
 
     def difference(self, model: str, reference: str) -> pd.DataFrame:
-        """What one network lets through more than another, layer by layer, in nats per unit, on the same points.
+        """Compare two networks on the same points: how much more one lets through, layer by layer, in nats per unit.
 
         Returns:
-            One row for each layer and measure that has numbers of each point in both: difference, 95 % bootstrap interval.
+            One row per layer and measure with values for each point in both: difference, 95 % bootstrap interval.
         Raises:
-            ValueError: no such model, or their layers do not correspond.
+            ValueError: there is no such model, or the layers do not correspond.
         """
         for name, given in (("model", model), ("reference", reference)):
             choice(name, given, self.models)
@@ -112,18 +112,18 @@ class InformationProfile:
         return optional("pandas").DataFrame(cells)
 
     def plot(self, measures: Sequence[str] = ("interval", "rivals"), colours: Mapping[str, str] | None = None) -> Any:
-        """Information per unit through the layers, one panel a measure, one line a model, bands for the 95 % intervals.
+        """Plot the information per unit through the layers: a panel per measure, a line per model, bands for 95 % intervals.
 
         Args:
-            measures: names of PROFILE_MEASURES that read layers.
-            colours: of models; None takes grey for ``natural`` and a palette for colour-blind readers for the others.
+            measures: names of PROFILE_MEASURES that have values for layers.
+            colours: colours by model; None takes grey for ``natural`` and a colour-blind safe palette for the others.
         Returns:
             A matplotlib figure.
         """
         return draw(self.rows, measures, colours)
 
     def summary(self) -> dict[str, Any]:
-        """Everything but what was found of each point, as plain values for `json.dump`."""
+        """Everything except the values of single points, as plain values for `json.dump`."""
         names = ("models", "eps", "norm", "resolution", "n", "copies", "notes", "seconds", "rows")
         return {name: msgspec.to_builtins(getattr(self, name)) for name in names}
 
@@ -156,28 +156,28 @@ def information_profile(
     seed: int = 0,
     verbose: bool = True,
 ) -> InformationProfile:
-    """Read, layer by layer, what a perturbation, the data and the labels leave in several networks.
+    """Measure, layer by layer, the information that perturbations, data and labels leave in several networks.
 
     Args:
-        classifiers: name -> ART PyTorchClassifier, TensorFlowV2Classifier or KerasClassifier that returns logits; all of the
-            same input shape and number of classes. They leave as they came.
+        classifiers: ART PyTorchClassifier, TensorFlowV2Classifier or KerasClassifier objects that return logits, by name; all
+            with the same input shape and number of classes. They are not changed.
         x: points of shape (n, *input_shape), raw units, inside clip_values; n >= 2.
-        y: their classes, indices (n,) or one-hot rows. Without, each network's own predictions stand for them, and what needs
-            labels is missing.
+        y: classes of the points, indices (n,) or one-hot rows. With None each network's own predictions serve as labels, and
+            measures that need labels are missing.
         eps: radius of the perturbations, in the units of x.
-        norm: of the perturbations, infinity (also "inf") or 2.
+        norm: norm of the perturbations, infinity (also "inf") or 2.
         measures: names of PROFILE_MEASURES; None takes all.
-        layers: names of `Backend.layer_names`, or "input"; each must be a layer of every network. None takes all.
+        layers: names of layers, or "input"; each must be a layer of every network. None takes all.
         resolution: tau as a share of each layer's standard deviation between points.
-        copies: random perturbations of each point, >= 2.
-        batch_size: points in the network at a time: what memory grows with.
-        seed: of perturbations and bootstrap.
+        copies: number of random perturbations of each point, >= 2.
+        batch_size: number of points in the network at a time; memory grows with it.
+        seed: seed of perturbations and bootstrap.
         verbose: show progress on stderr.
     Returns:
-        Means over the points with 95 % bootstrap intervals. A measure that a network has no rule for is a row without a
-        value and with the reason; infinite values stay infinite.
+        Means over the points with 95 % bootstrap intervals. A measure that does not work on a network gives a row with the
+        reason and no value. Infinite values stay infinite.
     Raises:
-        TypeError: not a supported estimator.
+        TypeError: a classifier is not a supported estimator.
         ValueError: an argument is out of its range.
     Source: arXiv 2008.03072 for the question; the bound is equation (1) of the method page, the others stand in
         `art_entropic.information`.
@@ -283,7 +283,7 @@ def _notes(networks: Mapping[str, Network], labelled: bool) -> tuple[str, ...]:
 
 
 def frame(rows: Sequence[ProfileRow]) -> pd.DataFrame:
-    """Rows of a profile as a table.
+    """Table of the rows of a profile.
 
     `label` is what a reader calls a layer, `per_unit` is the value per unit of the layer, `low` and `high` are of the value.
     """
@@ -298,10 +298,10 @@ def frame(rows: Sequence[ProfileRow]) -> pd.DataFrame:
 
 
 def draw(rows: Sequence[ProfileRow], measures: Sequence[str], colours: Mapping[str, str] | None = None) -> Any:
-    """Information per unit through the layers, one panel a measure; see `InformationProfile.plot`.
+    """Plot the information per unit through the layers, a panel per measure; see `InformationProfile.plot`.
 
     Raises:
-        ValueError: a measure does not read layers, or has no value in any of the rows.
+        ValueError: a measure has no values for layers, or none in these rows.
     """
     shown = _check_measures(measures, [name for name, one in PROFILE_MEASURES.items() if one.of_network is None])
     figure = optional("matplotlib.figure").Figure(figsize=(4.6 * len(shown), 3.6), layout="constrained")

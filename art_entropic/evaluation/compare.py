@@ -29,11 +29,11 @@ FAMILY_WISE_LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Pair:
-    """Two defences on the same points.
+    """Difference between two defences on the same points.
 
     Attributes:
-        difference: robust accuracy of the first, the more robust one, less that of the second.
-        p: of the difference, corrected for the number of pairs that are compared (Holm 1979).
+        difference: robust accuracy of the first, the more robust one, minus that of the second.
+        p: p-value of the difference, corrected for the number of compared pairs (Holm 1979).
     """
 
     first: str
@@ -74,15 +74,15 @@ class Comparison:
     pairs: tuple[Pair, ...]
 
     def plot(self, colours: Mapping[str, str] | None = None) -> Any:
-        """Security curves: robust accuracy over the radius, one line a defence, bands for the 95 % intervals.
+        """Plot security curves: robust accuracy over the radius, one line per defence, bands for the 95 % intervals.
 
         Args:
-            colours: of defences; None takes grey for ``natural`` and a palette for colour-blind readers for the others.
+            colours: colours by defence; None takes grey for ``natural`` and a colour-blind safe palette for the others.
         Returns:
             A matplotlib figure.
         Raises:
             MissingPackageError: matplotlib is not installed.
-            ValueError: no evaluation has a curve; `security_curve` draws one, `Evaluation.with_curve` puts it there.
+            ValueError: no evaluation has a curve; `security_curve` computes one, `Evaluation.with_curve` adds it.
         """
         drawn = [row for row in self.rows if row.curve]
         if not drawn:
@@ -106,11 +106,11 @@ class Comparison:
         return figure
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each defence: shares, their 95 % intervals, n, verdict."""
+        """Table with one row per defence: accuracies, their 95 % intervals, n, verdict."""
         return optional("pandas").DataFrame([self._cells(row) for row in self.rows])
 
     def pairs_frame(self) -> pd.DataFrame:
-        """One row for each pair: difference of robust accuracy, its 95 % interval, the points on which they disagree, p."""
+        """Table with one row per pair: difference in robust accuracy, 95 % interval, points on which they disagree, p."""
         return optional("pandas").DataFrame(
             [{"first": pair.first, "second": pair.second, **vars(pair.difference), "p": pair.p} for pair in self.pairs]
         )
@@ -136,12 +136,13 @@ class Comparison:
 
 
 def compare(results: Mapping[str, Evaluation | EvaluationRecord]) -> Comparison:
-    """Put evaluations of the same points side by side.
+    """Compare evaluations of the same points: rank the defences and test each pair.
 
     Args:
-        results: name of a defence -> its evaluation, or the record of one; all with the same points, ball and battery.
+        results: evaluations, or their records, by the name of the defence; all with the same points, ball and battery.
     Raises:
-        ValueError: fewer than two, or not of the same points, ball and battery, or a record without its points.
+        TypeError: `results` is not a mapping of names to evaluations.
+        ValueError: there are fewer than two, they differ in points, ball or battery, or a record lacks its points.
     """
     if not isinstance(results, Mapping):
         raise TypeError(f"`results` must map names to evaluations, got {results!r} of type {type(results).__name__}")
@@ -191,16 +192,16 @@ def _percent(share: Accuracy) -> str:
 
 
 def leaderboard_entry(result: Evaluation, *, name: str, dataset: str, architecture: str, **facts: Any) -> dict[str, Any]:
-    """One model as an entry of a leaderboard: the keys of RobustBench's model_info and more, accuracies in percent, as numbers.
+    """Make a leaderboard entry of one model: the keys of RobustBench's model_info and more, accuracies in percent.
 
     Args:
-        result: of `evaluate`.
-        name: of the model.
-        dataset: that it was trained for.
-        architecture: of its network.
+        result: result of `evaluate`.
+        name: name of the model.
+        dataset: data set that it was trained on.
+        architecture: architecture of its network.
         facts: further keys, such as link, authors, venue, additional_data.
     Returns:
-        A dict for json.dump. ``autoattack_acc`` is None: `evaluate` runs a battery of its own, whose number is ``robust_acc``.
+        A dict for json.dump. ``autoattack_acc`` is None: `evaluate` runs its own battery, whose number is ``robust_acc``.
     Raises:
         ValueError: `facts` has a key that is measured here.
     """

@@ -39,33 +39,32 @@ def evaluate(
     folder: str | os.PathLike[str] | None = None,
     verbose: bool = True,
 ) -> Evaluation:
-    """Attack a classifier on test data, certify it where its layers allow, and look for symptoms of attacks that fail.
+    """Attack a classifier on test data, certify it if its layers allow, and look for symptoms of attacks that fail.
 
     Args:
-        classifier: an ART PyTorchClassifier, TensorFlowV2Classifier or KerasClassifier that returns logits. It leaves as it
-            came.
+        classifier: an ART PyTorchClassifier, TensorFlowV2Classifier or KerasClassifier that returns logits. It is not changed.
         x: test points of shape (n, *classifier.input_shape), raw units, inside clip_values.
-        y: their classes, indices (n,) or one-hot rows (n, nb_classes).
+        y: classes of the points, indices (n,) or one-hot rows (n, nb_classes).
         eps: radius of the perturbations, in the units of x.
-        norm: "inf" or np.inf, 2, or 1.
+        norm: norm of the perturbations: "inf" or np.inf, 2, or 1.
         battery: a name of BATTERIES.
-        seeds: of the attacks' random numbers, >= 0; with several, the battery runs once for each, and a point must survive all.
-        checks: run CHECKS on the first 200 points that are right without an attack.
-        cascade: each attack sees only what the ones before it left standing. Without, every attack sees every point that is
-            right: the same worst case, up to the attacks' random numbers, at a multiple of the time.
-        measure: that the classifier was retrained with, a name of MEASURES or the value itself, for the adaptive attack of the
-            battery `full`. None takes `interval` where every layer has a rule, else `channel`.
-        transfer_from: other classifiers by name, on the same inputs, such as the natural and an adversarially trained twin:
-            examples crafted on them are tried here, by the battery `full` and by a check.
-        folder: where finished attacks are kept, so that an interrupted evaluation goes on with the next one; None keeps none.
+        seeds: seeds of the attacks, >= 0; with several, the battery runs once for each, and a point must survive all runs.
+        checks: run CHECKS on the first 200 points that are classified right without an attack.
+        cascade: let each attack see only the points that survived the attacks before it. With False every attack sees every
+            point that is classified right: the same worst case, up to random numbers, at a multiple of the time.
+        measure: measure that the classifier was retrained with, a name of MEASURES or the value itself, for the adaptive attack
+            of the battery `full`. None takes `interval` if every layer has a rule, else `channel`.
+        transfer_from: other classifiers by name, on the same inputs, such as the natural network or an adversarially trained
+            one. The battery `full` and a check try adversarial examples of these classifiers.
+        folder: folder for finished attacks, so that an interrupted evaluation continues with the next attack; None keeps none.
         verbose: show progress on stderr.
     Returns:
-        Points that the classifier gets wrong without an attack count as broken. `security_curve` and `attacked_examples` add
-        what a figure shows.
+        The evaluation. Points that are classified wrong without an attack count as broken. `security_curve` and
+        `attacked_examples` compute what figures show in addition.
     Raises:
-        TypeError: not a supported estimator.
+        TypeError: `classifier` is not a supported estimator.
         ValueError: an argument is out of its range, the classifier returns probabilities or values that are not finite, or it
-            predicts by something else than its logits.
+            does not predict by the logits of its network.
         BatteryError: no attack of the battery could run.
         RuntimeError: an attack broke a point that was certified.
     """
@@ -139,12 +138,12 @@ def check_evaluation(
     seed: int = 0,
     transfer_from: Mapping[str, Any] | None = None,
 ) -> list[CheckOutcome]:
-    """CHECKS of an evaluation that was made before, on the first 200 points that are right without an attack.
+    """Run CHECKS for an earlier evaluation, on the first 200 points that are classified right without an attack.
 
     Args:
-        classifier, x, y, eps, norm, battery, transfer_from: as `evaluate` had them.
+        classifier, x, y, eps, norm, battery, transfer_from: the arguments that `evaluate` was given.
         survived: bool (n,), the points that survived the battery.
-        seed: of the checks' random numbers.
+        seed: seed of the checks.
     Raises:
         TypeError, ValueError: as `evaluate` does.
     """
@@ -176,7 +175,7 @@ def _certified_of_checked(case: Case) -> Array | None:
 
 
 def verdict_on(robust: Accuracy, nb_classes: int, outcomes: Sequence[AttackOutcome], findings: Sequence[CheckOutcome]) -> str:
-    """The verdict from what the attacks of a battery did, and what its checks found."""
+    """Give the verdict on an evaluation from the outcomes of its attacks and its checks."""
     tally: dict[str, int] = {}
     for outcome in outcomes:
         tally[outcome.attack] = tally.get(outcome.attack, 0) + outcome.broken
