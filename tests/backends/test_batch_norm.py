@@ -188,5 +188,7 @@ def test_batch_norm_in_code_of_a_keras_layer_is_told() -> None:
     rng = np.random.default_rng(0)
     batch = Batch(rng.random((8, 6), np.float32), np.eye(3, dtype=np.float32)[rng.integers(0, 3, 8)],
                   rng.uniform(-1, 1, (8, 6)).astype(np.float32), None)  # fmt: skip
-    with pytest.warns(UserWarning, match=r"hidden_norm of `classifier` normalise each batch inside custom code"):
+    with pytest.warns(
+        UserWarning, match=r"`classifier` has batch norm inside custom code that cannot be inspected \(hidden_norm\)"
+    ):
         backend_for(classifier).dry_step(linearised, batch, CONTROLS)

@@ -74,6 +74,7 @@ def assert_same(after, before):
         np.testing.assert_array_equal(array, before[0][name], err_msg=name)
 
 
+@pytest.mark.filterwarnings("ignore:`classifier` has batch norm inside custom code that cannot be inspected")
 @pytest.mark.parametrize("name", selected(lambda row: True))
 def test_a_measure_is_found_and_trains(name, build):
     classifier = build(name)

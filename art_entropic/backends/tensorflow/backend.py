@@ -162,8 +162,8 @@ class TensorFlowView:
         unseen = [layer.name for layer in norms if not walk.has_statistics(layer)]
         if unseen:
             warnings.warn(
-                f"{', '.join(unseen)} of `classifier` normalise each batch inside custom code that cannot be inspected: the "
-                "information is measured with their moving statistics, which lag behind the network in training",
+                f"`classifier` has batch norm inside custom code that cannot be inspected ({', '.join(unseen)}): the "
+                "information is measured with its moving statistics, which lag behind the network in training",
                 stacklevel=2,
             )
         return logits, *self._gradient(point, direction, walk)
