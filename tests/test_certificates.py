@@ -395,5 +395,5 @@ def test_bad_input_is_refused_by_name():
         certify(one, x[:2], y[:2], 0.1, method="alpha")
     with pytest.raises(ValueError, match=r"`eps`"):
         certify(one, x[:2], y[:2], 0.0)
-    with pytest.raises(ValueError, match=r"`eps` must not exceed 6, the L2 distance"):
+    with pytest.raises(ValueError, match=r"`eps` must not exceed 6, the largest L2 distance"):
         certify(one, x[:2], y[:2], 7.0, 2)
