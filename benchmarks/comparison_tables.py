@@ -13,9 +13,8 @@ from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.benchmark.defences import DEFENCES
 from art_entropic.benchmark.plan import read_plan
 from art_entropic.benchmark.problems import PROBLEMS
-from art_entropic.evaluation.result import in_words
 from art_entropic.palette import NATURAL
-from art_entropic.records import ChecksRecord, EvaluationRecord, Provenance, TrainingRecord, read_records
+from art_entropic.records import Provenance, TrainingRecord, read_records
 from art_entropic.report.sections import INK, ComparisonRow, Estimate, Section, busy_note, colour, paired, percent, radius
 from art_entropic.report.sentences import summary
 from art_entropic.report.table import NOTHING, Entry, markdown, table_of
@@ -158,10 +157,12 @@ def headline(tables: dict[str, Section]) -> str:
         if section is not None and ours is not None and rival is not None:
             verdict = _verdict(tables.get(f"{name}-full")) or NOTHING
             cost = cost_of(section, ours, rival)
-            lines.append([f"{title}, {radius_of(section)}", _three(ours), _two(rival), _two(rows.get(FBF)), cost, verdict])
-    headings = ["data, network, ball", "**Entropic**: clean / robust / certified %", "MadryPGD: clean / robust %",
-                "FBF: clean / robust %", "time, of MadryPGD's", "checks on ours"]  # fmt: skip
-    return markdown(table_of(headings, lines, words=["checks on ours"]))
+            best = max((row for row in (ours, rival, rows.get(FBF)) if row is not None), key=lambda row: row.robust.value)
+            shares = [_shares(row, best) for row in (ours, rival, rows.get(FBF))]
+            lines.append([f"{title}, {radius_of(section)}", *shares, value_of(_proved(ours)), cost, verdict])
+    headings = ["data, network, ball", "Entropic: clean / robust %", "MadryPGD: clean / robust %", "FBF: clean / robust %",
+                "ours, certified %", "ours, time of MadryPGD's", "ours, checks"]  # fmt: skip
+    return markdown(table_of(headings, lines, words=["ours, checks"]))
 
 
 def _verdict(section: Section | None) -> str | None:
@@ -170,19 +171,14 @@ def _verdict(section: Section | None) -> str | None:
 
 
 def printed() -> str:
-    """What `print(evaluate(...))` said for the trainers of PRINTED, from the records of their first seed."""
-    return "\n".join(["```", *(line for title, place in PRINTED.items() for line in (f"# {title}", _evaluated(*place))), "```"])
-
-
-def _evaluated(plan: str, defence: str, variant: str) -> str:
-    records = list(read_records(RESULTS / f"{plan}.jsonl"))
-    found = next(
-        record
-        for record in records
-        if isinstance(record, EvaluationRecord) and (record.defence, record.variant, record.seed) == (defence, variant, 0)
-    )
-    verdict = next((one.verdict for one in records if isinstance(one, ChecksRecord) and one.evaluation_key == found.key), "")
-    return in_words(found, found.eps, found.norm, found.battery, verdict)
+    """What the two snippets of the README printed, and how long they trained."""
+    found = {str(record.settings["snippet"]): record for record in measurements("readme")}
+    lines = ["```"]
+    for snippet, title in PRINTED.items():
+        if snippet in found:
+            record = found[snippet]
+            lines += [f"# {title}, {record.values['training_s']:.0f} s of training", str(record.settings["printed"])]
+    return "\n".join([*lines, "```"])
 
 
 def overview(tables: dict[str, Section]) -> str:
@@ -220,8 +216,16 @@ def value_of(estimate: Estimate | None) -> str:
 
 
 def _three(row: ComparisonRow) -> str:
-    certified = row.certified if row.certified is not None and row.certified.value > 0 else None
-    return f"{value_of(row.clean)} / **{value_of(row.robust)}** / {value_of(certified)}"
+    return f"{value_of(row.clean)} / **{value_of(row.robust)}** / {value_of(_proved(row))}"
+
+
+def _proved(row: ComparisonRow) -> Estimate | None:
+    return row.certified if row.certified is not None and row.certified.value > 0 else None
+
+
+def _shares(row: ComparisonRow | None, best: ComparisonRow) -> str:
+    """As `_two`, the most robust in bold."""
+    return f"{value_of(row.clean)} / **{value_of(row.robust)}**" if row is not None and row is best else _two(row)
 
 
 def _two(row: ComparisonRow | None) -> str:

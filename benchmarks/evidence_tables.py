@@ -196,7 +196,7 @@ def training_costs() -> str:
     for record in measurements("training_cost"):
         found, told = record.values, record.settings
         spent = [f"{found[f'{kind}_ms']:.2f}" for kind in ("natural", OURS, FBF, RIVAL, "trades", "pgd_loop")]
-        ratios = [f"{found[f'of_{kind}']:.2f}" for kind in (FBF, RIVAL, "pgd_loop")]
+        ratios = [f"{found[f'{OURS}_ms'] / found[f'{kind}_ms']:.2f}" for kind in (FBF, RIVAL, "pgd_loop")]
         lines.append([f"{told['problem']}, network {told['network']}", f"`{told['measure']}`", *spent, *ratios])
     headings = [
         "data, network", "measure", "natural, ms", "ours", "FBF", "MadryPGD", "TRADES", "plain PGD loop", "ours to FBF",

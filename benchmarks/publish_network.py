@@ -36,10 +36,12 @@ def main(words: list[str]) -> None:
     parser.add_argument("results", type=Path, help="file of the published records, under results/")
     parser.add_argument("run", type=Path, help="folder of the run, with the weights")
     parser.add_argument("networks", nargs="+", metavar="NAME=FRAMEWORK:DEFENCE[:VARIANT]")
+    parser.add_argument("--checks", type=Path, help="file of published records that has the checks of the same trainings")
     parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
     options = parser.parse_args(words)
     records, store = list(read_records(options.results)), Store(options.run)
-    found = [chosen(records, store, text, options.seed, options.results.stem) for text in options.networks]
+    checked = verdicts(records if options.checks is None else list(read_records(options.checks)))
+    found = [chosen(records, store, text, options.seed, options.results.stem, checked) for text in options.networks]
     for record, weights in found:
         check(record, weights)
     for record, weights in found:
@@ -47,7 +49,16 @@ def main(words: list[str]) -> None:
         print(record)
 
 
-def chosen(records: list[AnyRecord], store: Store, text: str, seed: int, results: str) -> tuple[NetworkRecord, Path]:
+def verdicts(records: list[AnyRecord]) -> dict[str, ChecksRecord]:
+    """Key of a training -> the checks of its network."""
+    checks = {one.evaluation_key: one for one in records if isinstance(one, ChecksRecord)}
+    evaluations = [one for one in records if isinstance(one, EvaluationRecord)]
+    return {one.training_key: checks[one.key] for one in evaluations if one.key in checks}
+
+
+def chosen(
+    records: list[AnyRecord], store: Store, text: str, seed: int, results: str, checked: dict[str, ChecksRecord]
+) -> tuple[NetworkRecord, Path]:
     """The record of a network to be published, and the file of its weights."""
     name, _, cell = text.partition("=")
     framework, defence, variant = (*cell.split(":"), "", "")[:3]
@@ -55,12 +66,10 @@ def chosen(records: list[AnyRecord], store: Store, text: str, seed: int, results
     here = [
         one
         for one in records
-        if isinstance(one, (TrainingRecord, EvaluationRecord, ChecksRecord))
-        and (one.framework, one.defence, one.variant, one.seed) == wanted
+        if isinstance(one, (TrainingRecord, EvaluationRecord)) and (one.framework, one.defence, one.variant, one.seed) == wanted
     ]
     trainings = [one for one in here if isinstance(one, TrainingRecord) and one.status == "done"]
     evaluations = [one for one in here if isinstance(one, EvaluationRecord)]
-    checks = [one for one in here if isinstance(one, ChecksRecord)]
     if not name or len(trainings) != 1 or len(evaluations) != 1:
         raise ValueError(f"{text!r} must be NAME=FRAMEWORK:DEFENCE[:VARIANT] with one training and one evaluation in {results}")
     (training,), (evaluation,) = trainings, evaluations
@@ -70,7 +79,7 @@ def chosen(records: list[AnyRecord], store: Store, text: str, seed: int, results
         raise ValueError(
             f"{store.home} must hold the weights of the very training in {results}, which it does not for {text!r}"
         )
-    weights = store.home / own.weights
+    weights, checks = store.home / own.weights, checked.get(training.key)
     record = NetworkRecord(
         name=name,
         file=name + ".".join(["", *weights.name.split(".")[1:]]),
@@ -79,7 +88,7 @@ def chosen(records: list[AnyRecord], store: Store, text: str, seed: int, results
         results=results,
         training_key=training.key,
         evaluation_key=evaluation.key,
-        checks_key=checks[0].key if checks else None,
+        checks_key=checks.key if checks else None,
         problem=training.problem,
         network=training.network,
         framework=framework,
@@ -98,7 +107,7 @@ def chosen(records: list[AnyRecord], store: Store, text: str, seed: int, results
         robust=evaluation.robust,
         certified=evaluation.certified,
         certified_reason=evaluation.certified_reason,
-        verdict=checks[0].verdict if checks else None,
+        verdict=checks.verdict if checks else None,
         provenance=training.provenance,
     )
     return record, weights

@@ -17,14 +17,11 @@ HEADLINE = {
     "mnist-0.1-silu": "MNIST, CNN with SiLU",
     "mnist-0.1": "MNIST, CNN with ReLU",
     "mnist-0.3-large": "MNIST, larger CNN with ReLU",
-    "cifar10-8-255": "CIFAR-10, CNN with SiLU",
-    "cifar10-8-255-converged": "the same, 30 epochs of all images",
+    "cifar10-8-255": "CIFAR-10 (JPEG copy, 20,000 images), CNN with SiLU",
+    "cifar10-8-255-converged": "CIFAR-10 (JPEG copy, all images, 30 epochs), same CNN",
 }
-# Plan, defence and variant of the evaluations that the README prints, at the first seed.
-PRINTED = {
-    "AdversarialTrainerMadryPGD, 6 epochs": ("mnist-0.1", RIVAL, ""),
-    "EntropicTrainer, 24 epochs": ("mnist-0.1", "entropic", "in MadryPGD's time"),
-}
+# The snippets of `benchmarks/readme.py`.
+PRINTED = {"adversarial": "AdversarialTrainerMadryPGD", "entropic": "EntropicTrainer"}
 FRESH = "The same networks as above, on held-out test points: nobody looked at them while choosing settings."
 LONGER = "Four times the epochs, to see what each defence reaches with them. One seed."
 # In this order, each with what a reader should know before the numbers.

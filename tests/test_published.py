@@ -26,7 +26,8 @@ def tables():
 def test_pages_are_made_from_the_records(tables):
     found = tables.load()
     assert tables.PAGE.read_text(encoding="utf-8") == tables.benchmarks(found)
-    assert tables.headline(found) in (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert tables.headline(found) in page and tables.printed() in page
     assert tables.costs() in (ROOT / "docs" / "measures.md").read_text(encoding="utf-8")
     page = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
     blocks = [tables.layers(measure) for measure in ("rivals", "noise", "interval")]

@@ -88,6 +88,7 @@ class NetworkRecord(Record, frozen=True, kw_only=True):
             f"{self.name}: {DEFENCES[self.defence].title}{measure}{variant}, {FRAMEWORKS[self.framework].title}, network "
             f"{self.network!r} of {PROBLEMS[self.problem].title}, {self.nb_epochs} epochs on {self.n_train} points, seed "
             f"{self.seed}. L{self.norm} eps {self.eps:g}, battery {self.battery!r}, n = {self.robust.n}: {told}"
+            + (f". Verdict: {self.verdict}" if self.verdict else "")
         )
 
 
@@ -172,7 +173,7 @@ def weights_of(record: NetworkRecord) -> Path:
     where = f"names folder {home!r}, which has no such file" if home else "is not set"
     raise NetworkNotFoundError(
         f"the weights of {record.name!r} are not part of the package, and {NETWORKS_FOLDER} {where}; set it to a folder "
-        f"that holds {record.file}, such as results/networks of this project's repository, or to the URL of one"
+        f"that holds {record.file}, such as results/networks of a checkout, or to the URL of one"
     )
 
 
