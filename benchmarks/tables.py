@@ -62,8 +62,8 @@ epoch, or with `keep = "best"` in the plan the one that was best under PGD on he
 else could not be made equal.
 
 **Seconds** are of the training alone, with one thread on one core. "At a glance" and "Equal time" take ratios of seconds from
-`python benchmarks/training_cost.py` where it was run for the network, with nothing else running. The sections take them from the
-trainings themselves.
+`python benchmarks/training_cost.py` where it was run for the network, with nothing else running. The sections take them from
+the trainings themselves.
 
 **Differences from MadryPGD** are paired: computed on the same points, with a 95 % bootstrap interval over the points, and over
 the seeds that both have. Older records do not hold the result of each point, so they have no paired difference.
