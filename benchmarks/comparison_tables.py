@@ -176,8 +176,7 @@ def printed() -> str:
     lines = ["```"]
     for snippet, title in PRINTED.items():
         if snippet in found:
-            record = found[snippet]
-            lines += [f"# {title}, {record.values['training_s']:.0f} s of training", str(record.settings["printed"])]
+            lines += [f"# {title}", str(found[snippet].settings["printed"])]
     return "\n".join([*lines, "```"])
 
 

@@ -21,7 +21,7 @@ HEADLINE = {
     "cifar10-8-255-converged": "CIFAR-10 (JPEG copy, all images, 30 epochs), same CNN",
 }
 # The snippets of `benchmarks/readme.py`.
-PRINTED = {"adversarial": "AdversarialTrainerMadryPGD", "entropic": "EntropicTrainer"}
+PRINTED = {"adversarial": "AdversarialTrainerMadryPGD, 6 epochs", "entropic": "EntropicTrainer, 24 epochs"}
 FRESH = "The same networks as above, on held-out test points: nobody looked at them while choosing settings."
 LONGER = "Four times the epochs, to see what each defence reaches with them. One seed."
 # In this order, each with what a reader should know before the numbers.
