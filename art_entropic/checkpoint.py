@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from art_entropic.ops import Array
 from art_entropic.records import Epoch
 
 CHECKPOINT_SCHEMA = 1
+# What NumPy, zip and JSON raise for a damaged file, depending on the place.
+DAMAGES = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, SyntaxError, tokenize.TokenError, MemoryError)
 # What held for checkpoints from before there was a choice, which do not mention it.
 _BEFORE = {"label_smoothing": 0.0, "norm": "inf"}
 
@@ -135,20 +138,22 @@ def read_checkpoint(path: Path) -> Retraining:
         raise ValueError(f"{path} is damaged, or not a checkpoint of EntropicTrainer")
     try:
         with np.load(path, allow_pickle=False) as file:
-            if "about" not in file:
-                raise ValueError(f"{path} is not a checkpoint of EntropicTrainer")
-            about = json.loads(str(file["about"]))
-            if about.get("schema") != CHECKPOINT_SCHEMA:
-                raise ValueError(
-                    f"{path} is a checkpoint of schema {about.get('schema')!r}, this version reads {CHECKPOINT_SCHEMA}"
-                )
-            for key in file.files:
-                part, _, name = key.partition("/")
-                if part in parts:
-                    parts[part][name] = file[key]
+            held = {key: file[key] for key in file.files}
         # Python's JSON knows infinity, which the best loss is before there was one.
+        about = json.loads(str(held.pop("about"))) if "about" in held else None
+    except DAMAGES as error:
+        raise ValueError(f"{path} is damaged, or not a checkpoint of EntropicTrainer: {error}") from error
+    if not isinstance(about, dict):
+        raise ValueError(f"{path} is not a checkpoint of EntropicTrainer")
+    if about.get("schema") != CHECKPOINT_SCHEMA:
+        raise ValueError(f"{path} is a checkpoint of schema {about.get('schema')!r}, this version reads {CHECKPOINT_SCHEMA}")
+    for key, array in held.items():
+        part, _, name = key.partition("/")
+        if part in parts:
+            parts[part][name] = array
+    try:
         return _retraining(msgspec.convert(about, _About), parts)
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, json.JSONDecodeError, msgspec.ValidationError) as error:
+    except (KeyError, msgspec.ValidationError) as error:
         raise ValueError(f"{path} is damaged, or not a checkpoint of EntropicTrainer: {error}") from error
 
 
