@@ -17,6 +17,7 @@ from art_entropic.records import SCHEMA, Accuracy, Provenance, Record, Setting
 
 NETWORKS_FOLDER = "ART_ENTROPIC_NETWORKS"  # a folder, or the URL of one
 PACKAGED = Path(__file__).parent.parent / "networks"
+CHECKOUT = PACKAGED.parent.parent / "results" / "networks"  # where the package is run from its repository
 INDEX = "index.jsonl"
 
 
@@ -110,9 +111,9 @@ def network_record(name: str) -> NetworkRecord:
 def load_network(name: str, framework: str | None = None, device: str | None = None) -> Any:
     """A published network as an ART classifier, trained and ready: for ART's attacks, `evaluate`, or further retraining.
 
-    Small networks are part of the package. The weights of the others are looked for where the environment variable
-    ART_ENTROPIC_NETWORKS points: a folder, or the URL of one, whose files are then kept in a cache. Every file is checked by
-    its SHA-256, and none is read in a way that could run code.
+    Small networks are part of the package, and a checkout of the repository has them all. Else the weights are looked for where
+    the environment variable ART_ENTROPIC_NETWORKS points: a folder, or the URL of one, whose files are then kept in a cache.
+    Every file is checked by its SHA-256, and none is read in a way that could run code.
 
     Args:
         name: see `list_networks`.
@@ -157,15 +158,16 @@ def built(record: NetworkRecord, weights: Path, framework: str | None = None, de
 
 
 def weights_of(record: NetworkRecord) -> Path:
-    """The file of its weights, checked: of the package, else of the folder or URL that ART_ENTROPIC_NETWORKS names.
+    """The file of its weights, checked: of the package, of its repository, of what ART_ENTROPIC_NETWORKS names.
 
     Raises:
         NetworkNotFoundError: neither has it.
         ValueError: it has, but with another content.
     """
     home = os.environ.get(NETWORKS_FOLDER, "")
-    if (PACKAGED / record.file).is_file():
-        return _with_hash(PACKAGED / record.file, record)
+    for folder in (PACKAGED, CHECKOUT):
+        if (folder / record.file).is_file():
+            return _with_hash(folder / record.file, record)
     if "://" in home:
         return _fetched(f"{home.rstrip('/')}/{record.file}", record)
     if home and (Path(home) / record.file).is_file():

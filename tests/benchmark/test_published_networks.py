@@ -76,6 +76,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copyfile(PACKAGED / INDEX, package / INDEX)
     shutil.copyfile(PACKAGED / "digits-entropic.pt", folder / "digits-entropic.pt")
     monkeypatch.setattr(published_networks, "PACKAGED", package)
+    monkeypatch.setattr(published_networks, "CHECKOUT", package)
     monkeypatch.delenv("ART_ENTROPIC_NETWORKS", raising=False)
     return folder
 
