@@ -17,8 +17,7 @@ HEADLINE = {
     "mnist-0.1-silu": "MNIST, CNN with SiLU",
     "mnist-0.1": "MNIST, CNN with ReLU",
     "mnist-0.3-large": "MNIST, larger CNN with ReLU",
-    "cifar10-8-255": "CIFAR-10 (JPEG copy, 20,000 images), CNN with SiLU",
-    "cifar10-8-255-converged": "CIFAR-10 (JPEG copy, all images, 30 epochs), same CNN",
+    "cifar10-8-255-converged": "CIFAR-10 (JPEG copy), CNN with SiLU, 30 epochs",
 }
 # The snippets of `benchmarks/readme.py`.
 PRINTED = {"adversarial": "AdversarialTrainerMadryPGD, 6 epochs", "entropic": "EntropicTrainer, 24 epochs"}
