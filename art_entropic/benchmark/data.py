@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from art_entropic.backends.registry import FRAMEWORKS
+from art_entropic.benchmark.downloads import NotReachedError, fetched, folder_state
 
 DATA_FOLDER = "ART_ENTROPIC_DATA"
 CLIP_VALUES = (0.0, 1.0)
@@ -199,8 +200,7 @@ def _required(name: str, source: str) -> Path:
     """
     path = _local(name)
     if path is None:
-        folder = os.environ.get(DATA_FOLDER)
-        where = f"names folder {folder!r}, which has no such file" if folder else "is not set"
+        where = folder_state(DATA_FOLDER)
         raise DataNotFoundError(
             f"{name} not found: {DATA_FOLDER} {where}; set it to a folder that holds {name}, made of {source}"
         )
@@ -208,25 +208,16 @@ def _required(name: str, source: str) -> Path:
 
 
 def _download(url: str, sha256: str, name: str, also: str = "") -> Path:
-    folder = os.environ.get(DATA_FOLDER)
-    where = f"names folder {folder!r}, which has no such file" if folder else "is not set"
-    wish = f"set {DATA_FOLDER} to a folder that holds {also}{name}"
+    where, wish = folder_state(DATA_FOLDER), f"set {DATA_FOLDER} to a folder that holds {also}{name}"
     try:
-        import pooch
+        return fetched(url, sha256, name)
     except ImportError as error:
         raise DataNotFoundError(
             f"{name} not found: {DATA_FOLDER} {where}, and pooch, which would download it, is not installed; "
             f"{wish}, or pip install pooch"
         ) from error
-    cache = pooch.os_cache("art-entropic")
-    try:
-        return Path(pooch.retrieve(url, known_hash=f"sha256:{sha256}", fname=name, path=cache))
-    except OSError as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise DataNotFoundError(
-            f"{also}{name} not found: {DATA_FOLDER} {where}, {cache} has no copy, "
-            f"and {url} could not be reached ({reason}); {wish}"
-        ) from error
+    except NotReachedError as error:
+        raise DataNotFoundError(f"{also}{name} not found: {DATA_FOLDER} {where}, {error}; {wish}") from error
 
 
 # What NumPy, Pillow and Python's archives raise over bytes or arrays of another kind than they expect.

@@ -11,6 +11,7 @@ import msgspec
 from art_entropic._validate import choice
 from art_entropic.backends.registry import FRAMEWORKS, load_weights, move_to
 from art_entropic.benchmark.defences import DEFENCES
+from art_entropic.benchmark.downloads import NotReachedError, fetched, folder_state
 from art_entropic.benchmark.problems import PROBLEMS, build_classifier, to_pytorch
 from art_entropic.benchmark.store import file_sha256
 from art_entropic.records import SCHEMA, Accuracy, Provenance, Record, Setting
@@ -172,10 +173,9 @@ def weights_of(record: NetworkRecord) -> Path:
         return _fetched(f"{home.rstrip('/')}/{record.file}", record)
     if home and (Path(home) / record.file).is_file():
         return _with_hash(Path(home) / record.file, record)
-    where = f"names folder {home!r}, which has no such file" if home else "is not set"
     raise NetworkNotFoundError(
-        f"the weights of {record.name!r} are not part of the package, and {NETWORKS_FOLDER} {where}; set it to a folder "
-        f"that holds {record.file}, such as results/networks of a checkout, or to the URL of one"
+        f"the weights of {record.name!r} are not part of the package, and {NETWORKS_FOLDER} {folder_state(NETWORKS_FOLDER)}; "
+        f"set it to a folder that holds {record.file}, such as results/networks of a checkout, or to the URL of one"
     )
 
 
@@ -213,17 +213,12 @@ def _with_hash(path: Path, record: NetworkRecord) -> Path:
 
 
 def _fetched(url: str, record: NetworkRecord) -> Path:
-    import pooch
-
-    cache = pooch.os_cache("art-entropic")
     try:
-        path = Path(pooch.retrieve(url, known_hash=f"sha256:{record.sha256}", fname=record.file, path=cache))
-    except OSError as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        return fetched(url, record.sha256, record.file)
+    except NotReachedError as error:
         raise NetworkNotFoundError(
-            f"the weights of {record.name!r} are not here: {cache} has no copy, and {url} could not be reached ({reason}); "
-            f"{NETWORKS_FOLDER} may also name a folder that holds {record.file}"
+            f"the weights of {record.name!r} are not here: {error}; {NETWORKS_FOLDER} may also name a folder that holds "
+            f"{record.file}"
         ) from error
     except ValueError as error:
         raise ValueError(f"{url} must be the published weights of {record.name!r}: {error}") from error
-    return path
