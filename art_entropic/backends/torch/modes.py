@@ -70,7 +70,7 @@ class BatchStatistics(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.batch_norm:
-            asked = dict(zip(_BATCH_NORM, args, strict=False)) | (kwargs or {})
+            asked = _asked(args, kwargs)
             use, x = self._uses.of(asked), asked["input"]
             if asked.get("training", False):
                 axes = [axis for axis in range(x.ndim) if axis != 1]
@@ -90,12 +90,17 @@ class _Standardised(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.batch_norm:
-            asked = dict(zip(_BATCH_NORM, args, strict=False)) | (kwargs or {})
+            asked = _asked(args, kwargs)
             statistics = self._statistics.get(self._uses.of(asked))
             if statistics is not None:
                 asked |= {"running_mean": statistics[0], "running_var": statistics[1], "training": False}
                 return _standardised(**asked)
         return func(*args, **(kwargs or {}))
+
+
+def _asked(args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call of `F.batch_norm` by name."""
+    return dict(zip(_BATCH_NORM, args, strict=False)) | (kwargs or {})
 
 
 class _Uses:
