@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from published import COMPARISONS, HEADLINE, PLANS, PRINTED, RESULTS, RIVAL, ROOT, measurements
+from published import ALL, COMPARISONS, HEADLINE, PLANS, PRINTED, RESULTS, RIVAL, ROOT, measurements
 
 from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.benchmark.defences import DEFENCES
@@ -126,22 +128,42 @@ def absent(section: Section) -> str:
     return " ".join(f"{row.remark}." for row in section.rows if not row.robust and not row.diverged and row.remark)
 
 
-def origin(name: str) -> str:
-    """Where the numbers of a table come from."""
-    records = [record for record in read_records(RESULTS / f"{name}.jsonl") if isinstance(record, TrainingRecord)]
-    machines = dict.fromkeys(_machine(record.provenance) for record in records)
-    return (
-        f"Records: [results/{name}.jsonl](../results/{name}.jsonl); {'; and '.join(machines)}. Again: "
-        f"`art-entropic benchmark --plan benchmarks/plans/{name}.toml --results results/{name}.jsonl`"
-    )
+def origin(*names: str) -> str:
+    """Where the numbers of a table come from: record files, machines, data, and software where it is not the usual."""
+    sources = [source for name in names for source in _sources(name)]
+    machines = dict.fromkeys(_machine(source) for source in sources)
+    data = dict.fromkeys(source.data_sha256[:12] for source in sources)
+    others = dict.fromkeys(one for source in sources for one in sorted(_software(source) - set(usual_software())))
+    told = [
+        ", ".join(f"[results/{name}.jsonl](../results/{name}.jsonl)" for name in names),
+        " and ".join(machines),
+        f"data SHA-256 {', '.join(data)}",
+        *([f"with {', '.join(' '.join(one) for one in others)}"] if others else []),
+    ]
+    return f"Records: {'; '.join(told)}."
+
+
+def _sources(name: str) -> list[Provenance]:
+    records = read_records(RESULTS / f"{name}.jsonl")
+    return [record.provenance for record in records if isinstance(record, TrainingRecord)]
 
 
 def _machine(source: Provenance) -> str:
-    versions = ", ".join(f"{package} {version}" for package, version in source.versions.items())
-    return (
-        f"{source.processor}, cores used: {source.cores}, Python {source.python}, {versions}, "
-        f"data SHA-256 {source.data_sha256[:12]}"
+    return f"{source.processor} ({source.cores} core{'s' * (source.cores > 1)})"
+
+
+def _software(source: Provenance) -> set[tuple[str, str]]:
+    return {("Python", source.python), *source.versions.items()}
+
+
+@functools.cache
+def usual_software() -> tuple[tuple[str, str], ...]:
+    """The version of each package that most of the published trainings ran with, the packages by name."""
+    found = Counter(
+        one for name in ALL if (RESULTS / f"{name}.jsonl").exists() for source in _sources(name) for one in _software(source)
     )
+    most = dict(sorted(found, key=found.__getitem__))
+    return tuple(sorted(most.items(), key=lambda one: one[0].lower()))
 
 
 # ------------------------------------------------------------------------------------------------------------- headline

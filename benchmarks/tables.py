@@ -10,7 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import networks as of_networks
-from comparison_tables import FIGURE, ablation, comparison, figure, heading, headline, origin, overview, printed, unrun
+from comparison_tables import (
+    FIGURE,
+    ablation,
+    comparison,
+    figure,
+    heading,
+    headline,
+    origin,
+    overview,
+    printed,
+    unrun,
+    usual_software,
+)
 from cost_tables import (
     across_frameworks,
     certificates,
@@ -73,6 +85,9 @@ the same points. ART's trainers run with their papers' settings and one learning
 lead of a few points may come from it. Our settings were chosen with seed 0, which at MNIST 0.3 is our best of three by far.
 Where a table has one seed, another may be worse."""
 
+AGAIN_TOLD = """**Again.** Each table names its files of records. To run the table of results/NAME.jsonl again: `art-entropic
+benchmark --plan benchmarks/plans/NAME.toml --results results/NAME.jsonl`. Unless a table says otherwise the software was
+{software}."""
 EQUAL_TIME_TOLD = """An epoch of entropic retraining takes a fifth to a third of MadryPGD's seconds. The rows "in MadryPGD's
 time" spend the difference on more epochs. FBF costs about as much as ours. The ratios of seconds come from `python
 benchmarks/training_cost.py`, with one thread and nothing else running, if it was run for the network. Otherwise they come from
@@ -99,6 +114,7 @@ def benchmarks(tables: dict[str, Section]) -> str:
     """The whole of docs/benchmarks.md."""
     parts = [
         INTRODUCTION,
+        AGAIN_TOLD.format(software=", ".join(" ".join(one) for one in usual_software())),
         "## At a glance",
         overview(tables),
         f"![Robust accuracy against training seconds]({FIGURE.name})",
@@ -116,14 +132,15 @@ def benchmarks(tables: dict[str, Section]) -> str:
         {name: tables[one] for name, one in zip(STRONG, names, strict=True) if one in tables} for names in (AUTOATTACK, FULL)
     )
     parts += ["## Under the strongest attacks", STRONG_TOLD, strongest(autoattack, full)]
-    parts += [origin(name) for name in (*AUTOATTACK, *FULL) if name in tables]
+    parts += [origin(*chosen_tables(tables, (*AUTOATTACK, *FULL)))]
     parts += ["## Equal time", EQUAL_TIME_TOLD, equal_time(chosen_tables(tables, EQUAL_TIME)), COSTS_TOLD, training_costs()]
     broad = chosen_tables(tables, BREADTH)
     if broad:
         parts += ["## Other data, other networks", BREADTH_TOLD, breadth_sentence(broad), breadth(broad)]
-        parts += [origin(name) for name in broad]
-    parts += ["## Beside published certified training", LONG_TOLD, certified_training(chosen_tables(tables, LONG))]
-    parts += [origin(name) for name in LONG if name in tables]
+        parts += [origin(*broad)]
+    long = chosen_tables(tables, LONG)
+    parts += ["## Beside published certified training", LONG_TOLD, certified_training(long)]
+    parts += [origin(*long)] if long else []
     parts += ["## Ablation", "Each row changes the default settings of a measure. All start from the same natural weights."]
     for name, told in ABLATIONS.items():
         if name in tables:
