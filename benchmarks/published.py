@@ -73,6 +73,7 @@ ABLATIONS = {
     "ablation-silu": "The same with SiLU in place of ReLU.",
     "ablation-batchnorm": "The same with BatchNorm after each convolution.",
     "ablation-channel": "The first-order measure where it works best, SiLU and Linf 0.1.",
+    "ablation-channel-cifar10": "What the information term adds to the first-order worst case, on colour images.",
     "ablation-channel-gtsrb": "The first-order measure on a residual network with BatchNorm and 43 classes, after five epochs.",
     "ablation-channel-relu": "Both measures on a ReLU network, Linf 0.1.",
     "ablation-cifar10-relu": "Both measures, the smooth twin (SiLU for ReLU) and MadryPGD: colour images, a ReLU network.",
