@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -25,6 +24,7 @@ from art_entropic.report.tables import FRAMEWORK, SHARES, Fact, seconds_cell, ta
 FIGURE = ROOT / "docs" / "results.png"
 FBF = "fbf"
 MEASURED = "pytorch"  # the framework of `benchmarks/training_cost.py`
+PAIRED_TOLD = "Differences are paired, with 95 % intervals over the points: one that holds 0 may be chance."
 PANELS = ("mnist-0.1", "mnist-0.3", "cifar10-8-255-converged", "breadth-tiny-imagenet10")
 # Of a defence and its variant, in the figure.
 LABELS = {
@@ -238,7 +238,7 @@ def value_of(estimate: Estimate | None) -> str:
 
 
 def _three(row: ComparisonRow) -> str:
-    return f"{value_of(row.clean)} / **{value_of(row.robust)}** / {value_of(_proved(row))}"
+    return f"{value_of(row.clean)} / {value_of(row.robust)} / {value_of(_proved(row))}"
 
 
 def _proved(row: ComparisonRow) -> Estimate | None:
@@ -246,8 +246,10 @@ def _proved(row: ComparisonRow) -> Estimate | None:
 
 
 def _shares(row: ComparisonRow | None, best: ComparisonRow) -> str:
-    """As `_two`, the most robust in bold."""
-    return f"{value_of(row.clean)} / **{value_of(row.robust)}**" if row is not None and row is best else _two(row)
+    """As `_two`, in bold the most robust and what these points cannot tell from it."""
+    difference = None if row is None or row is best else paired(row, best)
+    level = row is best or (difference is not None and difference.high >= 0)
+    return f"{value_of(row.clean)} / **{value_of(row.robust)}**" if row is not None and level else _two(row)
 
 
 def _two(row: ComparisonRow | None) -> str:
@@ -298,8 +300,7 @@ def ablation(section: Section) -> str:
         Fact("robust, points from the default", lambda row: Entry(_difference(row, default))),
         Fact("seconds", seconds_cell),
     ]
-    noise = _noise(default) if len(section.seeds) == 1 else None
-    told = [section.caption, noise, epochs(section), busy_note(section)]
+    told = [section.caption, PAIRED_TOLD, epochs(section), busy_note(section)]
     return markdown(table_of_rows(shown_rows(section), facts, notes=[" ".join(filter(None, told))]))
 
 
@@ -308,19 +309,11 @@ def _default_of(section: Section) -> str | None:
     return next((row.defence for row in section.rows if row.variant), None)
 
 
-def _noise(default: ComparisonRow | None) -> str:
-    """How large a difference must be to say something."""
-    if default is None or default.robust is None:
-        return ""
-    share, n = default.robust.value, default.robust.n
-    points = 100 * 1.96 * math.sqrt(2 * share * (1 - share) / n)
-    return f"One seed and {n} points: differences below about {points:.0f} points are noise (95 %, two independent samples)."
-
-
 def _difference(row: ComparisonRow, default: ComparisonRow | None) -> str:
     if default is None or default.robust is None or row.robust is None or row is default:
         return NOTHING
-    return f"{100 * (row.robust.value - default.robust.value):+.1f}"
+    told = _paired(row, default)
+    return f"{100 * (row.robust.value - default.robust.value):+.1f}" if told == NOTHING else told
 
 
 # ------------------------------------------------------------------------------------------------------ around a table

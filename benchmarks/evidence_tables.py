@@ -99,7 +99,7 @@ def breadth_sentence(tables: dict[str, Section]) -> str:
                 above += ours.robust.value > fbf.robust.value
     return (
         f"Entropic retraining is within 3 points of MadryPGD's robust accuracy, or above it, in {near} of {against} lines, and "
-        f"above FBF, which costs about as much, in {above} of {beside}."
+        f"above FBF, which costs a little less, in {above} of {beside}."
     )
 
 
@@ -111,7 +111,7 @@ def strongest(under_autoattack: dict[str, Section], under_all: dict[str, Section
     lines = []
     for name, section in under_autoattack.items():
         for framework in section.frameworks:
-            for defence in (OURS, RIVAL):
+            for defence in (OURS, RIVAL, FBF):
                 row = row_of(section, framework, defence)
                 if row is not None:
                     everything = under_all.get(name)

@@ -27,9 +27,9 @@ LONGER = "Four times the epochs, to see what each defence reaches with them. One
 COMPARISONS = {
     "mnist-0.3": (
         "MNIST at the large radius. In two of three seeds the checks call our own network suspicious. Few gradients are left "
-        "there: PGD misses 4 % of the points that Square finds, and random noise finds 1.5 % that PGD misses. The battery "
-        "contains Square, and the certificate is a proof. So the true robust accuracy lies between the columns certified and "
-        "robust."
+        "there: of 200 points Square breaks 4.0 and 4.5 % more than PGD, and random noise breaks 1.5 % that PGD does not. The "
+        "battery contains Square, and the certificate is a proof. So the true robust accuracy lies between the columns "
+        "certified and robust."
     ),
     "mnist-0.2": "MNIST at the middle radius.",
     "mnist-0.1": "MNIST at the small radius.",
@@ -41,7 +41,10 @@ COMPARISONS = {
     "mnist-0.3-converged": LONGER,
     "mnist-0.2-converged": LONGER,
     "mnist-0.1-converged": LONGER,
-    "cifar10-8-255-converged": "All images of CIFAR-10, augmented, trained until the validation curve is flat.",
+    "cifar10-8-255-converged": (
+        "All images of CIFAR-10, mirrored and moved, 30 epochs. Each defence keeps the epoch that was best on held-out points. "
+        "Our validation loss still falls a little at the end."
+    ),
     "cifar10-2-255-converged": "The same at the small radius.",
     "cifar10-8-255-resnet": "The same with a residual network with BatchNorm.",
     "mnist-l2": "An L2 ball, for which `EntropicTrainer` chooses `channel`.",

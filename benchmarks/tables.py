@@ -66,8 +66,8 @@ do better. Points with a certificate survive by proof. They meet only the first 
 records they meet all attacks.
 
 **What is equal.** All defences of a table share these: the network (except a row "SiLU for ReLU"), the natural starting
-weights, the training points, the batch size, the optimizer (Adam) and the learning rate, which falls linearly to 0 over the
-last half of the training.
+weights, the training points (a tenth of them is held out), the batch size, the optimizer (Adam) and the learning rate, which
+falls linearly to 0 over the last half of the training.
 
 **What is not.** Our defences keep the epoch that was best on held-out points by their own loss. ART's trainers keep their last
 epoch, or with `keep = "best"` in the plan the one that was best under PGD on held-out points. The notes of each record say what
@@ -81,28 +81,29 @@ the trainings themselves.
 the seeds that both have. Older records do not hold the result of each point, so they have no paired difference.
 
 **Selection.** The settings of our defences were chosen with a look at the first 500 to 1,000 test points. These tables report
-the same points. ART's trainers run with their papers' settings and one learning rate. No interval covers this selection, and a
-lead of a few points may come from it. Our settings were chosen with seed 0, which at MNIST 0.3 is our best of three by far.
-Where a table has one seed, another may be worse."""
+the same points. ART's trainers share our learning rate and our growing eps. Their PGD takes 7 steps of eps / 4, where Madry et
+al. take 40 on MNIST. The notes of each record list every other departure from their papers. No interval covers this selection,
+and a lead of a few points may come from it. Our settings were chosen with seed 0, which at MNIST 0.3 is our best of three by
+far. Where a table has one seed, another may be worse."""
 
 AGAIN_TOLD = """**Again.** Each table names its files of records. To run the table of results/NAME.jsonl again: `art-entropic
 benchmark --plan benchmarks/plans/NAME.toml --results results/NAME.jsonl`. Unless a table says otherwise the software was
 {software}."""
-EQUAL_TIME_TOLD = """An epoch of entropic retraining takes a fifth to a third of MadryPGD's seconds. The rows "in MadryPGD's
-time" spend the difference on more epochs. FBF costs about as much as ours. The ratios of seconds come from `python
-benchmarks/training_cost.py`, with one thread and nothing else running, if it was run for the network. Otherwise they come from
-the trainings themselves."""
+EQUAL_TIME_TOLD = """An epoch of entropic retraining takes about a quarter of MadryPGD's seconds in PyTorch, and about a seventh
+in TensorFlow. The rows "in MadryPGD's time" spend the difference on more epochs. FBF costs a little less than ours. The ratios
+of seconds come from `python benchmarks/training_cost.py`, with one thread and nothing else running, if it was run for the
+network. Otherwise they come from the trainings themselves."""
 COSTS_TOLD = """The table has milliseconds per image of one epoch, with one thread and nothing else running (`python
 benchmarks/training_cost.py`). ART's MadryPGD has an overhead of its own, so a seven-step PGD loop in plain PyTorch stands
 beside it."""
 STRONG_TOLD = """The table has the same plans at seed 0, on 500 points. Every network meets the standard AutoAttack of the
-independent package torchattacks. Ours also meet the battery `full`, whose adaptive attack uses the information that our
-training keeps small. The networks were trained again for this table."""
+independent package torchattacks. Where `full` has been run, ours also meet that battery. Its adaptive attack uses the
+information that our training keeps small."""
 BREADTH_TOLD = """Each line has its own plan under [benchmarks/plans/](../benchmarks/plans). Every defence has the same epochs.
 Nothing was tuned for a line, and `EntropicTrainer` chooses its own settings. One seed."""
 LONG_TOLD = """The table shows how far certified training comes with enough epochs, suitable networks and tuning. Certificates
 of the other methods come from their own verifiers, some of which are complete. Ours come from `certify` with its best
-method."""
+method. A plan of ours that is missing here has not been run."""
 
 
 def networks() -> str:
