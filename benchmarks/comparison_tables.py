@@ -25,6 +25,10 @@ FIGURE = ROOT / "docs" / "results.png"
 FBF = "fbf"
 MEASURED = "pytorch"  # the framework of `benchmarks/training_cost.py`
 PAIRED_TOLD = "Differences are paired, with 95 % intervals over the points: one that holds 0 may be chance."
+BETAS = {
+    "ablation-channel-cifar10": "CIFAR-10, CNN with SiLU",
+    "ablation-channel-gtsrb": "traffic signs, ResNet with BatchNorm",
+}
 PANELS = ("mnist-0.1", "mnist-0.3", "cifar10-8-255-converged", "breadth-tiny-imagenet10")
 # Of a defence and its variant, in the figure.
 LABELS = {
@@ -302,6 +306,16 @@ def ablation(section: Section) -> str:
     ]
     told = [section.caption, PAIRED_TOLD, epochs(section), busy_note(section)]
     return markdown(table_of_rows(shown_rows(section), facts, notes=[" ".join(filter(None, told))]))
+
+
+def betas(tables: dict[str, Section]) -> str:
+    """Clean / robust accuracy of `channel` by its beta, one line for each data set of BETAS."""
+    lines = []
+    for name, title in BETAS.items():
+        rows = {row.variant: row for row in tables[name].rows if row.defence == "entropic_channel"} if name in tables else {}
+        found = [rows.get(variant) for variant in ("beta 0", "beta 0.2", "", "beta 1")]
+        lines.append([f"{title}, {radius_of(tables[name])}", *map(_two, found)] if rows else [title, *["not run"] * len(found)])
+    return markdown(table_of(["data, network, ball", "beta 0", "beta 0.2", "beta 0.5, the default", "beta 1"], lines))
 
 
 def _default_of(section: Section) -> str | None:

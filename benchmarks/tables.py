@@ -13,6 +13,7 @@ import networks as of_networks
 from comparison_tables import (
     FIGURE,
     ablation,
+    betas,
     comparison,
     figure,
     heading,
@@ -188,7 +189,7 @@ def main() -> None:
     blocks |= {"likeness": likeness(), "decisions": decisions()}
     fill(ROOT / "docs" / "analysis.md", blocks)
     fill(ROOT / "README.md", {"headline": headline(tables), "printed": printed()})
-    fill(ROOT / "docs" / "measures.md", {"costs": costs()})
+    fill(ROOT / "docs" / "measures.md", {"costs": costs(), "beta": betas(tables)})
     if CLAIM in tables:
         fill(ROOT / "docs" / "claim.md", {"claim": claim(tables[CLAIM]), "claim-l2": claim_l2(tables)})
     grown = {
