@@ -48,7 +48,7 @@ COMPARISONS = {
     "cifar10-2-255-converged": "The same at the small radius.",
     "cifar10-8-255-resnet": "The same with a residual network with BatchNorm.",
     "mnist-l2": "An L2 ball, for which `EntropicTrainer` chooses `channel`.",
-    "cifar10-l2": "An L2 ball on colour images.",
+    "cifar10-l2": "An L2 ball on colour images, after few epochs of few images.",
     "mnist-0.3-fresh": FRESH,
     "mnist-0.1-silu-fresh": FRESH,
     "cifar10-8-255-fresh": FRESH,
