@@ -18,6 +18,7 @@ HEADLINE = {
     "mnist-0.1": "MNIST, CNN with ReLU",
     "mnist-0.3-large": "MNIST, larger CNN with ReLU",
     "cifar10-8-255-converged": "CIFAR-10 (JPEG copy), CNN with SiLU, 30 epochs",
+    "cifar10-2-255-converged": "CIFAR-10 (JPEG copy), CNN with SiLU, 30 epochs",
 }
 # The snippets of `benchmarks/readme.py`.
 PRINTED = {"adversarial": "AdversarialTrainerMadryPGD, 6 epochs", "entropic": "EntropicTrainer, 24 epochs"}
@@ -66,7 +67,8 @@ BREADTH = (
 )  # fmt: skip
 LONG = ("mnist-0.1-long", "mnist-0.3-long")
 # The networks of the comparisons at seed 0, under AutoAttack and, ours, under the battery `full`.
-STRONG = ("mnist-0.1", "mnist-0.1-silu", "mnist-0.3-large", "cifar10-8-255-converged", "cifar10-8-255", "breadth-gtsrb")
+STRONG = ("mnist-0.1", "mnist-0.1-silu", "mnist-0.3-large", "cifar10-8-255-converged", "cifar10-2-255-converged",
+          "cifar10-8-255", "breadth-gtsrb")  # fmt: skip
 AUTOATTACK, FULL = (tuple(f"{name}-{battery}" for name in STRONG) for battery in ("autoattack", "full"))
 ABLATIONS = {
     "ablation-term": "What the entropic term adds to interval training alone (IBP mixed with the clean loss), and when.",
