@@ -147,6 +147,7 @@ def origin(*names: str) -> str:
     return f"Records: {'; '.join(told)}."
 
 
+@functools.cache
 def _sources(name: str) -> list[Provenance]:
     records = read_records(RESULTS / f"{name}.jsonl")
     return [record.provenance for record in records if isinstance(record, TrainingRecord)]
@@ -301,7 +302,7 @@ def ablation(section: Section) -> str:
     facts = [
         named("row"),
         *SHARES,
-        Fact("robust, points from the default", lambda row: Entry(_difference(row, default))),
+        Fact("robust, points from the default", lambda row: Entry(_paired(row, default))),
         Fact("seconds", seconds_cell),
     ]
     told = [section.caption, PAIRED_TOLD, epochs(section), busy_note(section)]
@@ -321,13 +322,6 @@ def betas(tables: dict[str, Section]) -> str:
 def _default_of(section: Section) -> str | None:
     """The defence that the variants change; None where there are none."""
     return next((row.defence for row in section.rows if row.variant), None)
-
-
-def _difference(row: ComparisonRow, default: ComparisonRow | None) -> str:
-    if default is None or default.robust is None or row.robust is None or row is default:
-        return NOTHING
-    told = _paired(row, default)
-    return f"{100 * (row.robust.value - default.robust.value):+.1f}" if told == NOTHING else told
 
 
 # ------------------------------------------------------------------------------------------------------ around a table

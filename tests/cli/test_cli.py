@@ -227,7 +227,10 @@ def assert_one_line(outcome: tuple[int, str, str], *wanted: str) -> None:
         (["evaluate", "--estimator", "my_pytorch:make", "--data", "none.npz", "--eps", "0.1"], "none.npz"),
         (["evaluate", "--estimator", "my_pytorch:make", "--eps", "0.1"], "given with --data and --eps, got it without --data"),
         (["train", "--estimator", "my_pytorch:make"], "given with --data and --eps, got it without --data and --eps"),
-        (["evaluate", "--network", "magic"], "'digits-entropic', 'digits-"),
+        (
+            ["evaluate", "--network", "magic"],
+            f"`network` must be one of {', '.join(map(repr, art_entropic.list_networks()))}, got",
+        ),
         (["evaluate", "--network", "digits-natural", "--estimator", "my_pytorch:make"], "not allowed with argument"),
         (
             ["evaluate", "--network", "digits-natural", "--data", "data.npz"],
