@@ -380,11 +380,13 @@ def figure(tables: dict[str, Section]) -> None:
             axes.errorbar(times, value, yerr=[[max(0.0, value - low)], [max(0.0, high - value)]], color=tint, lw=0.8)
             axes.scatter(times, value, s=70 if row.ours else 36, color=tint, marker="*" if row.ours else "o")
             weight = "bold" if row.ours else "normal"
+            # On the right of FBF, which is a little faster, stands our own bar.
+            place, side = (times / 1.16, "right") if row.defence == FBF else (1.16 * times, "left")
             axes.text(
-                1.16 * times, height, LABELS[row.defence, row.variant], fontsize=8.5, color=tint, weight=weight, va="center"
+                place, height, LABELS[row.defence, row.variant], fontsize=8.5, color=tint, weight=weight, va="center", ha=side
             )
         axes.set_title(f"{section.name or section.problem}\n{radius_of(section)}", fontsize=10)
-        axes.set(xlabel="training time, in MadryPGD's", xscale="log", xlim=(0.13, 5.0))
+        axes.set(xlabel="training time, in MadryPGD's", xscale="log", xlim=(0.1, 5.0))
         axes.set_ylim(min(lows) - room, max(highs) + 2 * room)
         axes.xaxis.set_major_locator(FixedLocator([0.2, 0.5, 1, 2]))
         axes.xaxis.set_minor_locator(NullLocator())
