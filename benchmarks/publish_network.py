@@ -25,6 +25,7 @@ from art_entropic.benchmark.data import for_framework
 from art_entropic.benchmark.problems import load_data
 from art_entropic.benchmark.published_networks import INDEX, PACKAGED, NetworkRecord, built, read_index, write_index
 from art_entropic.benchmark.store import Store, as_published, file_sha256
+from art_entropic.evaluation.checks import retold
 from art_entropic.records import AnyRecord, ChecksRecord, EvaluationRecord, TrainingRecord, read_records
 
 LARGE = RESULTS / "networks"
@@ -107,7 +108,7 @@ def chosen(
         robust=evaluation.robust,
         certified=evaluation.certified,
         certified_reason=evaluation.certified_reason,
-        verdict=checks.verdict if checks else None,
+        verdict=retold(checks.verdict, checks.checks) if checks else None,
         provenance=training.provenance,
     )
     return record, weights

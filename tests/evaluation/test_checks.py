@@ -47,7 +47,7 @@ def test_an_adversarially_trained_network_is_left_in_peace(framework, make_class
     assert list(seen) == list(CHECKS)
     # An image of 6 x 6 is too small for none of them but those that say so.
     assert {name for name, one in seen.items() if one != "pass"} == set(), result.checks
-    assert result.verdict == f"no symptom found in {len(CHECKS)} of {len(CHECKS)} checks"
+    assert result.verdict == f"no symptom found (all {len(CHECKS)} checks passed)"
     assert "upper bound" in str(result)
     x, y = points(framework, n=60, seed=1)
     later = check_evaluation(classifier, x, y, result.survived, EPS, transfer_from={"natural": natural})
@@ -208,7 +208,7 @@ def check(name, alarm="pass", value=0.06):
 @pytest.mark.parametrize(
     ("robust", "statuses", "expected"),
     [
-        (60, {"one_step": "pass", "random": "skipped"}, "no symptom found in 1 of 13 checks"),
+        (60, {"one_step": "pass", "random": "skipped"}, "no symptom found (1 check passed, 12 skipped)"),
         (
             60,
             {"one_step": "flag", "bounds": "fail"},
@@ -240,6 +240,8 @@ def test_a_verdict_of_a_record_says_what_was_seen_where_the_record_holds_it():
     assert retold(old, [check("black_box", "flag")]) == said
     assert retold(said, [check("black_box", "flag")]) == said
     assert retold(old, [check("black_box", "flag", value=None)]) == retold(old, []) == old
+    assert retold("no symptom found in 12 of 13 checks", []) == "no symptom found (12 checks passed, 1 skipped)"
+    assert retold("no symptom found in 13 of 13 checks", []) == "no symptom found (all 13 checks passed)"
 
 
 def test_a_check_that_cannot_run_says_why(make_classifier, points, framework):
