@@ -12,12 +12,13 @@ ROOT = Path(__file__).parent.parent
 RESULTS, PLANS = ROOT / "results", ROOT / "benchmarks" / "plans"
 RIVAL = "madry_pgd"
 MODELS = (NATURAL, RIVAL, "entropic")  # whose information is read
-# The rows of the README's table, at most five: what the method is good for and what it is not.
+# The rows of the README's table, at most six: what the method is good for and what it is not.
 HEADLINE = {
     "mnist-0.1-silu": "MNIST, CNN with SiLU",
     "mnist-0.1": "MNIST, CNN with ReLU",
     "mnist-0.3-large": "MNIST, larger CNN with ReLU",
     "cifar10-8-255-converged": "CIFAR-10 (JPEG copy), CNN with SiLU, 30 epochs",
+    "cifar10-8-255-resnet": "CIFAR-10 (JPEG copy), ResNet with SiLU and BatchNorm, 30 epochs",
     "cifar10-2-255-converged": "CIFAR-10 (JPEG copy), CNN with SiLU, 30 epochs",
 }
 # The snippets of `benchmarks/readme.py`.
@@ -68,7 +69,7 @@ BREADTH = (
 LONG = ("mnist-0.1-long", "mnist-0.3-long")
 # The networks of the comparisons at seed 0, under AutoAttack and, ours, under the battery `full`.
 STRONG = ("mnist-0.1", "mnist-0.1-silu", "mnist-0.3-large", "cifar10-8-255-converged", "cifar10-2-255-converged",
-          "cifar10-8-255", "breadth-gtsrb")  # fmt: skip
+          "cifar10-8-255-resnet", "cifar10-8-255", "breadth-gtsrb")  # fmt: skip
 AUTOATTACK, FULL = (tuple(f"{name}-{battery}" for name in STRONG) for battery in ("autoattack", "full"))
 ABLATIONS = {
     "ablation-term": "What the entropic term adds to interval training alone (IBP mixed with the clean loss), and when.",
@@ -79,6 +80,7 @@ ABLATIONS = {
     "ablation-batchnorm": "The same with BatchNorm after each convolution.",
     "ablation-channel": "The first-order measure where it works best, SiLU and Linf 0.1.",
     "ablation-channel-cifar10": "What the information term adds to the first-order worst case, on colour images.",
+    "ablation-channel-cifar10-2-255": "The weight of the first-order worst case at the small radius.",
     "ablation-channel-gtsrb": "The first-order measure on a residual network with BatchNorm and 43 classes, after five epochs.",
     "ablation-channel-relu": "Both measures on a ReLU network, Linf 0.1.",
     "ablation-cifar10-relu": "Both measures, the smooth twin (SiLU for ReLU) and MadryPGD: colour images, a ReLU network.",
