@@ -80,7 +80,7 @@ class ComparisonRow:
     training: TrainingRecord | None = None
     busy: int = 0  # of its trainings, those during which others used the machine
     crowded: int = 0  # and those during which they used so much that its seconds are not compared
-    machines: frozenset[tuple[str, int, str | None]] = frozenset()  # processor, cores and device of its trainings
+    machines: frozenset[tuple[str, str, int, str | None]] = frozenset()  # processor, system, cores and device of its trainings
     diverged: bool = False  # in every seed
     verdicts: tuple[tuple[int, str], ...] = ()  # of the sanity checks, one a seed, behind the seed
     checks: tuple[CheckOutcome, ...] = ()  # of all seeds
@@ -485,9 +485,10 @@ def _comparable(runs: Sequence[TrainingRecord], others: Sequence[TrainingRecord]
     return not _count_above(CROWDED, [*runs, *others]) and _machines(runs) == _machines(others)
 
 
-def _machines(runs: Sequence[TrainingRecord]) -> frozenset[tuple[str, int, str | None]]:
+def _machines(runs: Sequence[TrainingRecord]) -> frozenset[tuple[str, str, int, str | None]]:
+    """What tells machines apart; the name of a processor alone may stand for several generations, one twice as fast."""
     sources = [run.provenance for run in runs]
-    return frozenset((source.processor, source.cores, source.device) for source in sources)
+    return frozenset((source.processor, source.platform, source.cores, source.device) for source in sources)
 
 
 def _count_above(share: float, runs: Sequence[TrainingRecord]) -> int:

@@ -301,7 +301,9 @@ def test_seconds_are_not_compared_where_others_used_a_quarter_of_the_machine(cro
     assert any("1 training ran on a busy machine: its seconds are not compared." in note for note in notes)
 
 
-@pytest.mark.parametrize("change", [{"processor": "another"}, {"cores": 64}, {"device": "cuda:0 (another)"}])
+@pytest.mark.parametrize(
+    "change", [{"processor": "another"}, {"platform": "Linux-another"}, {"cores": 64}, {"device": "cuda:0 (another)"}]
+)
 def test_seconds_of_two_machines_are_not_compared(change: dict[str, Any]) -> None:
     elsewhere = msgspec.structs.replace(PROVENANCE, **change)
     records: list[AnyRecord] = []
