@@ -14,6 +14,7 @@ from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.benchmark.defences import DEFENCES
 from art_entropic.benchmark.plan import read_plan
 from art_entropic.benchmark.problems import PROBLEMS
+from art_entropic.evaluation.checks import retold
 from art_entropic.palette import NATURAL
 from art_entropic.records import Provenance, TrainingRecord, read_records
 from art_entropic.report.sections import INK, ComparisonRow, Estimate, Section, busy_note, colour, paired, percent, radius
@@ -204,8 +205,13 @@ def printed() -> str:
     lines = ["```"]
     for snippet, title in PRINTED.items():
         if snippet in found:
-            lines += [f"# {title}", str(found[snippet].settings["printed"])]
+            lines += [f"# {title}", *map(_in_words_of_today, str(found[snippet].settings["printed"]).splitlines())]
     return "\n".join([*lines, "```"])
+
+
+def _in_words_of_today(line: str) -> str:
+    name, space, words = line.partition("   ")
+    return f"{name}{space}{retold(words, [])}" if name == "verdict" else line
 
 
 def overview(tables: dict[str, Section]) -> str:
