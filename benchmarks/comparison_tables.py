@@ -205,13 +205,8 @@ def printed() -> str:
     lines = ["```"]
     for snippet, title in PRINTED.items():
         if snippet in found:
-            lines += [f"# {title}", *map(_in_words_of_today, str(found[snippet].settings["printed"]).splitlines())]
+            lines += [f"# {title}", retold(str(found[snippet].settings["printed"]), [])]
     return "\n".join([*lines, "```"])
-
-
-def _in_words_of_today(line: str) -> str:
-    name, space, words = line.partition("   ")
-    return f"{name}{space}{retold(words, [])}" if name == "verdict" else line
 
 
 def overview(tables: dict[str, Section]) -> str:

@@ -517,15 +517,14 @@ def _share(value: float) -> str:
 
 
 def retold(words: str, checks: Iterable[CheckOutcome]) -> str:
-    """A verdict of a record in the words of today.
+    """A verdict of a record, or a text that holds one, in the words of today.
 
     Older records give the titles of checks, "not so: ...", where this gives what was seen, and "no symptom found in 12 of 13
     checks", which reads as though the thirteenth had found one.
     """
     for check in alarms_of(checks):
         words = words.replace(f"not so: {check.title}", seen(check))
-    clear = re.fullmatch(r"no symptom found in (\d+) of (\d+) checks", words)
-    return _clear(int(clear[1]), int(clear[2])) if clear else words
+    return re.sub(r"no symptom found in (\d+) of (\d+) checks", lambda old: _clear(int(old[1]), int(old[2])), words)
 
 
 def _clear(passed: int, total: int) -> str:
