@@ -92,7 +92,7 @@ class Runner:
             return self._attack(task.job) if task.shard is None else self._attack_shard(task.shard)
         if isinstance(task, CheckTask):
             checks = self._check(task.job)
-            return Done(checks, f"{task.job.title}: {checks.verdict} ({checks.seconds:.1f} s of checks)")
+            return Done(checks, f"{task.job.title}: {checks.verdict}, in {checks.seconds:.1f} s of checks")
         return self._read_profile(task)
 
     def _attack(self, job: Job) -> Done:
