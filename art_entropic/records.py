@@ -317,7 +317,8 @@ class MeasurementRecord(Record, frozen=True, kw_only=True, tag="measurement", ta
     provenance: Provenance
 
 
-AnyRecord = TrainingRecord | EvaluationRecord | ChecksRecord | ProfileRecord | MeasurementRecord
+CellRecord = TrainingRecord | EvaluationRecord | ChecksRecord | ProfileRecord
+AnyRecord = CellRecord | MeasurementRecord
 _decoder = msgspec.json.Decoder(AnyRecord)
 
 

@@ -8,6 +8,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from art_entropic._validate import file_path
 from art_entropic.benchmark.cells import AttackTask, CheckTask, Job, TrainTask, hold_out, plan_jobs, profiles_of, shards_of
 from art_entropic.benchmark.costs import recorded_costs
@@ -24,7 +26,15 @@ from art_entropic.benchmark.tasks import is_done, tasks_of
 from art_entropic.benchmark.tools import TOOLS, Tools
 from art_entropic.benchmark.worker import hold_data
 from art_entropic.files import alone_in
-from art_entropic.records import AnyRecord, EvaluationRecord, MeasurementRecord, TrainingRecord, read_records
+from art_entropic.records import (
+    AnyRecord,
+    CellRecord,
+    EvaluationRecord,
+    MeasurementRecord,
+    TrainingRecord,
+    cell_of,
+    read_records,
+)
 
 
 def run_benchmark(
@@ -44,7 +54,8 @@ def run_benchmark(
         plan: what to compare; None compares the default defences on the embedded digits.
         out: folder of the run; None takes ``runs/<stem of the plan's file>``, or ``runs/<problem>`` without a file.
         results: file of the records of an earlier, finished run of the plan, maybe on another machine. Cells that it holds are
-            not done again. After the run it holds the plan's records, in the plan's order, without example pictures.
+            not done again. After the run it holds the plan's records, in the plan's order, without example pictures, and
+            behind them those of cells that the plan does not have.
         executor: of `concurrent.futures`, on whose workers the cells run: a process pool, or `Client.get_executor()` of Dask.
             They must see the folder `out` under the same path. None runs the cells one after another in this process.
         verbose: progress on stderr.
@@ -92,7 +103,12 @@ def run_with(
             Scheduler(runner, executor or InProcess(), jobs, progress).run(profiles)
         records = store.of(jobs, profiles)
         if published is not None:
-            write_results(published, records)
+            earlier = _replaceable(published, plan, home)  # by now another run may have written there
+            others = _not_replaced(earlier, records)
+            if others:
+                cells = len({cell_of(one) for one in others})
+                progress.note(f"{published} keeps {cells} {'cell' if cells == 1 else 'cells'} that this plan does not have")
+            write_results(published, [*_as_attacked(earlier, records), *others])
     return records
 
 
@@ -182,7 +198,30 @@ def _status(
 _STATES: dict[type, str] = {TrainTask: "train", AttackTask: "attack", CheckTask: "check"}
 
 
-def _replaceable(path: Path, plan: ResolvedPlan, home: Path) -> list[AnyRecord]:
+def _not_replaced(earlier: Sequence[CellRecord], records: Sequence[AnyRecord]) -> list[CellRecord]:
+    """What a results file holds of other cells: a run of a few rows of a plan must not cost the others."""
+    keys, cells = {one.key for one in records}, {cell_of(one) for one in records if not isinstance(one, MeasurementRecord)}
+    return [one for one in earlier if one.key not in keys and cell_of(one) not in cells]
+
+
+def _as_attacked(earlier: Sequence[CellRecord], records: Sequence[AnyRecord]) -> list[AnyRecord]:
+    """Each training as it was when its network was attacked: one that was only repeated for its weights is another network."""
+    evaluations = {one.key: one for one in earlier if isinstance(one, EvaluationRecord)}
+    adopted = {
+        one.training_key
+        for one in records
+        if isinstance(one, EvaluationRecord) and as_published(one) == evaluations.get(one.key)
+    }
+    first = {one.key: one for one in earlier if isinstance(one, TrainingRecord) and one.key in adopted}
+    return [
+        msgspec.structs.replace(first[one.key], variant=one.variant, settings=one.settings)
+        if isinstance(one, TrainingRecord) and one.key in first
+        else one
+        for one in records
+    ]
+
+
+def _replaceable(path: Path, plan: ResolvedPlan, home: Path) -> list[CellRecord]:
     """The records of a results file that this plan may replace.
 
     Raises:
@@ -192,9 +231,9 @@ def _replaceable(path: Path, plan: ResolvedPlan, home: Path) -> list[AnyRecord]:
         raise ValueError(
             f"`results` must not be the run's own file, whose records would lose weights and pictures, got {home / RECORDS}"
         )
-    records = list(read_records(path))
+    records: list[CellRecord] = []
     own = (plan.problem, plan.network, plan.n_train, plan.eps, plan.norm)
-    for record in records:
+    for record in read_records(path):
         if isinstance(record, MeasurementRecord):
             raise ValueError(f"`results` must hold records of a plan, got a measurement ({record.name}) in {path}")
         found = (record.problem, record.network, record.n_train_limit, record.eps, record.norm)
@@ -203,4 +242,5 @@ def _replaceable(path: Path, plan: ResolvedPlan, home: Path) -> list[AnyRecord]:
                 f"`results` must be new or hold records of this plan's problem, network, n_train, eps and norm {own}, "
                 f"got {found} in {path}: those records would be lost, so choose another file"
             )
+        records.append(record)
     return records

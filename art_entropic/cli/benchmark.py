@@ -71,7 +71,8 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     )
     output.add_argument(
         "--results", type=Path, metavar="FILE.jsonl",
-        help="write the records to this file too, when all is done; what it holds already is not done again",
+        help="write the records to this file too, when all is done; what it holds already is not done again, and its other "
+        "rows stay",
     )  # fmt: skip
     output.add_argument("--dry-run", action="store_true", help="list the cells and what is left to do, and do nothing")
     add_quiet_argument(output)

@@ -44,6 +44,34 @@ def test_results_of_something_else_are_refused_before_they_are_lost(world: World
     assert results.read_bytes() == content and len(world.trained) == trained
 
 
+def test_a_run_of_a_few_rows_keeps_the_others_of_the_file(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "table.jsonl"
+    whole = world.run(tmp_path / "whole", msgspec.structs.replace(SMALL, profile=True), results=results)
+    before = list(read_records(results))
+    few = msgspec.structs.replace(SMALL, frameworks=("pytorch",), defences=("entropic",), n_examples=12)
+    some = world.run(tmp_path / "few", few, results=results, verbose=True)
+    after = list(read_records(results))
+    assert [one.key for one in after[: len(some)]] == [one.key for one in some]
+    replaced = {("pytorch", "natural"), ("pytorch", "entropic")}
+    assert after[len(some) :] == [one for one in before if (one.framework, one.defence) not in replaced]
+    kept = len({(one.framework, one.defence) for one in after[len(some) :]})
+    assert f"table.jsonl keeps {kept} cells that this plan does not have" in capsys.readouterr().err
+    again = world.run(tmp_path / "whole", msgspec.structs.replace(SMALL, profile=True), results=results)
+    assert [one.key for one in again] == [one.key for one in whole] == [one.key for one in read_records(results)]
+
+
+def test_a_variant_of_another_name_or_setting_is_replaced_in_the_results(world: World, tmp_path: Path) -> None:
+    results = tmp_path / "table.jsonl"
+    world.run(tmp_path / "run", ABLATION, results=results)
+    renamed = Variant("beta 0", *msgspec.structs.astuple(ABLATION.variants[0])[1:])
+    changed = msgspec.structs.replace(ABLATION.variants[1], nb_epochs=8)
+    plan = msgspec.structs.replace(ABLATION, variants=(renamed, changed))
+    records = world.run(tmp_path / "run", plan, results=results)
+    assert [(one.key, one.variant) for one in read_records(results)] == [(one.key, one.variant) for one in records]
+
+
 def test_what_the_results_hold_is_not_done_again_on_another_machine(world: World, tmp_path: Path) -> None:
     results = tmp_path / "table.jsonl"
     first = world.run(tmp_path / "here", SMALL, results=results)
@@ -64,7 +92,9 @@ def test_a_table_goes_on_elsewhere_from_natural_weights_that_are_trained_again(w
     lines = results.read_bytes().splitlines(keepends=True)
     results.write_bytes(b"".join(lines[:6]))  # all of seed 0, the natural training of seed 1
     world.forget()
+    before = list(read_records(results))
     records = world.run(tmp_path / "there", plan, results=results)
+    assert list(read_records(results))[:6] == before  # the natural training that was attacked, not the one that was repeated
     assert [(name, start) for name, _, start, _ in world.trained] == [
         ("natural", ["init-1"]),
         ("entropic", ["init-1", "natural"]),
