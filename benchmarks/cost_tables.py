@@ -63,7 +63,7 @@ def certificates() -> str:
         found, told = record.values, record.settings
         proved = [percent(found[f"{method}_proved"]) for method in ("boxes_of_logits", "ibp", "crown-ibp", "crown", "best")]
         seconds = [f"{found[f'{method}_cpu_seconds_per_1000']:.3g}" for method in ("ibp", "crown-ibp", "crown", "best")]
-        where = f"{told['plan']}, {DEFENCES[str(told['defence'])].title}, at {told['eps']:g}"
+        where = f"`{told['network']}` at {told['eps']:g}"
         rows.append([where, percent(found["survive_quick"]), *proved, " : ".join(seconds)])
     headings = [
         "network",
