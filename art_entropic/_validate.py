@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
@@ -111,6 +112,18 @@ def file_to_write(name: str, value: Any) -> Path:
     return path
 
 
+def folder_to_write(name: str, value: Any) -> Path:
+    """A folder that is there, or is made now, in which files can be written."""
+    path = file_path(name, value)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except (OSError, ValueError) as error:  # a ValueError for a null byte
+        raise ValueError(f"`{name}` must be a folder that can be written, got {value!r} ({error})") from error
+    return path
+
+
 DEVICE_WISH = "'auto', 'cpu' or 'cuda[:i]'"
 
 
@@ -207,7 +220,7 @@ def check_inputs(x: Any, *, input_shape: tuple[int, ...], clip_values: ClipValue
         TypeError: not an array of real numbers.
         ValueError: empty, wrong rank or shape, NaN or infinite, outside clip_values.
     """
-    array = np.asarray(x)
+    array = _as_array(name, x)
     if array.dtype == object or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
         raise TypeError(f"`{name}` must be an array of real numbers, got dtype {array.dtype}")
     if np.issubdtype(array.dtype, np.complexfloating):
@@ -239,6 +252,14 @@ def check_inputs(x: Any, *, input_shape: tuple[int, ...], clip_values: ClipValue
     return array
 
 
+def _as_array(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except Exception as error:  # whatever an array of another library raises, such as a tensor that wants a gradient
+        problem = f"{type(error).__name__}: {error}"
+        raise TypeError(f"`{name}` must be an array, got {type(value).__name__} that NumPy cannot read: {problem}") from error
+
+
 def check_labels(y: Any, *, n: int, nb_classes: int, name: str = "y") -> np.ndarray:
     """Labels as class indices, int64, shape (n,), from indices (n,) or (n, 1) or one-hot rows (n, nb_classes).
 
@@ -246,7 +267,7 @@ def check_labels(y: Any, *, n: int, nb_classes: int, name: str = "y") -> np.ndar
         TypeError: not numbers.
         ValueError: wrong length or shape, a class out of range, soft labels.
     """
-    array = np.asarray(y)
+    array = _as_array(name, y)
     if array.dtype == object or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
         raise TypeError(f"`{name}` must be an array of class indices or one-hot rows, got dtype {array.dtype}")
     if array.ndim == 0 or len(array) != n:

@@ -54,7 +54,7 @@ def check_predictions(backend: Backend, x: Array) -> None:
     estimator, kind = backend.estimator, type(backend.estimator).__name__
     # Between the points of the data too: a predict that rounds pixels differs there alone.
     chosen = some_of(x, COMPARED_POINTS)
-    beside = _of_the_ball(backend, some_of(x, COMPARED_POINTS // 4), _BESIDE * data_range(backend, x), 4)
+    beside = points_of_ball(backend, some_of(x, COMPARED_POINTS // 4), _BESIDE * data_range(backend, x), 4)
     x = np.concatenate([chosen, beside])
     logits = _answer(backend, backend.logits, x, "its network")
     if set(_SMOOTHED) & {base.__name__ for base in type(estimator).__mro__}:
@@ -174,7 +174,7 @@ def check_bounds(backend: Backend, x: Array, eps: float, norm: float = math.inf)
     examples = some_of(x, number)
     _check_alone(backend, examples)
     box = backend.logit_bounds(examples, eps, norm=norm)
-    points = _of_the_ball(backend, examples, eps, copies, norm)
+    points = points_of_ball(backend, examples, eps, copies, norm)
     far = _outside(backend.logits(points), box, copies)
     if far is not None:
         boxes = backend.intervals(examples, eps, norm=norm)
@@ -212,9 +212,47 @@ def check_planes(backend: Backend, x: Array, relaxed: Relaxed, ball: Ball) -> No
                 raise BoundsMismatchError("logits", f"a point of the ball lies below its linear bound by {missing.max():.3g}")
 
 
+def check_single_points(backend: Backend, x: Array) -> None:
+    """Refuse a network that cannot answer on one point by itself: what is left of an attack's last batch may be one point.
+
+    Raises:
+        ValueError: it fails, or returns logits of another shape.
+    """
+    one, two = (_answer(backend, backend.logits, x[:n], f"its network, on a batch of {n},") for n in (1, 2))
+    if one.shape != (1, *two.shape[1:]):
+        raise ValueError(f"`classifier` must answer on `x`, but a batch of one point gets logits of shape {one.shape}")
+
+
+def change_in_company(backend: Backend, x: Array) -> float:
+    """Largest change of a logit between a point by itself and the same point among others, relative to the largest logit.
+
+    What rounding may explain (1e-4) counts as 0.
+
+    Args:
+        x: points of the data, (n, ...), float32, raw units; a few of them are looked at.
+    """
+    x = some_of(x, BOUNDED_EXAMPLES)
+    together = np.asarray(backend.logits(_crowd(backend, x)), np.float64)[: len(x)]
+    change = float(np.max(np.abs(together - np.concatenate(_one_by_one(backend, x)))))
+    change /= max(float(np.max(np.abs(together))), 1e-30)
+    return change if change > SAME_LOGITS else 0.0
+
+
+def _one_by_one(backend: Backend, x: Array) -> list[Array]:
+    return [backend.logits(x[index : index + 1]) for index in range(len(x))]
+
+
+def _crowd(backend: Backend, x: Array) -> Array:
+    """The points of x and company for them: each mirrored in the middle of the data's range."""
+    clip_values: Any = backend.estimator.clip_values
+    ends = (np.min(x), np.max(x)) if clip_values is None else clip_values
+    mirrored: Array = (np.asarray(ends[0]) + np.asarray(ends[1]) - x).astype(np.float32)
+    return np.concatenate([x, mirrored])
+
+
 def _check_alone(backend: Backend, x: Array) -> None:
     """Refuse a network that answers otherwise in other company, or the next time: its bounds hold for this batch alone."""
-    crowd = np.concatenate([x, _far_from(backend, x)])
+    crowd = _crowd(backend, x)
     together = np.asarray(backend.logits(crowd), np.float64)[: len(x)]
     scale = np.max(np.abs(together), initial=0.0)
 
@@ -223,7 +261,7 @@ def _check_alone(backend: Backend, x: Array) -> None:
         return None if difference <= SAME_LOGITS * scale else float(difference)
 
     try:
-        parts = [backend.logits(x[index : index + 1]) for index in range(len(x))]
+        parts = _one_by_one(backend, x)
     except Exception as error:
         if backend.is_out_of_memory(error):
             raise
@@ -243,14 +281,6 @@ def _check_alone(backend: Backend, x: Array) -> None:
     )
 
 
-def _far_from(backend: Backend, x: Array) -> Array:
-    """Company for the points of x: each mirrored in the middle of the data's range."""
-    clip_values: Any = backend.estimator.clip_values
-    ends = (np.min(x), np.max(x)) if clip_values is None else clip_values
-    mirrored: Array = (np.asarray(ends[0]) + np.asarray(ends[1]) - x).astype(np.float32)
-    return mirrored
-
-
 def check_training_bounds(backend: Backend, x: Array, eps: float, norm: float = math.inf) -> None:
     """Refuse bounds whose pass in training mode gives other logits than the network in training mode.
 
@@ -262,7 +292,7 @@ def check_training_bounds(backend: Backend, x: Array, eps: float, norm: float = 
     check_joint_pass(plain, joint, lambda: "logits")
 
 
-def _of_the_ball(backend: Backend, x: Array, eps: float, copies: int, norm: float = math.inf) -> Array:
+def points_of_ball(backend: Backend, x: Array, eps: float, copies: int, norm: float = math.inf) -> Array:
     """(len(x) * copies, ...): random points of the ball around each example and of its surface, with two extreme corners."""
     rng = np.random.default_rng(0)
     clip_values: Any = backend.estimator.clip_values

@@ -33,6 +33,7 @@ class Cascade:
         self.distances: list[list[float]] = []
         self._certified = np.zeros(len(case.x), dtype=bool) if certified is None else certified
         self._certified_were_attacked = False
+        self.taken = 0  # attacks that an earlier start had finished
 
     def _points(self) -> Array:
         if not self._cascade:
@@ -85,6 +86,7 @@ class Cascade:
         """What became of the points, and what that took when it was done, which may be an earlier start."""
         kept = None if self._store is None else self._store.read(attempt, points)
         if kept is not None:
+            self.taken += 1
             return kept
         watch = _Watch(attempt.target)
         tally, cost = attempt.run(), watch.cost()

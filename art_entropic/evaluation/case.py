@@ -13,7 +13,7 @@ from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.registry import backend_for
 from art_entropic.certificates import BEST, Certificates, certificates
 from art_entropic.evaluation.target import Ball, Target
-from art_entropic.guards import check_predictions
+from art_entropic.guards import check_predictions, check_single_points
 from art_entropic.measures import Interval, Measure, measure_of
 from art_entropic.ops import Array
 
@@ -65,6 +65,7 @@ class Case:
         balls = tuple(_check_ball(eps, norm, target) for eps in radii)
         for one in (target, *target.sources.values()):
             check_predictions(one.backend, x)
+            check_single_points(one.backend, x)
         logits = target.logits(x)
         target = replace(target, is_deterministic=np.array_equal(logits, target.logits(x)))
         return cls(target, x, y, balls, logits, target.predict(x) == y)

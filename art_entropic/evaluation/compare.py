@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -142,7 +142,8 @@ def compare(results: Mapping[str, Evaluation | EvaluationRecord]) -> Comparison:
         results: evaluations, or their records, by the name of the defence; all with the same points, ball and battery.
     Raises:
         TypeError: `results` is not a mapping of names to evaluations.
-        ValueError: there are fewer than two, they differ in points, ball or battery, or a record lacks its points.
+        ValueError: there are fewer than two, they differ in points, ball, battery or how often it ran, or a record lacks its
+            points.
     """
     if not isinstance(results, Mapping):
         raise TypeError(f"`results` must map names to evaluations, got {results!r} of type {type(results).__name__}")
@@ -155,8 +156,8 @@ def compare(results: Mapping[str, Evaluation | EvaluationRecord]) -> Comparison:
     for name, result in results.items():
         if _ground(result) != _ground(results[first]):
             raise ValueError(
-                f"`results` must be of the same points, ball and battery: {first!r} has {_ground(results[first])}, "
-                f"got {_ground(result)} for {name!r}"
+                f"`results` must be of the same points, ball and battery, run as often: {first!r} has "
+                f"{_ground(results[first])}, got {_ground(result)} for {name!r}"
             )
     ranked = sorted(results, key=lambda name: -results[name].robust.correct)
     points = {name: points_in(name, results[name]) for name in ranked}
@@ -164,16 +165,27 @@ def compare(results: Mapping[str, Evaluation | EvaluationRecord]) -> Comparison:
     differences = [paired_difference(points[one], points[two]) for one, two in names]
     corrected = holm([difference.p for difference in differences])
     pairs = [Pair(*both, difference, p) for both, difference, p in zip(names, differences, corrected, strict=True)]
-    eps, norm, battery, _n, _points_of = _ground(results[first])
+    eps, norm, battery, *_ = _ground(results[first])
     return Comparison(eps, norm, battery, tuple(_row(name, results[name]) for name in ranked), tuple(pairs))
 
 
-def _ground(result: Evaluation | EvaluationRecord) -> tuple[float, str, str, int, str]:
+class _Ground(NamedTuple):
+    """What two evaluations must share to be compared."""
+
+    eps: float
+    norm: str
+    battery: str
+    runs_of_battery: int
+    n: int
+    points: str
+
+
+def _ground(result: Evaluation | EvaluationRecord) -> _Ground:
     if isinstance(result, EvaluationRecord):
-        points = f"{result.provenance.data_sha256[:12]} from {result.first_example}"
+        runs, points = 1, f"{result.provenance.data_sha256[:12]} from {result.first_example}"
     else:
-        points = result.points_sha256[:12]
-    return result.eps, result.norm, result.battery, result.robust.n, points
+        runs, points = len(result.seeds), result.points_sha256[:12]
+    return _Ground(result.eps, result.norm, result.battery, runs, result.robust.n, points)
 
 
 def points_in(name: str, result: Evaluation | EvaluationRecord) -> Array:

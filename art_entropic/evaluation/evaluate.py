@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from art_entropic._validate import check_logits, choice, file_path, flag, seed_of
+from art_entropic._validate import check_logits, choice, flag, folder_to_write, seed_of
 from art_entropic.evaluation.attacks import BATTERIES
 from art_entropic.evaluation.cascade import Cascade, Progress
 from art_entropic.evaluation.case import Case, check_certificates
@@ -72,7 +73,7 @@ def evaluate(
     names = BATTERIES[choice("battery", battery, BATTERIES)]
     all_seeds = _check_seeds(seeds)
     checks, cascade, verbose = flag("checks", checks), flag("cascade", cascade), flag("verbose", verbose)
-    home = None if folder is None else file_path("folder", folder)
+    home = None if folder is None else folder_to_write("folder", folder)
     case = Case.of(classifier, x, y, [eps], norm, measure=measure, sources=transfer_from)
     (ball,), nb_classes = case.balls, case.target.nb_classes
     check_logits(case.logits, nb_classes)
@@ -98,6 +99,8 @@ def evaluate(
             context = CheckContext.of(case, run.standing, certified, all_seeds[0], names, known=known, battery=run.tallies)
             found = run_checks(context, progress.show)
             progress.advance()
+    if verbose and run.taken:
+        print(f"{run.taken} of the attacks had been finished before, in {home}", file=sys.stderr)
     if proof is not None and not case.is_trained_for_bounds:
         reason = proof.nothing_because
     robust = accuracy(run.standing)

@@ -156,6 +156,44 @@ def test_random_noise_is_found_out(wrapped, points):
     assert not result.verdict.startswith("no symptom")
 
 
+@pytest.mark.parametrize("kind", ["normalised over the batch", "noise by place"])
+def test_an_answer_that_depends_on_the_batch_is_found_out(kind, wrapped, points):
+    """Asked twice alike it answers alike. But no point has a robustness of its own."""
+    import torch
+
+    def of_the_batch(network, x):
+        return network(x - x.mean(0) + 0.5)
+
+    def by_place(network, x):
+        return network(x + 0.2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
+
+    result = judged(wrapped(of_the_batch if kind == "normalised over the batch" else by_place), points, "pytorch")
+    (found,) = (one for one in result.checks if one.check == "deterministic")
+    assert found.status == "flag" and found.value > 1e-4
+    assert "when it is asked again, or by itself" in result.verdict
+
+
+def test_a_network_that_cannot_answer_on_one_point_is_refused_before_any_attack(wrapped, points):
+    import torch
+
+    norm = torch.nn.BatchNorm1d(72, track_running_stats=False)
+    classifier = wrapped(lambda network, x: network(norm(x.flatten(1)).reshape(x.shape)))
+    with pytest.raises(ValueError, match="but its network, on a batch of 1, fails with ValueError: Expected more than 1 value"):
+        judged(classifier, points, "pytorch")
+    squeezed = wrapped(lambda network, x: network(x).squeeze())
+    with pytest.raises(ValueError, match=r"a batch of one point gets logits of shape \(3,\)"):
+        judged(squeezed, points, "pytorch")
+
+
+def test_where_nothing_is_right_nothing_could_be_checked(framework, make_classifier, points):
+    classifier = make_classifier(framework)
+    x, _ = points(framework, n=5)
+    wrong = (np.argmax(classifier.predict(x), axis=1) + 1) % 3
+    result = evaluate(classifier, x, wrong, eps=0.1, battery="quick", verbose=False)
+    assert {one.status for one in result.checks} == {"skipped"}
+    assert result.verdict == "nothing could be checked: no point is right without an attack"
+
+
 def test_winners_take_all_is_found_out(wrapped, points):
     import torch
 

@@ -83,6 +83,10 @@ def test_only_what_was_attacked_alike_is_compared(result):
         compare({"one": result})
     with pytest.raises(ValueError, match=r"same points, ball and battery.*got .*0\.1.* for 'other'"):
         compare({"one": result, "other": msgspec.structs.replace(result, eps=0.1)})
+    with pytest.raises(
+        ValueError, match=r"run as often: 'one' has .*runs_of_battery=1.* got .*runs_of_battery=2.* for 'other'"
+    ):
+        compare({"one": result, "other": msgspec.structs.replace(result, seeds=(0, 1))})
 
 
 def test_a_leaderboard_entry_has_numbers_for_numbers(result):

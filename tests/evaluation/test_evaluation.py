@@ -370,6 +370,95 @@ def test_another_preprocessing_is_another_evaluation(make_classifier, points, tm
     assert len(set(tmp_path.iterdir())) == 2 * len(kept)
 
 
+def test_another_backward_pass_is_another_evaluation(make_classifier, points, tmp_path, capsys):
+    """The weights are the same, and the answers on the data: they lie on the grid that a quantiser rounds to."""
+    torch = pytest.importorskip("torch")
+    classifier = make_classifier("pytorch")
+
+    class Quantised(torch.nn.Module):
+        straight_through = False
+
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x):
+            rounded = (16 * x).round() / 16
+            return self.network(x + (rounded - x).detach() if self.straight_through else rounded + 0 * x)
+
+    classifier._model._model = Quantised(classifier.model)
+    x = np.round(16 * points("pytorch", n=40)[0]) / 16
+    y = np.argmax(classifier.predict(x), axis=1)
+
+    def robust(folder=tmp_path):
+        result = evaluate(classifier, x, y, eps=0.3, battery="quick", folder=folder, checks=False)
+        return result.robust.value, capsys.readouterr().err
+
+    masked = robust()[0]
+    again, said = robust()
+    assert again == masked and f"2 of the attacks had been finished before, in {tmp_path}" in said
+    classifier.model.straight_through = True
+    found, said = robust()
+    assert found == robust(None)[0] < masked
+    assert "other logits or gradients beside the data: its attack is run again" in said and "finished before" not in said
+    assert "finished before" in robust()[1]
+
+
+def test_ranges_of_many_features_are_told_apart(make_classifier, tmp_path):
+    """NumPy shortens the text of an array of more than 1,000 numbers."""
+    x = np.full((4, 1200), 0.5, np.float32)
+    high = np.ones(1200, np.float32)
+    for middle in (1.0, 0.9):
+        high[600] = middle
+        wide = framework_module("pytorch").build_classifier(
+            (Dense(3, None),),
+            input_shape=(1200,),
+            nb_classes=3,
+            clip_values=(np.zeros(1200, np.float32), high),
+            learning_rate=0.1,
+            seed=0,
+        )
+        y = np.argmax(wide.predict(x), axis=1)
+        before = set(tmp_path.iterdir())
+        evaluate(wide, x, y, eps=0.1, battery="quick", folder=tmp_path, **QUIET)
+        assert before < set(tmp_path.iterdir())
+
+
+def test_what_an_attack_found_outlives_a_full_disk(framework, make_classifier, points, tmp_path, capsys, monkeypatch):
+    classifier = make_classifier(framework)
+    x, _ = points(framework, n=20)
+    y = np.argmax(classifier.predict(x), axis=1)
+    expected = evaluate(classifier, x, y, eps=0.02, battery="quick", **QUIET)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("art_entropic.evaluation.kept.np.savez", full)
+    found = evaluate(classifier, x, y, eps=0.02, battery="quick", folder=tmp_path, **QUIET)
+    assert found.points == expected.points and [one.error for one in found.attacks] == [None, None]
+    assert capsys.readouterr().err.count("could not be written ([Errno 28] No space left on device): its attack counts") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_none_is_named_before_any_work(framework, make_classifier, points, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    classifier = make_classifier(framework)
+    classifier.predict = None  # nothing may be asked of it
+    for folder in (file, file / "below", "nu\0ll"):
+        with pytest.raises(ValueError, match="`folder` must be a folder that can be written, got "):
+            evaluate(classifier, *points(framework, n=4), eps=0.1, folder=folder, **QUIET)
+
+
+def test_a_tensor_that_wants_a_gradient_is_named(make_classifier, points):
+    torch = pytest.importorskip("torch")
+    x, y = points("pytorch", n=4)
+    with pytest.raises(
+        TypeError, match=r"`x` must be an array, got Tensor that NumPy cannot read: RuntimeError: Can't call numpy"
+    ):
+        evaluate(make_classifier("pytorch"), torch.tensor(x, requires_grad=True), y, eps=0.1, **QUIET)
+
+
 def test_what_cannot_run_is_told_in_the_headline(framework, make_classifier, points):
     classifier = make_classifier(framework)
     x, _ = points(framework, n=10)
