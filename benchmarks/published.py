@@ -60,7 +60,7 @@ CLAIM = "cifar10-8-255-six-dense"
 CLAIM_L2 = "cifar10-l2-six-dense"
 # Ours at equal epochs and at equal seconds.
 EQUAL_TIME = ("mnist-0.1", "mnist-0.1-converged", "mnist-0.2", "mnist-0.2-converged", "mnist-0.3", "mnist-0.3-converged",
-              "mnist-0.3-large", "mnist-0.1-silu")  # fmt: skip
+              "mnist-0.3-large", "mnist-0.1-silu", "cifar10-8-255-converged", "cifar10-2-255-converged")  # fmt: skip
 # One line each in one table; they have no table of their own.
 BREADTH = (
     "breadth-digits-mlp", "breadth-fashion-mnist", "breadth-fashion-mnist-tensorflow", "breadth-gtsrb",

@@ -73,10 +73,10 @@ def evaluate(
     names = BATTERIES[choice("battery", battery, BATTERIES)]
     all_seeds = _check_seeds(seeds)
     checks, cascade, verbose = flag("checks", checks), flag("cascade", cascade), flag("verbose", verbose)
-    home = None if folder is None else folder_to_write("folder", folder)
     case = Case.of(classifier, x, y, [eps], norm, measure=measure, sources=transfer_from)
     (ball,), nb_classes = case.balls, case.target.nb_classes
     check_logits(case.logits, nb_classes)
+    home = None if folder is None else folder_to_write("folder", folder)  # made last, so that a bad argument leaves none behind
 
     with Progress(len(names) * len(all_seeds) + checks, verbose) as progress:
         proof, reason = case.certificates(ball)

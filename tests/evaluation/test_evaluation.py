@@ -440,14 +440,17 @@ def test_what_an_attack_found_outlives_a_full_disk(framework, make_classifier, p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_none_is_named_before_any_work(framework, make_classifier, points, tmp_path):
+def test_a_folder_that_is_none_is_named_before_any_attack(framework, make_classifier, points, tmp_path, battery):
+    battery(Failing())
     file = tmp_path / "file"
     file.write_text("")
     classifier = make_classifier(framework)
-    classifier.predict = None  # nothing may be asked of it
     for folder in (file, file / "below", "nu\0ll"):
         with pytest.raises(ValueError, match="`folder` must be a folder that can be written, got "):
-            evaluate(classifier, *points(framework, n=4), eps=0.1, folder=folder, **QUIET)
+            evaluate(classifier, *points(framework, n=4), eps=0.1, battery="planted", folder=folder, **QUIET)
+    with pytest.raises(ValueError, match="`eps` must not exceed"):
+        evaluate(classifier, *points(framework, n=4), eps=8, folder=tmp_path / "new", **QUIET)
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_tensor_that_wants_a_gradient_is_named(make_classifier, points):
