@@ -180,7 +180,7 @@ def headline(tables: dict[str, Section]) -> str:
     lines = []
     for name, title in HEADLINE.items():
         section = tables.get(f"{name}-autoattack")
-        rows = {} if section is None else {row.defence: row for row in section.rows if row.robust}
+        rows = {} if section is None else {row.defence: row for row in section.rows if row.robust and not row.variant}
         ours, rival = rows.get("entropic"), rows.get(RIVAL)
         if section is not None and ours is not None and rival is not None:
             verdict = _verdict(tables.get(f"{name}-full")) or NOTHING
@@ -196,7 +196,7 @@ def headline(tables: dict[str, Section]) -> str:
 
 def _verdict(section: Section | None) -> str | None:
     rows = () if section is None else section.rows
-    return next((row.verdict for row in rows if row.defence == "entropic"), None)
+    return next((row.verdict for row in rows if row.defence == "entropic" and not row.variant), None)
 
 
 def printed() -> str:

@@ -111,11 +111,12 @@ def strongest(under_autoattack: dict[str, Section], under_all: dict[str, Section
     lines = []
     for name, section in under_autoattack.items():
         for framework in section.frameworks:
-            for defence in (OURS, RIVAL, FBF):
-                row = row_of(section, framework, defence)
+            variants = dict.fromkeys(row.variant for row in section.rows if row.defence == OURS)
+            for defence, variant in (*((OURS, variant) for variant in variants), (RIVAL, ""), (FBF, "")):
+                row = row_of(section, framework, defence, variant)
                 if row is not None:
                     everything = under_all.get(name)
-                    lines.append(_under_both(section, row, everything and row_of(everything, framework, defence)))
+                    lines.append(_under_both(section, row, everything and row_of(everything, framework, defence, variant)))
     headings = [
         "data, network",
         "ball",

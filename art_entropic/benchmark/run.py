@@ -21,7 +21,7 @@ from art_entropic.benchmark.progress import progress_bar
 from art_entropic.benchmark.provenance import provenance
 from art_entropic.benchmark.runner import Runner, shared_data
 from art_entropic.benchmark.scheduler import Scheduler
-from art_entropic.benchmark.store import RECORDS, Store, as_published, write_results
+from art_entropic.benchmark.store import RECORDS, TITLE, Store, as_published, titled, write_results
 from art_entropic.benchmark.tasks import is_done, tasks_of
 from art_entropic.benchmark.tools import TOOLS, Tools
 from art_entropic.benchmark.worker import hold_data
@@ -213,12 +213,16 @@ def _as_attacked(earlier: Sequence[CellRecord], records: Sequence[AnyRecord]) ->
         if isinstance(one, EvaluationRecord) and as_published(one) == evaluations.get(one.key)
     }
     first = {one.key: one for one in earlier if isinstance(one, TrainingRecord) and one.key in adopted}
-    return [
-        msgspec.structs.replace(first[one.key], variant=one.variant, settings=one.settings)
-        if isinstance(one, TrainingRecord) and one.key in first
-        else one
-        for one in records
-    ]
+
+    def attacked(one: AnyRecord) -> AnyRecord:
+        old = first.get(one.key)
+        if old is None or not isinstance(one, TrainingRecord):
+            return one
+        title = one.settings.get(TITLE)
+        settings = titled(old.settings, None if title is None else str(title))
+        return msgspec.structs.replace(old, variant=one.variant, settings=settings)
+
+    return [attacked(one) for one in records]
 
 
 def _replaceable(path: Path, plan: ResolvedPlan, home: Path) -> list[CellRecord]:
