@@ -21,7 +21,7 @@ from art_entropic.benchmark.progress import progress_bar
 from art_entropic.benchmark.provenance import provenance
 from art_entropic.benchmark.runner import Runner, shared_data
 from art_entropic.benchmark.scheduler import Scheduler
-from art_entropic.benchmark.store import RECORDS, TITLE, Store, as_published, titled, write_results
+from art_entropic.benchmark.store import RECORDS, Store, as_published, titled, write_results
 from art_entropic.benchmark.tasks import is_done, tasks_of
 from art_entropic.benchmark.tools import TOOLS, Tools
 from art_entropic.benchmark.worker import hold_data
@@ -108,7 +108,7 @@ def run_with(
             if others:
                 cells = len({cell_of(one) for one in others})
                 progress.note(f"{published} keeps {cells} {'cell' if cells == 1 else 'cells'} that this plan does not have")
-            write_results(published, [*_as_attacked(earlier, records), *others])
+            write_results(published, [*_as_attacked(earlier, records, plan.title), *others])
     return records
 
 
@@ -204,8 +204,11 @@ def _not_replaced(earlier: Sequence[CellRecord], records: Sequence[AnyRecord]) -
     return [one for one in earlier if one.key not in keys and cell_of(one) not in cells]
 
 
-def _as_attacked(earlier: Sequence[CellRecord], records: Sequence[AnyRecord]) -> list[AnyRecord]:
-    """Each training as it was when its network was attacked: one that was only repeated for its weights is another network."""
+def _as_attacked(earlier: Sequence[CellRecord], records: Sequence[AnyRecord], title: str | None) -> list[AnyRecord]:
+    """Each training as it was when its network was attacked: one that was only repeated for its weights is another network.
+
+    Names are those of today, of the variant and, in `title`, of the table.
+    """
     evaluations = {one.key: one for one in earlier if isinstance(one, EvaluationRecord)}
     adopted = {
         one.training_key
@@ -213,16 +216,12 @@ def _as_attacked(earlier: Sequence[CellRecord], records: Sequence[AnyRecord]) ->
         if isinstance(one, EvaluationRecord) and as_published(one) == evaluations.get(one.key)
     }
     first = {one.key: one for one in earlier if isinstance(one, TrainingRecord) and one.key in adopted}
-
-    def attacked(one: AnyRecord) -> AnyRecord:
-        old = first.get(one.key)
-        if old is None or not isinstance(one, TrainingRecord):
-            return one
-        title = one.settings.get(TITLE)
-        settings = titled(old.settings, None if title is None else str(title))
-        return msgspec.structs.replace(old, variant=one.variant, settings=settings)
-
-    return [attacked(one) for one in records]
+    return [
+        msgspec.structs.replace(first[one.key], variant=one.variant, settings=titled(first[one.key].settings, title))
+        if isinstance(one, TrainingRecord) and one.key in first
+        else one
+        for one in records
+    ]
 
 
 def _replaceable(path: Path, plan: ResolvedPlan, home: Path) -> list[CellRecord]:
