@@ -393,7 +393,9 @@ def test_demo_is_a_small_benchmark_that_ends_with_its_report(
         assert words[0] == PROGRAM and words[1] in _COMMANDS
 
 
-def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)  # where nobody has run it before
+
     def run_benchmark(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
