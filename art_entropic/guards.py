@@ -232,34 +232,31 @@ def change_in_company(backend: Backend, x: Array) -> float:
         x: points of the data, (n, ...), float32, raw units; a few of them are looked at.
     """
     x = some_of(x, BOUNDED_EXAMPLES)
-    together = np.asarray(backend.logits(_crowd(backend, x)), np.float64)[: len(x)]
-    change = float(np.max(np.abs(together - np.concatenate(_one_by_one(backend, x)))))
-    change /= max(float(np.max(np.abs(together))), 1e-30)
-    return change if change > SAME_LOGITS else 0.0
+    together = _among_others(backend, x)
+    return _change(together, np.concatenate(_one_by_one(backend, x))) / max(float(np.max(np.abs(together))), 1e-30)
+
+
+def _change(logits: Array, others: Array) -> float:
+    """Largest difference of a logit, 0.0 where rounding may explain it."""
+    difference = float(np.max(np.abs(logits - others), initial=0.0))
+    return 0.0 if difference <= SAME_LOGITS * np.max(np.abs(logits), initial=0.0) else difference
 
 
 def _one_by_one(backend: Backend, x: Array) -> list[Array]:
     return [backend.logits(x[index : index + 1]) for index in range(len(x))]
 
 
-def _crowd(backend: Backend, x: Array) -> Array:
-    """The points of x and company for them: each mirrored in the middle of the data's range."""
+def _among_others(backend: Backend, x: Array) -> Array:
+    """Logits of the points of x in the company of others: each mirrored in the middle of the data's range."""
     clip_values: Any = backend.estimator.clip_values
     ends = (np.min(x), np.max(x)) if clip_values is None else clip_values
     mirrored: Array = (np.asarray(ends[0]) + np.asarray(ends[1]) - x).astype(np.float32)
-    return np.concatenate([x, mirrored])
+    return np.asarray(backend.logits(np.concatenate([x, mirrored])), np.float64)[: len(x)]
 
 
 def _check_alone(backend: Backend, x: Array) -> None:
     """Refuse a network that answers otherwise in other company, or the next time: its bounds hold for this batch alone."""
-    crowd = _crowd(backend, x)
-    together = np.asarray(backend.logits(crowd), np.float64)[: len(x)]
-    scale = np.max(np.abs(together), initial=0.0)
-
-    def differ(logits: Array) -> float | None:
-        difference = np.max(np.abs(together - logits), initial=0.0)
-        return None if difference <= SAME_LOGITS * scale else float(difference)
-
+    together = _among_others(backend, x)
     try:
         parts = _one_by_one(backend, x)
     except Exception as error:
@@ -270,11 +267,11 @@ def _check_alone(backend: Backend, x: Array) -> None:
         ) from error
     if any(part.shape != together[:1].shape for part in parts):
         raise BoundsMismatchError("logits", f"a batch of one point gets logits of shape {parts[0].shape}")
-    alone = differ(np.concatenate(parts))
-    if alone is None:
+    alone = _change(together, np.concatenate(parts))
+    if not alone:
         return
-    again = differ(backend.logits(crowd)[: len(x)])
-    if again is not None:
+    again = _change(together, _among_others(backend, x))
+    if again:
         raise BoundsMismatchError("logits", f"it gives different logits each time (the same points differ by {again:.3g})")
     raise BoundsMismatchError(
         "logits", f"its logits depend on the other points of the batch (a point alone differs by {alone:.3g})"

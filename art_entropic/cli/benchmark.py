@@ -177,9 +177,11 @@ def _expected(cells: Sequence[CellStatus], n_processes: int) -> str:
     total = sum(each)
     seconds = max(total / n_processes, max(each, default=0.0) if n_processes == len(each) else 0.0)
     unknown = len(left) - len(known)
-    told = f"{len(left)} of {len(cells)} cells to do, about {seconds:.0f} s" + (
-        f" and {unknown} of unknown length" * bool(unknown)
-    )
+    told = f"{len(left)} of {len(cells)} cells to do"
+    if known:
+        told += f", about {seconds:.0f} s" + f" and {unknown} of unknown length" * bool(unknown)
+    else:
+        told += "; how long they take is not known" * bool(left)
     if n_processes > 1:
         told += f" in {n_processes} processes"
     if not total:

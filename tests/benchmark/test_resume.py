@@ -168,8 +168,9 @@ def test_a_dry_run_tells_what_is_missing_and_writes_nothing(
     np.testing.assert_allclose(cells[1].seconds, 2 * seconds["entropic"] * n / kept + 2 * 0.5)
     assert (tmp_path / "run" / "records.jsonl").read_bytes() == before
     words = resolved(plan, world).command.split()[1:]
-    assert main([*words, "--out", str(tmp_path / "run"), "--dry-run"]) == 0
-    assert "0 of 3 cells to do, about 0 s" in capsys.readouterr().out
+    for folder, told in (("run", "0 of 3 cells to do"), ("new", "3 of 3 cells to do; how long they take is not known")):
+        assert main([*words, "--out", str(tmp_path / folder), "--dry-run"]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == told
 
 
 def test_a_second_run_in_the_same_folder_is_refused(world: World, tmp_path: Path) -> None:
