@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from published import measurements
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from published import BREADTH, COMPARISONS, RESULTS, ROOT, measurements
 
 from art_entropic.backends.registry import FRAMEWORKS
+from art_entropic.benchmark.costs import FILE, Costs, cost_key, recorded_costs
 from art_entropic.benchmark.defences import DEFENCES
+from art_entropic.benchmark.plan import BenchmarkPlan, resolved
+from art_entropic.files import write_whole
 from art_entropic.measures import MEASURES
+from art_entropic.records import ChecksRecord, EvaluationRecord, TrainingRecord, read_records
 from art_entropic.report.sections import duration, percent
 from art_entropic.report.table import NOTHING, markdown, table_of
 
@@ -167,3 +176,64 @@ def imagenet() -> str:
             rows.append([title, where, f"{seconds:.3f}", f"{ratio:.2f}", f"{hours:,.0f}"])
     headings = ["step", "on", "s an image, measured", "ratio to natural", "extrapolated: hours for ten epochs of ImageNet"]
     return markdown(table_of(headings, rows, words=["on"]))
+
+
+# -------------------------------------------------------------------------------- what comes with the package
+
+
+def keep_costs(tables: Iterable[Costs]) -> None:
+    """Write tables of costs into the package, in place of those of the same problem, network and battery."""
+    kept = {place_of(costs): costs for costs in (*recorded_costs(), *tables)}
+    content = msgspec.json.format(msgspec.json.encode([kept[place] for place in sorted(kept)]), indent=1)
+    write_whole(ROOT / "art_entropic" / "benchmark" / FILE, content + b"\n")
+
+
+def place_of(costs: Costs) -> tuple[str, str, str]:
+    return costs.problem, costs.network, costs.battery
+
+
+def costs_of_comparisons() -> list[Costs]:
+    """What the published comparisons took, except that of the default plan, which `benchmarks/first_command.py` measures."""
+    default = resolved(BenchmarkPlan())
+    together: dict[tuple[str, str, str], list[Timed]] = defaultdict(list)
+    for name in (*COMPARISONS, *BREADTH):
+        path = RESULTS / f"{name}.jsonl"
+        records = [record for record in read_records(path) if not getattr(record, "variant", "")] if path.exists() else []
+        timed = [one for one in records if isinstance(one, (TrainingRecord, EvaluationRecord, ChecksRecord))]
+        for battery in {one.battery for one in timed if isinstance(one, EvaluationRecord)}:
+            place = timed[0].problem, timed[0].network, battery
+            if place != (default.problem, default.network, default.battery):
+                together[place] += timed
+    return [_costs(place, records) for place, records in sorted(together.items(), key=lambda item: item[0])]
+
+
+Timed = TrainingRecord | EvaluationRecord | ChecksRecord
+
+
+def _costs(place: tuple[str, str, str], records: Sequence[Timed]) -> Costs:
+    """The median over seeds and tables, of one epoch of 10,000 points and of 1,000 attacked points."""
+    n_train, n_examples = 10_000, 1_000
+    seconds: dict[str, list[float]] = defaultdict(list)
+    attacked = {one.key: one.clean.n for one in records if isinstance(one, EvaluationRecord)}
+    for one in records:
+        key = (one.framework, one.defence)
+        if isinstance(one, TrainingRecord):
+            if one.status == "done":
+                seconds[cost_key(*key, "train")].append(one.seconds * n_train / (one.nb_epochs * one.n_train))
+        elif isinstance(one, EvaluationRecord):
+            seconds[cost_key(*key, "attack")].append(one.seconds * n_examples / one.clean.n)
+        else:
+            seconds[cost_key(*key, "check")].append(one.seconds * n_examples / attacked[one.evaluation_key])
+    newest = max(records, key=lambda one: one.provenance.created).provenance
+    problem, network, battery = place
+    return Costs(
+        created=newest.created,
+        processor=newest.processor,
+        problem=problem,
+        network=network,
+        battery=battery,
+        n_train=n_train,
+        n_examples=n_examples,
+        epochs={one.defence: 1 for one in records if isinstance(one, TrainingRecord)},
+        seconds={key: round(statistics.median(several), 1) for key, several in sorted(seconds.items())},
+    )

@@ -11,16 +11,14 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
-import msgspec
-from published import ROOT
+from cost_tables import keep_costs
 
 from art_entropic.benchmark.cells import AttackTask, CheckTask, ProfileTask, TrainTask
-from art_entropic.benchmark.costs import FILE, Costs, cost_key
+from art_entropic.benchmark.costs import Costs, cost_key
 from art_entropic.benchmark.executors import side_by_side
 from art_entropic.benchmark.plan import BenchmarkPlan, resolved
 from art_entropic.benchmark.provenance import processor_name, timestamp
 from art_entropic.benchmark.run import run_benchmark
-from art_entropic.files import write_whole
 from art_entropic.records import TrainingRecord
 
 KINDS: dict[type, str] = {TrainTask: "train", AttackTask: "attack", CheckTask: "check", ProfileTask: "profile"}
@@ -77,8 +75,7 @@ def main() -> None:
         epochs={record.defence: record.nb_epochs for record in trained},
         seconds=dict(sorted(executor.seconds.items())),
     )
-    content = msgspec.json.format(msgspec.json.encode(costs), indent=1)
-    write_whole(ROOT / "art_entropic" / "benchmark" / FILE, content + b"\n")
+    keep_costs([costs])
 
 
 if __name__ == "__main__":

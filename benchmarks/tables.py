@@ -28,12 +28,14 @@ from cost_tables import (
     across_frameworks,
     certificates,
     costs,
+    costs_of_comparisons,
     epochs_of_each_kind,
     evaluations,
     growth_of_memory,
     growth_with_data,
     growth_with_network,
     imagenet,
+    keep_costs,
 )
 from evidence_tables import breadth, breadth_sentence, certified_training, equal_time, strongest, training_costs
 from information_tables import decisions, draw_information, layers, likeness
@@ -203,6 +205,7 @@ def main() -> None:
     fill(ROOT / "docs" / "method.md", {"certificates": certificates()})
     fill(ROOT / "docs" / "evaluation.md", {"evaluation": evaluations(), "frameworks": across_frameworks()})
     PAGE.write_text(benchmarks(tables), encoding="utf-8")
+    keep_costs(costs_of_comparisons())
     print(f"README.md, docs/ and their figures written from {len(tables)} tables")
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from art_entropic.benchmark.cells import plan_jobs, profiles_of
-from art_entropic.benchmark.plan import read_plan, resolved
+from art_entropic.benchmark.costs import recorded_costs
+from art_entropic.benchmark.plan import BenchmarkPlan, read_plan, resolved
 from art_entropic.benchmark.store import as_published
 from art_entropic.records import EvaluationRecord, ProfileRecord, TrainingRecord, read_records
 from art_entropic.report.sections import sections
@@ -41,6 +42,25 @@ def test_pages_are_made_from_the_records(tables):
     assert tables.networks() in (ROOT / "docs" / "networks.md").read_text(encoding="utf-8")
     page = (ROOT / "docs" / "claim.md").read_text(encoding="utf-8")
     assert tables.claim(found[tables.CLAIM]) in page and tables.claim_l2(found) in page
+
+
+def test_expected_times_are_those_of_the_records(tables):
+    """The median of the trainings of one network, here of a single one, for an epoch of 10,000 points."""
+    made = {(costs.problem, costs.network, costs.battery): costs for costs in tables.costs_of_comparisons()}
+    default = resolved(BenchmarkPlan())
+    assert (default.problem, default.network, default.battery) not in made
+    assert list(made.values()) == [costs for costs in recorded_costs() if (costs.problem, costs.network, costs.battery) in made]
+    assert len(made) == len(recorded_costs()) - 1
+    (record,) = (
+        one
+        for one in read_records(ROOT / "results" / "breadth-vit.jsonl")
+        if isinstance(one, TrainingRecord) and one.defence == "fbf"
+    )
+    costs = made["fashion_mnist", "vit", "standard"]
+    told = costs.of(
+        resolved(BenchmarkPlan(problem="fashion_mnist")), "pytorch", "fbf", "train", record.nb_epochs, record.n_train
+    )
+    assert told == pytest.approx(record.seconds, rel=1e-2)
 
 
 def test_a_page_can_be_made_of_what_is_there_so_far(tables):

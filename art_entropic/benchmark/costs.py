@@ -1,6 +1,7 @@
-"""What the default comparison cost where it was measured: a small table that comes with the package.
+"""What comparisons cost where they were measured: small tables that come with the package.
 
-`benchmarks/first_command.py` writes it: CPU seconds of one thread, which are those that go by where nothing else runs."""
+`benchmarks/first_command.py` writes that of the default comparison: CPU seconds of one thread, which are those that go by where
+nothing else runs. `benchmarks/tables.py` writes the others: seconds of the published records."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ FILE = "costs.json"
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
-    """CPU seconds of each task of the default plan.
+    """Seconds of each task of the comparisons of one network under one battery, on one core.
 
     Attributes:
         n_train: points that were trained on, without those that are held out.
@@ -34,9 +35,9 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     seconds: dict[str, float]
 
     def of(self, plan: ResolvedPlan, framework: str, defence: str, kind: str, epochs: int, n_train: int) -> float | None:
-        """Seconds of one task of a plan, in proportion to its epochs and points; None where nothing like it was measured."""
+        """Seconds of one task of a like plan, in proportion to its epochs and points; None where it was not measured."""
         seconds = self.seconds.get(cost_key(framework, defence, kind))
-        if seconds is None or (plan.problem, plan.network, plan.battery) != (self.problem, self.network, self.battery):
+        if seconds is None:
             return None
         if kind == "train":
             return seconds * epochs * n_train / (self.epochs[defence] * self.n_train)
@@ -49,6 +50,14 @@ def cost_key(framework: str, defence: str, kind: str) -> str:
 
 
 @functools.cache
-def recorded_costs() -> Costs:
-    """The table that comes with the package."""
-    return msgspec.json.decode(importlib.resources.files(__package__).joinpath(FILE).read_bytes(), type=Costs)
+def recorded_costs() -> tuple[Costs, ...]:
+    """The tables that come with the package."""
+    return msgspec.json.decode(importlib.resources.files(__package__).joinpath(FILE).read_bytes(), type=tuple[Costs, ...])
+
+
+def costs_like(plan: ResolvedPlan) -> Costs | None:
+    """The table of a plan's problem, network and battery; None where nothing like it was measured."""
+    for costs in recorded_costs():
+        if (costs.problem, costs.network, costs.battery) == (plan.problem, plan.network, plan.battery):
+            return costs
+    return None

@@ -12,7 +12,7 @@ import msgspec
 
 from art_entropic._validate import file_path
 from art_entropic.benchmark.cells import AttackTask, CheckTask, Job, TrainTask, hold_out, plan_jobs, profiles_of, shards_of
-from art_entropic.benchmark.costs import recorded_costs
+from art_entropic.benchmark.costs import costs_like
 from art_entropic.benchmark.data import Data
 from art_entropic.benchmark.defences import VALIDATION_SHARE
 from art_entropic.benchmark.executors import InProcess
@@ -117,7 +117,8 @@ class CellStatus:
     """What is left to do of one cell.
 
     Attributes:
-        state: "done", "train", "attack" or "check", the first thing that is missing.
+        state: "train", "attack" or "check", the first thing that is missing; "done"; or "unavailable", where the defence
+            does not exist for the framework.
         seconds: an estimate from like cells that have been done; None where there is none.
     """
 
@@ -134,7 +135,7 @@ def cell_status(
 
     The estimate takes the mean seconds of the trainings and the evaluations that the folder and `results` know of the same
     problem, network, framework and defence, by epoch and training point, and by attacked point; where they know none, and for
-    checks, what the default comparison took where it was recorded. Machines differ.
+    checks, what our own published comparisons took. Machines differ.
 
     Raises:
         As `run_benchmark`.
@@ -167,7 +168,7 @@ def _status(
         return CellStatus(job.framework, job.title, "done", 0.0)
     state = _STATES[type(left[0])]
     if tools.defences[job.defence].unavailable(job.framework) is not None:
-        return CellStatus(job.framework, job.title, state, 0.0)
+        return CellStatus(job.framework, job.title, "unavailable", 0.0)
     like = [
         record
         for record in known
@@ -184,9 +185,13 @@ def _status(
     finished = sum(len(shard.points) for shard in shards_of(plan, job) if store.shard(shard) is not None)
     attack = [one.seconds * (plan.n_examples - finished) / one.clean.n for one in attacked]
 
+    costs = costs_like(plan)
+
     def recorded(kind: str) -> list[float]:
-        seconds = recorded_costs().of(plan, job.framework, job.defence, kind, epochs, len(kept))
-        return [] if seconds is None or job.variant is not None else [seconds]
+        if costs is None or job.variant is not None:
+            return []
+        seconds = costs.of(plan, job.framework, job.defence, kind, epochs, len(kept))
+        return [] if seconds is None else [seconds]
 
     # An attack that waits for its training is not among what is left yet.
     attacks = [attack or recorded("attack")] if store.evaluation(job.evaluation_key) is None else []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+    from art_entropic.benchmark.costs import Costs
     from art_entropic.benchmark.plan import BenchmarkPlan
     from art_entropic.benchmark.run import CellStatus
     from art_entropic.fields import FieldSpec
@@ -98,6 +99,7 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def benchmark_command(options: argparse.Namespace) -> None:
+    from art_entropic.benchmark.costs import costs_like
     from art_entropic.benchmark.plan import check_device, default_folder, resolved
     from art_entropic.benchmark.run import cell_status
 
@@ -106,14 +108,15 @@ def benchmark_command(options: argparse.Namespace) -> None:
     plan = _plan(options)
     out = options.out or default_folder(plan)
     if options.dry_run:
-        _print_status(cell_status(plan, out, options.results), _n_processes(options, plan))
+        _print_status(cell_status(plan, out, options.results), _n_processes(options, plan), costs_like(resolved(plan)))
         return
     with _executor(options, plan) as executor:
         if executor is None:
             check_device(resolved(plan))
         Path(out).mkdir(parents=True, exist_ok=True)  # where that fails, nothing need be told
         if not options.quiet:
-            _tell_beforehand(cell_status(plan, out, options.results), _n_processes(options, plan))
+            cells = cell_status(plan, out, options.results)
+            _tell_beforehand(cells, _n_processes(options, plan), costs_like(resolved(plan)))
         page = run_and_report(plan, out, results=options.results, executor=executor, quiet=options.quiet)
     if not options.quiet:
         print(f"report: {page}", file=sys.stderr)
@@ -162,16 +165,18 @@ def _n_processes(options: argparse.Namespace, plan: BenchmarkPlan) -> int:
     return options.jobs or max(1, len(_side_by_side(options, plan)))
 
 
-def _tell_beforehand(cells: Sequence[CellStatus], n_processes: int) -> None:
-    if any(cell.state != "done" for cell in cells):
-        print(_expected(cells, n_processes), file=sys.stderr)
+def _tell_beforehand(cells: Sequence[CellStatus], n_processes: int, costs: Costs | None) -> None:
+    if any(is_left(cell) for cell in cells):
+        print(_expected(cells, n_processes, costs), file=sys.stderr)
 
 
-def _expected(cells: Sequence[CellStatus], n_processes: int) -> str:
+def is_left(cell: CellStatus) -> bool:
+    return cell.state not in ("done", "unavailable")
+
+
+def _expected(cells: Sequence[CellStatus], n_processes: int, costs: Costs | None) -> str:
     """How much is left, and how long it takes: as long as the framework that takes longest, or a fair share of all."""
-    from art_entropic.benchmark.costs import recorded_costs
-
-    left = [cell for cell in cells if cell.state != "done"]
+    left = [cell for cell in cells if is_left(cell)]
     known = [(cell.framework, cell.seconds) for cell in left if cell.seconds is not None]
     each = [sum(seconds for framework, seconds in known if framework == one) for one in {cell.framework for cell in left}]
     total = sum(each)
@@ -179,24 +184,35 @@ def _expected(cells: Sequence[CellStatus], n_processes: int) -> str:
     unknown = len(left) - len(known)
     told = f"{len(left)} of {len(cells)} cells to do"
     if known:
-        told += f", about {seconds:.0f} s" + f" and {unknown} of unknown length" * bool(unknown)
+        told += f", about {lasting(seconds)}" + f" and {unknown} of unknown length" * bool(unknown)
     else:
         told += "; how long they take is not known" * bool(left)
     if n_processes > 1:
         told += f" in {n_processes} processes"
-    if not total:
+    if not total or costs is None:
         return told
-    costs = recorded_costs()
     return f"{told} (for what this folder has no times of: as on one core of {costs.processor}, {costs.created[:10]})"
 
 
-def _print_status(cells: Sequence[CellStatus], n_processes: int) -> None:
+def lasting(seconds: float) -> str:
+    """A length of time in the units in which one waits.
+
+    >>> lasting(99.6), lasting(1500.0), lasting(9000.0)
+    ('100 s', '25 min', '2 h 30 min')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def _print_status(cells: Sequence[CellStatus], n_processes: int, costs: Costs | None) -> None:
     rows = []
     for cell in cells:
-        seconds = "" if cell.state == "done" else "unknown" if cell.seconds is None else f"{cell.seconds:.0f}"
+        seconds = "" if not is_left(cell) else "unknown" if cell.seconds is None else lasting(cell.seconds)
         rows.append([cell.title, NOTHING if cell.state == "done" else cell.state, seconds])
-    print_on(sys.stdout, table_of(["cell", "to do", "seconds, about"], rows, words=["to do"]))
-    print(_expected(cells, n_processes))
+    print_on(sys.stdout, table_of(["cell", "to do", "takes about"], rows, words=["to do"]))
+    print(_expected(cells, n_processes, costs))
 
 
 @contextmanager
