@@ -19,9 +19,9 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(_scratch.name, "inductor")
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from small_network import ARCHITECTURE  # noqa: E402
 from zoo import packages  # noqa: E402
 
-from art_entropic.backends.architecture import Conv, Dense, Flatten  # noqa: E402
 from art_entropic.backends.registry import FRAMEWORKS, framework_module  # noqa: E402
 
 # A busy machine must not fail a property.
@@ -72,15 +72,6 @@ def rng():
 @pytest.fixture(params=list(FRAMEWORKS))
 def framework(request):
     return request.param
-
-
-ARCHITECTURE = (
-    Conv(3, 3, padding=1, activation="relu"),
-    Conv(4, 3, stride=2, padding=1, activation="silu"),
-    Flatten(),
-    Dense(8),
-    Dense(3, None),
-)
 
 
 @pytest.fixture

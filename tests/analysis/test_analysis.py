@@ -5,10 +5,10 @@ import math
 import msgspec
 import numpy as np
 import pytest
-from conftest import ARCHITECTURE
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
+from small_network import ARCHITECTURE
 
 from art_entropic.analysis.profile import information_profile
 from art_entropic.analysis.readings import PROFILE_MEASURES

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from art.defences.preprocessor import FeatureSqueezing
-from conftest import ARCHITECTURE
+from small_network import ARCHITECTURE
 
 from art_entropic import intervals
 from art_entropic.backends import numpy

@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 from torch import distributed
 from art_entropic import EntropicTrainer
 from art_entropic.backends.registry import backend_for, framework_module
-from conftest import ARCHITECTURE
+from small_network import ARCHITECTURE
 
 distributed.init_process_group("gloo")
 rank = distributed.get_rank()
