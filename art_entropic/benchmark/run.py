@@ -180,7 +180,7 @@ def _status(
     attacked = [record for record in like if isinstance(record, EvaluationRecord) and record.battery == plan.battery]
     epochs = plan.epochs_of(job.defence, job.variant)
     kept, _ = hold_out(len(data.x_train), VALIDATION_SHARE, job.seed, data.groups_train)
-    steps = epochs * len(data.x_train)
+    steps = epochs * len(kept)
     training = [one.seconds * steps / (one.nb_epochs * max(1, one.n_train)) for one in trained]
     finished = sum(len(shard.points) for shard in shards_of(plan, job) if store.shard(shard) is not None)
     attack = [one.seconds * (plan.n_examples - finished) / one.clean.n for one in attacked]
