@@ -234,6 +234,9 @@ def _six_dense(activation: Activation) -> Architecture:
     )
 
 
+# Radii of security curves, in steps of 8-bit pixels.
+_UP_TO_16_PIXEL_STEPS = (0.0, 2 / 255, 4 / 255, 8 / 255, 12 / 255, 16 / 255)
+
 # What digits asks for by itself is the first command that users give, which is to take 100 s on two cores; the published table
 # has more epochs, points and seeds. Default networks have smooth activations where the radius is small: the first-order measure
 # wants them, the defences of ART lose nothing by them.
@@ -283,7 +286,7 @@ PROBLEMS: dict[str, Problem] = {
         input_shape=(32, 32, 3),
         nb_classes=10,
         eps=8 / 255,
-        curve_eps=(0.0, 2 / 255, 4 / 255, 8 / 255, 12 / 255, 16 / 255),
+        curve_eps=_UP_TO_16_PIXEL_STEPS,
         networks={
             "small": _cifar10_small("silu"),
             "small_relu": _cifar10_small("relu"),
@@ -324,7 +327,7 @@ PROBLEMS: dict[str, Problem] = {
         input_shape=(32, 32, 3),
         nb_classes=43,
         eps=8 / 255,
-        curve_eps=(0.0, 2 / 255, 4 / 255, 8 / 255, 12 / 255, 16 / 255),
+        curve_eps=_UP_TO_16_PIXEL_STEPS,
         networks={"resnet": _resnet("relu", 43)},
         nb_epochs_natural=6,
         nb_epochs=10,
@@ -375,7 +378,7 @@ PROBLEMS: dict[str, Problem] = {
         input_shape=(64, 40),
         nb_classes=10,
         eps=8 / 255,
-        curve_eps=(0.0, 2 / 255, 4 / 255, 8 / 255, 12 / 255, 16 / 255),
+        curve_eps=_UP_TO_16_PIXEL_STEPS,
         networks={"conv1d": _fsdd_conv1d()},
         nb_epochs_natural=10,
         nb_epochs=12,
