@@ -22,11 +22,11 @@ from art_entropic.history import Callback, History
 from art_entropic.ops import Array
 from art_entropic.records import Epoch
 
-CHECKPOINT_SCHEMA = 1
+CHECKPOINT_SCHEMA = 2
 # What NumPy, zip and JSON raise for a damaged file, depending on the place.
 DAMAGES = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, SyntaxError, tokenize.TokenError, MemoryError)
-# What held for checkpoints from before there was a choice, which do not mention it.
-_BEFORE = {"label_smoothing": 0.0, "norm": "inf"}
+# Of the largest logit: two machines may differ by so much in the answers of one network.
+SAME_ANSWERS = 1e-3
 
 
 class Snapshot(NamedTuple):
@@ -36,6 +36,7 @@ class Snapshot(NamedTuple):
     weights: dict[str, Array]
     optimizer: dict[str, Array]
     scheduler: Any = None  # what a framework's own scheduler remembers, as JSON can say it
+    answers: Array | None = None  # logits of a few points
 
     @property
     def title(self) -> str:
@@ -72,6 +73,7 @@ class Retraining:
     best_weights: dict[str, Array] | None = None
     best_loss: float = math.inf
     stale: int = 0  # epochs since the best one
+    probed: Array | None = None  # the points that `Snapshot.answers` belong to
 
 
 class _AboutHistory(msgspec.Struct, forbid_unknown_fields=True):
@@ -108,7 +110,8 @@ class _About(msgspec.Struct):
 def write_checkpoint(path: Path, retraining: Retraining) -> None:
     """Write a retraining as it stood after its last finished epoch, whole or not at all. No pickle inside."""
     last = retraining.last
-    parts = {"weights": last.weights, "optimizer": last.optimizer, "best": retraining.best_weights or {}}
+    probe = {} if retraining.probed is None or last.answers is None else {"points": retraining.probed, "logits": last.answers}
+    parts = {"weights": last.weights, "optimizer": last.optimizer, "best": retraining.best_weights or {}, "probe": probe}
     arrays = {f"{part}/{name}": array for part, values in parts.items() for name, array in values.items()}
     history = {**asdict(retraining.history), "epochs": msgspec.to_builtins(retraining.history.epochs)}
     about = {
@@ -133,7 +136,7 @@ def read_checkpoint(path: Path) -> Retraining:
         FileNotFoundError: there is no such file.
         ValueError: not a checkpoint of this version, or a damaged one.
     """
-    parts: dict[str, dict[str, Array]] = {"weights": {}, "optimizer": {}, "best": {}}
+    parts: dict[str, dict[str, Array]] = {"weights": {}, "optimizer": {}, "best": {}, "probe": {}}
     if path.exists() and not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is damaged, or not a checkpoint of EntropicTrainer")
     try:
@@ -161,10 +164,11 @@ def _retraining(about: _About, parts: Mapping[str, dict[str, Array]]) -> Retrain
     return Retraining(
         history=History(**msgspec.structs.asdict(about.history)),
         fixed=about.plan,
-        last=Snapshot(about.epoch, parts["weights"], parts["optimizer"], about.scheduler),
+        last=Snapshot(about.epoch, parts["weights"], parts["optimizer"], about.scheduler, parts["probe"].get("logits")),
         best_weights=parts["best"] or None,
         best_loss=about.best_loss,
         stale=about.stale,
+        probed=parts["probe"].get("points"),
     )
 
 
@@ -175,16 +179,17 @@ def refuse_other_settings(saved: Mapping[str, Any], now: Mapping[str, Any], wher
         ValueError: one differs.
     """
     for name, value in now.items():
-        there = saved.get(name, _BEFORE.get(name))
+        there = saved.get(name)
         if there != value:
             raise ValueError(f"`{name}` must be as {where}: {there!r}, got {value!r}")
 
 
 def refuse_other_classifier(backend: Backend, saved: Retraining, path: Path) -> None:
-    """Refuse weights of another network and the state of another optimizer; the classifier is then as it was.
+    """Refuse weights of another network and the state of another optimizer; the classifier is afterwards as it was.
 
     Raises:
-        ValueError: they are not those of this classifier.
+        ValueError: they are not those of this classifier, or with these weights it answers otherwise than the one that was
+            saved.
     """
     here = {name: array.shape for name, array in backend.state().items()}
     for weights in filter(None, (saved.last.weights, saved.best_weights)):
@@ -197,3 +202,22 @@ def refuse_other_classifier(backend: Backend, saved: Retraining, path: Path) -> 
         raise ValueError(f"{path} holds a state that does not fit the optimizer of `classifier`: {error}") from error
     finally:
         backend.load_optimizer_state(before)
+    _refuse_other_answers(backend, saved, path)
+
+
+def _refuse_other_answers(backend: Backend, saved: Retraining, path: Path) -> None:
+    """Names and shapes of weights do not tell activations apart, or what is done to the inputs."""
+    there = saved.last.answers
+    if saved.probed is None or there is None:
+        return
+    weights = backend.state()
+    backend.load_state(saved.last.weights)
+    try:
+        here = backend.logits(saved.probed)
+    finally:
+        backend.load_state(weights)
+    if here.shape != there.shape or not np.allclose(here, there, 0.0, SAME_ANSWERS * np.max(np.abs(there)), equal_nan=True):
+        raise ValueError(
+            f"{path} holds weights of a network that answers otherwise than that of `classifier` does with them: it has other "
+            "activations, other layers without weights or another `preprocessing`; was `smooth_activations` called before?"
+        )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from art_entropic.backends.protocol import Batch, Controls, View
 from art_entropic.intervals import certified
 from art_entropic.measures import Measure
-from art_entropic.ops import Ops, Tensor
+from art_entropic.ops import Box, Ops, Tensor
 
 
 def cross_entropy(
@@ -29,7 +30,8 @@ def cross_entropy(
         class_weights: w, one for each class, >= 0; None weighs all alike.
         label_smoothing: s, the share of each label that is spread over all classes.
     Returns:
-        - sum_i v_i sum_c w_c t_ic log softmax(z_i)_c / sum_i v_i w_{y_i}, with t = (1 - s) y + s / nb_classes.
+        - sum_i v_i sum_c w_c t_ic log softmax(z_i)_c / sum_i v_i w_{y_i}, with t = (1 - s) y + s / nb_classes. Where no example
+        has a weight, the sum alone.
     Source: `torch.nn.CrossEntropyLoss`, for class weights and smoothing.
 
     >>> float(cross_entropy(ops, np.zeros((1, 4)), np.eye(4)[:1]).round(4))
@@ -45,24 +47,40 @@ def cross_entropy(
     losses = -ops.sum(target * ops.log_softmax(logits), axis=1)
     if weight is not None:
         losses, share = losses * weight, share * weight
-    return ops.sum(losses) / ops.sum(share)
+    total = ops.sum(share)
+    return ops.sum(losses) / (total + ops.cast_like(total <= 0.0, total))
 
 
 def hits(ops: Ops, logits: Tensor, y: Tensor) -> Tensor:
-    """Share of points whose label has the largest logit; a scalar.
+    """Share of points whose label has a larger logit than every other class; a scalar.
 
     >>> float(hits(ops, np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 1.0]]), np.eye(2)[[0, 1, 1]]).round(4))
     0.6667
     """
-    label = ops.sum(y * logits, axis=1)
-    return ops.mean(ops.cast_like(label >= ops.max(logits, axis=1), logits))
+    return ops.mean(certified(ops, Box(logits, logits), y))
+
+
+# Means over examples that have weights.
+WEIGHTED_TERMS = ("cross_entropy", "worst_case_cross_entropy")
+
+
+def combined(terms: Mapping[str, Any], controls: Controls) -> Any:
+    """Equation (2) from its terms: tensors of one step, or their means over many.
+
+    loss = (1 - k) CE(z(x), y) + k CE(worst-case logits over the ball, y) + beta * information + penalty
+
+    >>> combined({"cross_entropy": 1.0, "information": 2.0, "worst_case_cross_entropy": 3.0}, Controls(0.1, k=0.5, beta=0.25))
+    2.5
+    """
+    loss = (1.0 - controls.k) * terms["cross_entropy"] + controls.beta * terms["information"]
+    if "worst_case_cross_entropy" in terms:
+        loss = loss + controls.k * terms["worst_case_cross_entropy"]
+    return loss + terms["penalty"] if "penalty" in terms else loss
 
 
 @dataclass(frozen=True)
 class EntropicObjective:
-    """The loss of entropic retraining as a function of one step.
-
-    loss = (1 - k) CE(z(x), y) + k CE(worst-case logits over the ball, y) + beta * information
+    """The loss of entropic retraining as a function of one step, see `combined`.
 
     Args:
         measure: how the information is read, and of which share of each batch. A name in its `layers` that no layer has is an
@@ -92,17 +110,14 @@ class EntropicObjective:
             "information": ops.mean(reading.information),
             "accuracy": hits(ops, logits, y),
         }
-        loss = (1.0 - controls.k) * terms["cross_entropy"] + controls.beta * terms["information"]
         if reading.worst is not None:
             terms["worst_case_cross_entropy"] = self._cross_entropy(ops, reading.worst, batch.y, batch.weight)
-            loss = loss + controls.k * terms["worst_case_cross_entropy"]
         if reading.box is not None:
             terms["certified_accuracy"] = ops.mean(certified(ops, reading.box, batch.y))
         penalty = view.penalty()
         if penalty is not None:
             terms["penalty"] = penalty
-            loss = loss + penalty
-        return {"loss": loss, **terms}
+        return {"loss": combined(terms, controls), **terms}
 
     def _cross_entropy(self, ops: Ops, logits: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
         return cross_entropy(ops, logits, y, weight, self.class_weights, self.label_smoothing)

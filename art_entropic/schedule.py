@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Annotated, NamedTuple
 
+import numpy as np
 from msgspec import Meta, Struct
 
 from art_entropic.backends.protocol import Backend, Controls
@@ -90,24 +92,39 @@ DECAY = 0.5
 
 
 @contextlib.contextmanager
-def falling_rate(backend: Backend, decay: float) -> Iterator[Callable[[float], None]]:
+def falling_rate(backend: Backend, decay: float, *, insists: bool = False) -> Iterator[Callable[[float], None]]:
     """Give a function that sets the learning rates for a progress in [0, 1]; restore the rates on leaving.
 
     With a decay of 0 the rates are not touched: the optimizer may have a learning rate schedule.
+
+    Args:
+        insists: set the rates also where somebody else has set them in between; else a warning says so, and they are let be.
     """
     if not decay:
         yield lambda progress: None
         return
     rates = backend.learning_rates
+    set_last: tuple[float, ...] | None = None
+    is_ours = True
 
     def set_rates(progress: float) -> None:
-        factor = decayed(progress, decay)
-        backend.learning_rates = tuple(rate * factor for rate in rates)
+        nonlocal set_last, is_ours
+        if not insists and is_ours and set_last is not None and not np.allclose(backend.learning_rates, set_last, 1e-5, 0.0):
+            is_ours = False
+            warnings.warn(
+                f"the learning rate was set to {backend.learning_rates[0]:g} from outside, so the retraining lets it be from "
+                "here on: give a schedule as `scheduler`",
+                stacklevel=2,
+            )
+        if is_ours:
+            factor = decayed(progress, decay)
+            backend.learning_rates = set_last = tuple(rate * factor for rate in rates)
 
     try:
         yield set_rates
     finally:
-        backend.learning_rates = rates
+        if is_ours:
+            backend.learning_rates = rates
 
 
 def decayed(progress: float, decay: float) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import secrets
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,31 +48,35 @@ from art_entropic.checkpoint import (
     write_checkpoint,
 )
 from art_entropic.choosing import AUTOMATIC, measure_for, overflowing_layer
-from art_entropic.guards import check_bounds, check_predictions, check_training_bounds
+from art_entropic.guards import check_bounds, check_predictions, check_training_bounds, some_of
 from art_entropic.history import SHOWN_POINTS, Callback, History, TrainingDivergedError, closing_line
 from art_entropic.measures import Interval, Measure, measure_of
-from art_entropic.objective import EntropicObjective
+from art_entropic.objective import WEIGHTED_TERMS, EntropicObjective, combined
 from art_entropic.ops import Array
 from art_entropic.perturbations import unit_ball
 from art_entropic.records import Epoch
 from art_entropic.schedule import falling_rate
 from art_entropic.states import kept_numpy_generator, plain_state, restored_state
 
+# Of the data, on which a checkpoint keeps the network's answers.
+PROBED_POINTS = 2
+
 
 class _Means:
-    """Mean of each term over batches, weighted by their size."""
+    """Mean of each term over batches, each weighted by its size, or for some terms by a weight of its own."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
-        self._seen = 0
+        self._weights: dict[str, float] = {}
 
-    def add(self, terms: Mapping[str, float], n: int) -> None:
-        self._seen += n
+    def add(self, terms: Mapping[str, float], n: int, weights: Mapping[str, float] | None = None) -> None:
         for name, value in terms.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value * n
+            weight = (weights or {}).get(name, n)
+            self._sums[name] = self._sums.get(name, 0.0) + value * weight
+            self._weights[name] = self._weights.get(name, 0.0) + weight
 
     def values(self) -> dict[str, float]:
-        return {name: total / self._seen for name, total in self._sums.items()}
+        return {name: total / (self._weights[name] or 1.0) for name, total in self._sums.items()}
 
 
 class EntropicTrainer(Trainer):  # type: ignore[misc]
@@ -160,7 +166,8 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             scheduler: a callable epoch -> learning rate, called before each epoch (epochs count from 0), or a PyTorch
                 LRScheduler, stepped after each epoch; ReduceLROnPlateau follows the validation loss. A checkpoint keeps its
                 state.
-            callbacks: functions that are called with the record of each epoch; one that returns True ends the training.
+            callbacks: functions that are called with the record of each epoch; one that returns True ends the training. They
+                may predict with the classifier and attack it.
             early_stopping: end after this many epochs without a better validation loss; needs validation_data.
             checkpoint: file to rewrite after each epoch, for `resume`.
             verbose: show progress on stderr; None takes the setting of the trainer.
@@ -170,13 +177,18 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             TypeError, ValueError: an argument is wrong; the classifier is unchanged.
             NoIntervalRuleError: an operation of the network has no interval rule, or the bounds do not hold for the network
                 that predicts; the classifier is unchanged.
-            TrainingDivergedError: a loss or gradient was not finite; the weights are those of the last finished epoch.
+            TrainingDivergedError: a loss or gradient was not finite.
+            MemoryError: a batch does not fit into memory.
+
+        Whatever ends the training early, Ctrl-C too, leaves weights and optimizer as the last finished epoch left them.
         """
         batch_size = positive_int("batch_size", batch_size)
         options = self._options(nb_epochs, validation_data, seed, scheduler, callbacks, early_stopping, checkpoint, verbose)
         x, labels = self._check(x, y)
         source = Arrays(self._backend.hold(x), labels, batch_size, options.seed)
-        return self._run(source, x[:SHOWN_POINTS], labels[:SHOWN_POINTS], options, {"batch_size": batch_size, "n": len(x)})
+        shown = some_of(x, SHOWN_POINTS), some_of(labels, SHOWN_POINTS)
+        about_data = {"batch_size": batch_size, "n": len(x)}
+        return self._run(source, *shown, options, about_data, {"x and y": _digest(x, labels)})
 
     def fit_generator(
         self,
@@ -193,7 +205,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
     ) -> History:
         """Retrain the classifier on the batches of an ART DataGenerator, in its own order and with its own augmentation.
 
-        All other arguments are those of `fit`.
+        All other arguments, and the errors, are those of `fit`. Batches are checked as they come.
 
         Args:
             generator: ART DataGenerator with a size, which gives (x, y) or (x, y, sample_weight). The loader inside it starts
@@ -204,7 +216,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         with self._backend.training(options.seed), kept_numpy_generator():
             first = source.first()
         about_data = {"batch_size": generator.batch_size, "n": generator.size}
-        return self._run(source, first.x[:SHOWN_POINTS], first.labels[:SHOWN_POINTS], options, about_data)
+        return self._run(source, first.x[:SHOWN_POINTS], first.labels[:SHOWN_POINTS], options, about_data, {})
 
     def predict(self, x: Array, batch_size: int = 128, **kwargs: Any) -> Array:
         """Predict with the classifier, batch by batch; returns an array (n, nb_classes)."""
@@ -229,7 +241,8 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is not a checkpoint of this version, or does not fit this network or these settings.
+            ValueError: the file is not a checkpoint of this version, or does not fit this network or these settings: a network
+                with the same weights must answer as the one that was saved.
         """
         path = file_path("path", path)
         saved = read_checkpoint(path)
@@ -392,21 +405,29 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         noise = unit_ball(rng, tuple(x.shape), self._norm)
         return Batch(x, one_hot, noise, rng.random(len(x), np.float32), weight)
 
-    def _run(self, source: Source, x: Array, labels: Array, options: Options, about_data: dict[str, Any]) -> History:
+    def _run(
+        self,
+        source: Source,
+        x: Array,
+        labels: Array,
+        options: Options,
+        about_data: dict[str, Any],
+        digests: dict[str, str | None],
+    ) -> History:
         """Check the network on a few points, train, and load the chosen weights."""
-        few = slice(32)
-        check_predictions(self._backend, x[few])
-        check_logits(self._backend.logits(x[few]), int(self._classifier.nb_classes))
+        few = some_of(x, 32), some_of(labels, 32)
+        check_predictions(self._backend, few[0])
+        check_logits(self._backend.logits(few[0]), int(self._classifier.nb_classes))
         for remark in self._backend.own_loss().remarks:
             warnings.warn(f"`classifier` is retrained with a loss that differs from its own: {remark}", stacklevel=3)
         reason = "asked for"
         if self._automatic and not self._resuming:
-            reason = self._choose_measure(x[few], labels[few])
+            reason = self._choose_measure(*few)
             if options.verbose:
                 print(f"entropic retraining with measure {self._measure.name!r}: {reason}", file=sys.stderr)
         else:
             self._settle(self._measure)
-            self._rehearse(x[few], labels[few])
+            self._rehearse(*few)
         shown = options.validation or (x, labels)
         before = self._accuracy(*shown)
         rates = list(self._backend.learning_rates) if options.decay else None
@@ -414,41 +435,60 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             "nb_epochs": options.nb_epochs, "seed": options.seed, "decay": options.decay, "learning_rates": rates,
             "scheduler": None if options.scheduler is None else type(options.scheduler).__name__,
         }  # fmt: skip
-        progress = self._begin({**self._settings(), **fixed, **about_data}, options, reason)
+        digests = {**digests, "validation_data": None if options.validation is None else _digest(*options.validation)}
+        progress = self._begin({**self._settings(), **fixed, **about_data}, digests, options, reason, x[:PROBED_POINTS])
         with self._backend.training(options.seed), falling_rate(self._backend, options.decay) as set_rates:
             if progress.last.epoch:
                 self._backend.load_optimizer_state(progress.last.optimizer)
                 if options.framework_scheduler is not None:
                     state = restored_state(progress.last.scheduler)
                     self._backend.load_scheduler_state(options.framework_scheduler, state)
-            self._loop(progress, source, options, set_rates)
+            with self._going_back(progress):
+                self._loop(progress, source, options, set_rates)
         if progress.best_weights is not None:
             self._backend.load_state(progress.best_weights)
         if options.verbose:
-            where = "validation" if options.validation else "the first training points"
+            where = "validation" if options.validation else f"{len(x)} training points"
             told = closing_line(progress.history, self._schedule, source.steps, (before, self._accuracy(*shown)), where)
             print(told, file=sys.stderr)
         return progress.history
 
     def _accuracy(self, x: Array, labels: Array) -> float:
-        """Clean accuracy on some of these points."""
-        points, classes = x[:SHOWN_POINTS], labels[:SHOWN_POINTS]
-        return float(np.mean(self._backend.logits(points).argmax(axis=1) == classes))
+        """Clean accuracy."""
+        return float(np.mean(self._backend.logits(x).argmax(axis=1) == labels))
 
-    def _begin(self, fixed: dict[str, Any], options: Options, reason: str) -> Retraining:
+    def _begin(
+        self, settings: dict[str, Any], digests: dict[str, str | None], options: Options, reason: str, probed: Array
+    ) -> Retraining:
+        fixed = {**settings, **digests}
         if self._resuming and self._progress is not None:
             refuse_other_settings(self._progress.fixed, fixed, "in the checkpoint that is being resumed")
             self._resuming = False
+            self._progress.history.stopped_early = False
             self._backend.load_state(self._progress.last.weights)
             return self._progress
-        start = self._snapshot(0, options)
-        self._progress = Retraining(History(seed=options.seed, settings={**fixed, "reason": reason}), fixed, start)
+        start = self._snapshot(0, options, probed)
+        self._progress = Retraining(
+            History(seed=options.seed, settings={**settings, "reason": reason}), fixed, start, probed=probed
+        )
         return self._progress
 
-    def _snapshot(self, epoch: int, options: Options) -> Snapshot:
+    def _snapshot(self, epoch: int, options: Options, probed: Array | None) -> Snapshot:
         scheduler = options.framework_scheduler
         state = None if scheduler is None else plain_state(self._backend.scheduler_state(scheduler))
-        return Snapshot(epoch, self._backend.state(), self._backend.optimizer_state(), state)
+        answers = None if probed is None else self._backend.logits(probed)
+        return Snapshot(epoch, self._backend.state(), self._backend.optimizer_state(), state, answers)
+
+    @contextlib.contextmanager
+    def _going_back(self, progress: Retraining) -> Iterator[None]:
+        """Whatever ends the training early, weights and optimizer are then as the last finished epoch left them."""
+        try:
+            yield
+        except BaseException:
+            self._backend.load_state(progress.last.weights)
+            self._backend.load_optimizer_state(progress.last.optimizer)
+            progress.history.best_epoch = progress.last.epoch or None
+            raise
 
     def _loop(self, progress: Retraining, source: Source, options: Options, set_rates: Callable[[float], None]) -> None:
         backend, history = self._backend, progress.history
@@ -471,7 +511,7 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
                 learning_rate = backend.learning_rate
                 terms = self._epoch(progress, source, step, epoch, options, bar, set_rates)
                 controls = self._schedule.at((epoch + 1) / options.nb_epochs)
-                shown = self._validate(measuring, options)
+                shown = self._validate(measuring, options, progress)
                 if options.framework_scheduler is not None:
                     backend.step_scheduler(options.framework_scheduler, None if shown is None else shown["loss"])
                 seconds = time.perf_counter() - began
@@ -479,13 +519,17 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
                     epoch=epoch + 1, eps=controls.eps, k=controls.k, beta=controls.beta, learning_rate=learning_rate,
                     seconds=seconds, terms=terms, validation=shown,
                 )  # fmt: skip
+                finished = self._snapshot(epoch + 1, options, progress.probed)
                 history.epochs.append(record)
                 history.seconds += seconds
-                self._keep_best(progress, record)
-                progress.last = self._snapshot(epoch + 1, options)
+                self._keep_best(progress, record, finished)
+                progress.last = finished
                 if options.checkpoint is not None:
                     self.save(options.checkpoint)
-                stop = [callback(record) is True for callback in options.callbacks]
+                # ART draws a number to predict. A comparison of NumPy numbers gives NumPy's own True.
+                with backend.kept_generators():
+                    answers = [callback(record) for callback in options.callbacks]
+                stop = [isinstance(answer, (bool, np.bool_)) and bool(answer) for answer in answers]
                 if any(stop) or (options.early_stopping is not None and progress.stale >= options.early_stopping):
                     history.stopped_early = epoch + 1 < options.nb_epochs
                     break
@@ -509,7 +553,6 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             set_rates(share)
             values = self._step(step, self._batch(batch, rng), controls, progress)
             if not all(map(math.isfinite, values.values())):
-                self._backend.load_state(progress.last.weights)
                 raise TrainingDivergedError(epoch + 1, number + 1, values, progress.last.title)
             means.add(values, len(batch.x))
             bar.update()
@@ -523,9 +566,11 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
         except Exception as error:
             if not self._backend.is_out_of_memory(error):
                 raise
-            self._backend.load_state(progress.last.weights)
-            n, back = len(batch.x), f"the weights were reset to those of {progress.last.title}"
-            raise MemoryError(f"not enough memory for a batch of {n}: try `batch_size` {max(1, n // 2)}; {back}") from error
+            smaller = max(1, progress.history.settings["batch_size"] // 2)
+            raise MemoryError(
+                f"not enough memory for a batch of {len(batch.x)}: try `batch_size` {smaller}; the weights were reset to those "
+                f"of {progress.last.title}"
+            ) from error
 
     def _set_learning_rate(self, value: Any) -> None:
         # ART's TensorFlow convention is a callable that sets the rate itself and returns nothing.
@@ -533,31 +578,47 @@ class EntropicTrainer(Trainer):  # type: ignore[misc]
             rate = non_negative("scheduler(epoch)", value)
             self._backend.learning_rate = rate
 
-    def _validate(self, measuring: Step, options: Options) -> dict[str, float] | None:
-        """Terms at full strength on validation data, always with the same noise, so that epochs compare."""
+    def _validate(self, measuring: Step, options: Options, progress: Retraining) -> dict[str, float] | None:
+        """Terms at full strength on validation data, always with the same noise, so that epochs compare.
+
+        Weights of classes count over all the points, whatever their order.
+        """
         if options.validation is None:
             return None
         x, labels = options.validation
         rng = np.random.default_rng([options.seed, 2])
-        means = _Means()
-        for start in range(0, len(x), 256):
-            part = slice(start, start + 256)
+        means, controls, by_class = _Means(), self._schedule.full(), self._objective.class_weights
+        size = min(256, 2 * progress.history.settings["batch_size"])
+        for start in range(0, len(x), size):
+            part = slice(start, start + size)
             batch = self._batch(LabelledBatch(x[part], labels[part]), rng)
-            means.add(measuring(batch, self._schedule.full()), len(batch.x))
-        return means.values()
+            weight = len(batch.x) if by_class is None else float(np.asarray(by_class)[labels[part]].sum())
+            values = self._step(measuring, batch, controls, progress)
+            means.add(values, len(batch.x), dict.fromkeys(WEIGHTED_TERMS, weight))
+        found = means.values()
+        return {**found, "loss": combined(found, controls)}
 
-    def _keep_best(self, progress: Retraining, record: Epoch) -> None:
+    def _keep_best(self, progress: Retraining, record: Epoch, finished: Snapshot) -> None:
         """Keep the weights of the epoch with the lowest validation loss, once the schedule is at full strength."""
         history = progress.history
-        if record.validation is None or not self._schedule.is_full(record.epoch / history.settings["nb_epochs"]):
-            history.best_epoch = record.epoch if progress.best_weights is None else history.best_epoch
-            return
-        if record.validation["loss"] < progress.best_loss:
-            progress.best_loss, progress.stale = record.validation["loss"], 0
-            progress.best_weights = self._backend.state()
+        if record.validation is not None and self._schedule.is_full(record.epoch / history.settings["nb_epochs"]):
+            loss = record.validation["loss"]
+            if loss < progress.best_loss:
+                progress.best_loss, progress.stale = loss, 0
+                progress.best_weights, history.best_epoch = finished.weights, record.epoch
+            else:
+                progress.stale += 1
+            if not math.isfinite(loss):
+                bad = ", ".join(f"{name} = {value}" for name, value in record.validation.items() if not math.isfinite(value))
+                warnings.warn(f"epoch {record.epoch} cannot be the best one, its validation has {bad}", stacklevel=2)
+        if progress.best_weights is None:
             history.best_epoch = record.epoch
-        else:
-            progress.stale += 1
+
+
+def _digest(x: Array, labels: Array) -> str:
+    """Tells data apart: their number, all labels, and some of the points."""
+    crc = zlib.crc32(np.asarray(some_of(x, SHOWN_POINTS), np.float32).tobytes())
+    return f"{len(x)} points, CRC-32 {zlib.crc32(np.asarray(labels, np.int64).tobytes(), crc):08x}"
 
 
 def _callables(name: str, values: Any) -> tuple[Callback, ...]:

@@ -290,6 +290,9 @@ class Backend(Protocol):
     def training(self, seed: int | None) -> AbstractContextManager[None]:
         """Training mode and seeded framework randomness inside; on leaving, mode, gradients and generators are as before."""
 
+    def kept_generators(self) -> AbstractContextManager[None]:
+        """Whatever draws random numbers inside, the training draws the same ones afterwards."""
+
     def hold(self, x: Array) -> Any:
         """`x` where batches are taken from it: on an accelerator once for all, where it fits, else as it came.
 

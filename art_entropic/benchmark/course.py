@@ -231,7 +231,8 @@ def trainee(estimator: Any, n: int, given: Conditions, radius: float | None = No
     twin = module.for_art_trainers(estimator)
     course = Course(twin, given, given.eps if radius is None else radius, math.ceil(n / given.batch_size))
     steps = given.nb_epochs * course.steps
-    with falling_rate(backend_for(estimator), DECAY) as set_rates:
+    # Some of ART's trainers set a rate of their own.
+    with falling_rate(backend_for(estimator), DECAY, insists=True) as set_rates:
 
         def before_step() -> None:
             set_rates(course.taken / steps)

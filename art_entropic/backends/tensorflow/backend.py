@@ -217,7 +217,6 @@ class TensorFlowBackend:
                 f"got {type(model).__name__} and the {keras.backend.backend()} backend"
             )
         self._estimator = estimator
-        self.model = model
         self._input_shape = tuple(estimator.input_shape)
         self._nb_classes = int(estimator.nb_classes)
         self._mean_std = _constants(standardisation(estimator))
@@ -231,6 +230,11 @@ class TensorFlowBackend:
     @property
     def estimator(self) -> Any:
         return self._estimator
+
+    @property
+    def model(self) -> Any:
+        """That of the estimator by now: `to_logits` may have given it another one."""
+        return self._estimator.model
 
     @property
     def _usual_shape(self) -> tuple[int, ...]:
@@ -290,7 +294,8 @@ class TensorFlowBackend:
 
     def own_loss(self) -> OwnLoss:
         loss = self.model.loss if self._compiled_by_keras else self._estimator.loss_object
-        return own_loss(loss, self.model)
+        own_step = None if self._compiled_by_keras else self._estimator.train_step
+        return own_loss(loss, self.model, has_own_step=own_step is not None)
 
     # -- passes
 
@@ -456,7 +461,7 @@ class TensorFlowBackend:
 
     def remove_softmax(self) -> str:
         old = self.model
-        name, self.model = remove_softmax(self._estimator, old, compiled=self._compiled_by_keras, shape=self._usual_shape)
+        name = remove_softmax(self._estimator, old, compiled=self._compiled_by_keras, shape=self._usual_shape)
         forget(old)
         self._forget_compiled()
         return name
@@ -475,6 +480,9 @@ class TensorFlowBackend:
         constants = [self._nb_classes, *map(_bytes, (self._mean_std, self._clip_values))]
         terms = step_terms(self.model, kind, objective, optimizer, constants, lambda: StepTerms(make(), self._nb_classes))
         return TensorFlowStep((self.model, optimizer), terms)
+
+    def kept_generators(self) -> contextlib.AbstractContextManager[None]:
+        return kept_generators(self.model)
 
     def hold(self, x: Array) -> Any:
         return x
@@ -654,7 +662,13 @@ def _bytes(pair: tuple[tf.Tensor, tf.Tensor] | None) -> tuple[bytes, ...]:
 
 
 def _arrays(variables: Mapping[str, Any]) -> dict[str, Array]:
-    return {name: np.array(variable.numpy()) for name, variable in variables.items()}
+    return {name: _array(variable) for name, variable in variables.items()}
+
+
+def _array(variable: Any) -> Array:
+    """A copy of a variable; a file of NumPy has no bfloat16, and float32 holds all of its values."""
+    array = np.array(variable.numpy())
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def _assign(variables: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:

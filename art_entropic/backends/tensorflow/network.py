@@ -81,9 +81,15 @@ _OF_THIS_NAME = {
 _MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight", "auto")
 
 
-def own_loss(loss: Any, model: Any) -> OwnLoss:
-    """What Keras' cross-entropies ask for; any other loss is replaced by them, and the remarks say so."""
+def own_loss(loss: Any, model: Any, *, has_own_step: bool) -> OwnLoss:
+    """What Keras' cross-entropies ask for; any other loss is replaced by them, and the remarks say so.
+
+    Args:
+        has_own_step: the estimator was given a `train_step`.
+    """
     remarks = list(_uncounted(model))
+    if has_own_step:
+        remarks.append("the classifier has a train_step of its own, which the retraining does not call")
     loss = _as_loss(loss)
     if type(loss) not in _CROSS_ENTROPIES:
         name = getattr(loss, "__name__", type(loss).__name__) if not isinstance(loss, str) else loss
@@ -128,7 +134,7 @@ _LOG_SOFTMAX = (keras.activations.log_softmax, keras.ops.log_softmax, tf.nn.log_
 _WISH = "`classifier` must hold a model whose last layer is a softmax or log-softmax, or has one as its activation"
 
 
-def remove_softmax(estimator: Any, model: Any, *, compiled: bool, shape: tuple[int, ...]) -> tuple[str, Any]:
+def remove_softmax(estimator: Any, model: Any, *, compiled: bool, shape: tuple[int, ...]) -> str:
     """See `Backend`. Whoever calls it forgets what was compiled of the model.
 
     A `train_step` of the estimator's own is dropped, since its loss takes probabilities.
@@ -137,7 +143,7 @@ def remove_softmax(estimator: Any, model: Any, *, compiled: bool, shape: tuple[i
         compiled: the model itself holds optimizer and loss.
         shape: of one example.
     Returns:
-        Name of the layer, and the model: a new one of the same layers where Keras cannot cut the graph in place.
+        Name of the layer. The estimator has a new model of the same layers where Keras cannot cut the graph in place.
     """
     loss = _taking_logits(model.loss if compiled else estimator.loss_object)
     x = np.random.default_rng(0).random((8, *shape), np.float32)
@@ -158,7 +164,7 @@ def remove_softmax(estimator: Any, model: Any, *, compiled: bool, shape: tuple[i
         estimator._layer_names = estimator._get_layers()
     else:
         estimator._loss_object, estimator._train_step = loss, None
-    return stripped.layer, stripped.model
+    return stripped.layer
 
 
 def _taking_logits(loss: Any) -> Any:

@@ -201,7 +201,8 @@ def step_terms(
     owners = [*model._flatten_layers(), *([] if optimizer is None else [optimizer])]
     if not (_is_value(objective) and all(map(_is_of_keras, owners))):
         return make()
-    facts = (_structure(model), *constants, *(tuple(_parts(owner)) for owner in owners))
+    trained = tuple(map(id, model.trainable_variables))
+    facts = (_structure(model), *constants, trained, *(tuple(_parts(owner)) for owner in owners))
     variables = (*model.variables, *([] if optimizer is None else optimizer.variables))
     steps = _steps.setdefault(model, {})
     kept = steps.get(kind)

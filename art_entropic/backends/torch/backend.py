@@ -62,7 +62,7 @@ from art_entropic.backends.torch.network import (
     uncompiled,
 )
 from art_entropic.backends.torch.ops import ops
-from art_entropic.backends.torch.optimizer import follow, load_optimizer_state, optimizer_state
+from art_entropic.backends.torch.optimizer import array_of, follow, load_optimizer_state, optimizer_state
 from art_entropic.backends.torch.precision import full_float32
 from art_entropic.backends.torch.relaxing import CertifyingTrace, RelaxingTrace, TorchRelaxed
 from art_entropic.backends.torch.shares import Shares
@@ -201,6 +201,12 @@ class TorchBackend:
         if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
             raise ValueError("`classifier` must be retrained with gradients on, got torch.no_grad() or torch.inference_mode()")
         check_optimizer(self._optimizer, self.model)
+        for name, value in self.model.state_dict().items():
+            if not isinstance(value, torch.Tensor):
+                raise ValueError(
+                    "`classifier` must hold a network whose state is tensors alone, "
+                    f"got {name!r} of type {type(value).__name__}"
+                )
 
     def own_loss(self) -> OwnLoss:
         return own_loss(self._estimator.loss, int(self._estimator.nb_classes))
@@ -495,6 +501,9 @@ class TorchBackend:
                     for module, mode in modes:
                         module.training = mode
 
+    def kept_generators(self) -> contextlib.AbstractContextManager[None]:
+        return kept_generators(self.device)
+
     def hold(self, x: Array) -> Any:
         return self._tensor(x) if 4 * x.nbytes < free_memory(self.device) else x
 
@@ -508,9 +517,14 @@ class TorchBackend:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         shares = Shares()
         shares.agree([*self.model.state_dict().values()])
+        modes = [(module, module.training) for module in self.model.modules()]
 
         def step(batch: Batch, controls: Controls) -> dict[str, float]:
             with lock_of(self.model):
+                # A callback or a generator that predicts with ART leaves the network in inference mode.
+                for module, mode in modes:
+                    if module.training is not mode:
+                        module.training = mode
                 return descend(batch, controls)
 
         def descend(batch: Batch, controls: Controls) -> dict[str, float]:
@@ -553,7 +567,7 @@ class TorchBackend:
     # -- state
 
     def state(self) -> dict[str, Array]:
-        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.model.state_dict().items()}
+        return {name: array_of(tensor) for name, tensor in self.model.state_dict().items()}
 
     def load_state(self, state: Mapping[str, Array]) -> None:
         self.model.load_state_dict({name: torch.as_tensor(np.array(array)) for name, array in state.items()})
@@ -588,6 +602,11 @@ class TorchBackend:
                 group["lr"] = value
 
     def check_scheduler(self, scheduler: Any, *, validates: bool) -> None:
+        if callable(scheduler) and len(set(self.learning_rates)) > 1:
+            raise ValueError(
+                "`scheduler` must be a torch.optim.lr_scheduler.LRScheduler where the groups of the optimizer have several "
+                f"learning rates, {self.learning_rates}, got a callable, which gives one for all"
+            )
         if scheduler is None or callable(scheduler):
             return
         if not isinstance(scheduler, _Scheduler):

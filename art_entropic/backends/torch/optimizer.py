@@ -15,19 +15,26 @@ from art_entropic.ops import Array
 from art_entropic.states import plain_state, restored_state
 
 
+def array_of(tensor: torch.Tensor) -> Array:
+    """A copy of a tensor; NumPy has no bfloat16, and float32 holds all of its values."""
+    tensor = tensor.detach().cpu()
+    array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy().copy()
+    return array
+
+
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Array]:
     """Copies of all that an optimizer remembers and of what a scheduler may have changed, by names that say what they are."""
     state = optimizer.state_dict()
-    arrays: dict[str, Array] = {}
+    arrays: dict[str, Array] = {"class": np.array(type(optimizer).__name__)}
     for index, slots in state["state"].items():
         for slot, value in slots.items():
             if isinstance(value, torch.Tensor):
-                arrays[f"tensor/{index}/{slot}"] = value.cpu().numpy().copy()
+                arrays[f"tensor/{index}/{slot}"] = array_of(value)
             elif isinstance(value, (dict, list, tuple)):
                 tensors: list[torch.Tensor] = []
                 told = plain_state(_without_tensors(value, tensors), f"optimizer.state[{index}][{slot!r}]")
                 arrays[f"nested/{index}/{slot}"] = np.array(json.dumps(told))
-                arrays |= {f"nested-tensor/{index}/{slot}/{n}": one.cpu().numpy().copy() for n, one in enumerate(tensors)}
+                arrays |= {f"nested-tensor/{index}/{slot}/{n}": array_of(one) for n, one in enumerate(tensors)}
             elif value is not None:
                 arrays[f"number/{index}/{slot}"] = np.array(value)
     for index, group in enumerate(state["param_groups"]):
@@ -40,8 +47,11 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, A
     """Give an optimizer what `optimizer_state` has copied.
 
     Raises:
-        ValueError: it is of an optimizer of other parameters.
+        ValueError: it is of an optimizer of another class, or of other parameters.
     """
+    saved, own = str(state["class"]), type(optimizer).__name__
+    if saved != own:
+        raise ValueError(f"`state` must be that of a {own}, got that of a {saved}")
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     result = copy.deepcopy(optimizer.state_dict())
     result["state"] = {}

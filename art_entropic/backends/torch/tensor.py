@@ -31,6 +31,15 @@ class Bounds:
         self.box, self.radius, self.spread = box, radius, spread
 
 
+def _make_plain(holder: dict[Any, Any] | list[Any]) -> None:
+    """Put the plain value in the place of each bound tensor of a dictionary or list, and of those within."""
+    for key, held in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
+        if type(held) is BoundTensor:
+            holder[key] = held.value
+        elif type(held) in (dict, list):
+            _make_plain(held)
+
+
 class Path(ABC):
     """The module that is running, the pre-activations met so far, and the bound tensors that live."""
 
@@ -66,7 +75,7 @@ class Path(ABC):
                 handle.remove()
             for module in model.modules():
                 # A module that keeps what it saw keeps the plain value, as it would have.
-                vars(module).update({name: kept.value for name, kept in vars(module).items() if type(kept) is BoundTensor})
+                _make_plain(vars(module))
 
     @contextlib.contextmanager
     def refusing(self, model: nn.Module) -> Iterator[Path]:
