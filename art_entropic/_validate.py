@@ -240,7 +240,7 @@ def check_inputs(x: Any, *, input_shape: tuple[int, ...], clip_values: ClipValue
     if clip_values is not None:
         low, high = (np.asarray(value, dtype=np.float32) for value in clip_values)
         # Float rounding of data that was scaled in another precision is no error.
-        slack = 1e-6 * np.max(np.abs(high - low))
+        slack = 1e-6 * np.abs(high - low)
         if np.any(lowest < low - slack) or np.any(highest > high + slack):
             hint = "; scale it, or give the estimator the clip_values of your data" if array.max() > 1 else ""
             raise ValueError(

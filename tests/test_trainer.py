@@ -9,6 +9,7 @@ from art.defences.trainer import Trainer
 from art.estimators.classification import SklearnClassifier
 from sklearn.linear_model import LogisticRegression
 
+from art_entropic._validate import check_inputs
 from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool
 from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.numpy import ops
@@ -271,6 +272,15 @@ def bad_inputs(x, y):
         "checkpoint_nowhere": (x, y, {"checkpoint": "no/folder/a.npz"}, "`checkpoint` must be in a folder that exists"),
         "unknown": (x, y, {"epochs": 3}, "unexpected keyword argument 'epochs'"),
     }
+
+
+def test_a_feature_outside_its_own_range_is_named_beside_one_of_large_numbers():
+    clip_values = (np.zeros(2, np.float32), np.array([1, 1e6], np.float32))
+    x = np.array([[0.5, 5e5], [1.9, 5e5]], np.float32)
+    with pytest.raises(ValueError, match="`x` must lie within `clip_values`"):
+        check_inputs(x, input_shape=(2,), clip_values=clip_values)
+    rounded = np.array([[np.nextafter(np.float32(1), np.float32(2)), 5e5]], np.float32)
+    np.testing.assert_array_equal(check_inputs(rounded, input_shape=(2,), clip_values=clip_values), [[1, 5e5]])
 
 
 def test_bad_input_is_named_before_any_work(classifier, data):

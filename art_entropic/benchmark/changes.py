@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from art_entropic.evaluation.compare import points_in
-from art_entropic.records import Accuracy, AnyRecord, EvaluationRecord, cell_of, comparison_of, current
-from art_entropic.statistics import Difference, paired_difference
+from art_entropic.records import (
+    Accuracy,
+    AnyRecord,
+    CellKey,
+    ComparisonKey,
+    EvaluationRecord,
+    TrainingRecord,
+    cell_of,
+    comparison_of,
+    current,
+)
+from art_entropic.statistics import Difference, holm, paired_difference
 
 
 @dataclass(frozen=True)
@@ -18,12 +29,14 @@ class Change:
     Attributes:
         title: of the cell.
         difference: robust accuracy of the new run less that of the old, paired by point where both records tell.
+        p: p-value of the difference, corrected for the number of cells (Holm 1979); NaN without a difference.
     """
 
     title: str
     old: Accuracy
     new: Accuracy
     difference: Difference | None
+    p: float = math.nan
 
     @property
     def points(self) -> float:
@@ -32,12 +45,12 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """ "fell" or "rose" where the change lies beyond its 95 % interval, else "no clear change"."""
+        """ "fell" or "rose" where the change lies beyond its 95 % interval and `p` is at most 0.05, else "no clear change"."""
         if self.difference is None:
-            low, high = self.new.low - self.old.high, self.new.high - self.old.low
+            sign = (self.new.low > self.old.high) - (self.new.high < self.old.low)
         else:
-            low, high = self.difference.low, self.difference.high
-        return "fell" if high < 0 else "rose" if low > 0 else "no clear change"
+            sign = 0 if self.p > 0.05 else self.difference.sign
+        return ("no clear change", "rose", "fell")[sign]
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,7 @@ class Changes:
     """Two runs, cell by cell."""
 
     cells: tuple[Change, ...]
-    only_old: tuple[str, ...]
+    only_old: tuple[str, ...]  # with the reason, where the new run tells one
     only_new: tuple[str, ...]
 
     @property
@@ -62,16 +75,33 @@ def compare_runs(old: Iterable[AnyRecord], new: Iterable[AnyRecord]) -> Changes:
     Raises:
         ValueError: the runs share no cell.
     """
+    old, new = list(old), list(new)
     befores, afters = _by_cell(old), _by_cell(new)
     shared = [cell for cell in befores if cell in afters]
     if not shared:
         raise ValueError(f"`old` and `new` must have a cell in common, got {_cells(befores)} and {_cells(afters)}")
-    cells = tuple(_change(befores[cell], afters[cell]) for cell in shared)
-    only_old, only_new = (
-        tuple(_named(record) for cell, record in some.items() if cell not in others)
-        for some, others in ((befores, afters), (afters, befores))
+    cells = [_change(befores[cell], afters[cell]) for cell in shared]
+    paired = [change for change in cells if change.difference is not None]
+    corrected = dict(zip(map(id, paired), holm([change.difference.p for change in paired if change.difference]), strict=True))
+    failures = _failures(new)
+    only_old = (
+        _named(record) + failures.get((comparison_of(record), cell_of(record)), "")
+        for cell, record in befores.items()
+        if cell not in afters
     )
-    return Changes(cells, only_old, only_new)
+    only_new = (_named(record) for cell, record in afters.items() if cell not in befores)
+    return Changes(
+        tuple(replace(change, p=corrected.get(id(change), math.nan)) for change in cells), tuple(only_old), tuple(only_new)
+    )
+
+
+def _failures(records: Iterable[AnyRecord]) -> dict[tuple[ComparisonKey, CellKey], str]:
+    """Why a cell has no evaluation, where its training tells."""
+    return {
+        (comparison_of(one), cell_of(one)): f" ({one.status}{f': {one.reason}' if one.reason else ''})"
+        for one in records
+        if isinstance(one, TrainingRecord) and one.status != "done"
+    }
 
 
 def _by_cell(records: Iterable[AnyRecord]) -> dict[tuple[Any, ...], EvaluationRecord]:

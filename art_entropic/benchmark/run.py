@@ -83,7 +83,7 @@ def run_with(
     published = None if results is None else file_path("results", results)
     with naming(plan.source):
         data = shared_data(plan, tools)
-    earlier = [] if published is None else _replaceable(published, plan, home)
+    earlier = [] if published is None else _replaceable(published, plan, home, data.sha256)
     if executor is None:
         with naming(plan.source):
             check_device(plan)
@@ -103,8 +103,14 @@ def run_with(
             Scheduler(runner, executor or InProcess(), jobs, progress).run(profiles)
         records = store.of(jobs, profiles)
         if published is not None:
-            earlier = _replaceable(published, plan, home)  # by now another run may have written there
+            earlier = _replaceable(published, plan, home, data.sha256)  # by now another run may have written there
             others = _not_replaced(earlier, records)
+            fewer = {one.clean.n for one in earlier if isinstance(one, EvaluationRecord)} - {plan.n_examples}
+            if fewer:
+                had = ", ".join(map(str, sorted(fewer)))
+                progress.note(
+                    f"{published} had attacks of {had} points, now of {plan.n_examples}: those of its cells are replaced"
+                )
             if others:
                 cells = len({cell_of(one) for one in others})
                 progress.note(f"{published} keeps {cells} {'cell' if cells == 1 else 'cells'} that this plan does not have")
@@ -229,7 +235,7 @@ def _as_attacked(earlier: Sequence[CellRecord], records: Sequence[AnyRecord], ti
     ]
 
 
-def _replaceable(path: Path, plan: ResolvedPlan, home: Path) -> list[CellRecord]:
+def _replaceable(path: Path, plan: ResolvedPlan, home: Path, data_sha256: str) -> list[CellRecord]:
     """The records of a results file that this plan may replace.
 
     Raises:
@@ -250,5 +256,17 @@ def _replaceable(path: Path, plan: ResolvedPlan, home: Path) -> list[CellRecord]
                 f"`results` must be new or hold records of this plan's problem, network, n_train, eps and norm {own}, "
                 f"got {found} in {path}: those records would be lost, so choose another file"
             )
+        if record.provenance.data_sha256 != data_sha256:
+            raise ValueError(
+                f"`results` must be new or hold records of the same data, SHA-256 {data_sha256[:12]}, "
+                f"got {record.provenance.data_sha256[:12]} in {path}: those records would be lost, so choose another file"
+            )
+        if isinstance(record, EvaluationRecord):
+            wanted, has = (plan.battery, plan.first_example), (record.battery, record.first_example)
+            if wanted != has:
+                raise ValueError(
+                    f"`results` must be new or hold attacks of this plan's battery and first_example {wanted}, got {has} in "
+                    f"{path}: those records would be lost, so choose another file"
+                )
         records.append(record)
     return records

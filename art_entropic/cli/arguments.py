@@ -14,7 +14,10 @@ TEST_ARRAYS = "arrays x_test and y_test, or x and y"
 
 
 def names_of(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"must name at least one, got {text!r}")
+    return names
 
 
 def whole_numbers(text: str) -> list[int]:

@@ -64,13 +64,15 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-cascade", action="store_true", help="send every attack to every point, which takes a multiple of the time"
     )
     parser.add_argument(
-        "--out", type=Path, help="folder for the result (default: runs/FACTORY-evaluation or runs/NAME-evaluation)"
+        "--out", type=Path, help="folder for the result (default: runs/MODULE-FACTORY-evaluation or runs/NAME-evaluation)"
     )
     add_quiet_argument(parser)
 
 
 def evaluate_command(options: argparse.Namespace) -> None:
     from art_entropic._validate import positive_int
+    from art_entropic.backends.registry import framework_of
+    from art_entropic.benchmark.provenance import machine_provenance
     from art_entropic.evaluation.curve import security_curve
     from art_entropic.evaluation.evaluate import evaluate
     from art_entropic.extras import MissingPackageError
@@ -103,10 +105,11 @@ def evaluate_command(options: argparse.Namespace) -> None:
         )
         if options.curve:
             curve = security_curve(
-                estimator, x[:n], y[:n], options.curve, source.norm, seed=seeds[0], verbose=not options.quiet
+                estimator, x[:n], y[:n], options.curve, source.norm, seed=seeds[0], evaluation=result, verbose=not options.quiet
             )
             result = result.with_curve(curve)
-        write_whole(out / EVALUATION, indented_json(result.summary()))
+        where = machine_provenance("; ".join(source.how_to_make), [framework_of(estimator)], result.points_sha256)
+        write_whole(out / EVALUATION, indented_json({**result.summary(), "provenance": where}))
         written = f"{out / EVALUATION}"
         try:
             write_whole(out / POINTS, result.to_frame().to_csv(index=False).encode())
@@ -159,6 +162,11 @@ def _print_evaluation(result: Evaluation) -> None:
         print()
         headings = ["check", "status", "value", "threshold", "n", "remark"]
         print_on(sys.stdout, table_of(headings, checks, words=["status", "remark"]))
+    if result.curve:
+        from art_entropic.evaluation.result import CURVE_BATTERY
+
+        beyond = f"from eps {result.eps:g} on without what fell to {result.battery!r}"
+        print(f"\nsecurity curve, battery {CURVE_BATTERY!r}, {beyond}")
     for point in result.curve:
         print(f"eps {point.eps:g}: robust {as_share(point.robust)}")
     print()

@@ -59,7 +59,7 @@ class OwnNetwork:
 
     @property
     def name(self) -> str:
-        return self.factory
+        return f"{self.module}-{self.factory}"
 
     @property
     def how_to_make(self) -> tuple[str, str]:

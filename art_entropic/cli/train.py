@@ -27,10 +27,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     from art_entropic.measures import MEASURES
 
     add_estimator_arguments(
-        parser, "arrays x_train, y_train, x_test, y_test, or x, y (a seeded fifth of them becomes the test)"
+        parser,
+        "arrays x_train, y_train, x_test, y_test, or x, y (without x_test and y_test a seeded fifth of them becomes the test)",
     )
     add_norm_argument(parser)
-    parser.add_argument("--out", type=Path, help="folder for weights and history (default: runs/FACTORY or runs/NAME)")
+    parser.add_argument("--out", type=Path, help="folder for weights and history (default: runs/MODULE-FACTORY or runs/NAME)")
     parser.add_argument(
         "--measure", choices=list(MEASURES), help="measure of the information (default: chosen by the network and eps)"
     )

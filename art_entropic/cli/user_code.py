@@ -56,7 +56,7 @@ class Arrays(NamedTuple):
 
 
 def load_arrays(path: Path, seed: int) -> Arrays:
-    """Arrays of an .npz file: x_train, y_train, x_test, y_test, or x, y with a seeded fifth as test data.
+    """Arrays of an .npz file: x_train, y_train, x_test, y_test, or x, y with x_test, y_test or a seeded fifth as test data.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -67,7 +67,10 @@ def load_arrays(path: Path, seed: int) -> Arrays:
     found = _plain_arrays(path)
     if set(Arrays._fields) <= set(found):
         return Arrays(**{name: found[name] for name in Arrays._fields})
-    x, y = _labelled(path, found, ("x", "y"), "x_train, y_train, x_test, y_test, or x and y")
+    wish = "x_train, y_train, x_test, y_test, or x and y with or without x_test and y_test"
+    x, y = _labelled(path, found, ("x", "y"), wish)
+    if {"x_test", "y_test"} & set(found):
+        return Arrays(x, y, *_labelled(path, found, ("x_test", "y_test"), wish))
     train, test = hold_out(len(x), TEST_SHARE, seed)
     return Arrays(x[train], y[train], x[test], y[test])
 

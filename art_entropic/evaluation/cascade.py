@@ -80,7 +80,7 @@ class Cascade:
         if len(points):
             tally, _cost = self._run(self._attempt(PROOF_ATTACK, points, ball, seed), points)
             self._certified_were_attacked = not tally.errors
-            self._fell(points[tally.broken])
+            self.fell(points[tally.broken])
 
     def _run(self, attempt: Attempt, points: Array) -> tuple[Tally, Cost]:
         """What became of the points, and what that took when it was done, which may be an earlier start."""
@@ -95,11 +95,12 @@ class Cascade:
         return tally, cost
 
     def _count(self, name: str, points: Array, tally: Tally) -> None:
-        self._fell(points[tally.broken])
+        self.fell(points[tally.broken])
         self.tallies.setdefault(name, Tally.on(self._case.x)).add(points, tally)
         self.distances.append(tally.distances.tolist())
 
-    def _fell(self, points: Array) -> None:
+    def fell(self, points: Array) -> None:
+        """These points are broken, which others may have found."""
         self.standing[points], self.broken[points] = False, True
 
 

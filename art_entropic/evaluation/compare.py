@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from art_entropic import __version__
-from art_entropic.evaluation.result import CAVEAT, Evaluation
+from art_entropic.evaluation.result import CAVEAT, Evaluation, missing_of
 from art_entropic.extras import optional
 from art_entropic.ops import Array
 from art_entropic.palette import GREY
@@ -72,6 +72,7 @@ class Comparison:
     battery: str
     rows: tuple[Row, ...]
     pairs: tuple[Pair, ...]
+    missing: tuple[str, ...] = ()  # attacks of the battery that met none of them, each with the reasons
 
     def plot(self, colours: Mapping[str, str] | None = None) -> Any:
         """Plot security curves: robust accuracy over the radius, one line per defence, bands for the 95 % intervals.
@@ -127,6 +128,8 @@ class Comparison:
     def __str__(self) -> str:
         width = max(len(row.name) for row in self.rows)
         lines = [f"L{self.norm} eps {self.eps:g}, battery {self.battery!r}, n = {self.rows[0].robust.n}"]
+        if self.missing:
+            lines.append(f"not run: {'; '.join(self.missing)}")
         for row in self.rows:
             certified = "" if row.certified is None else f", certified {_percent(row.certified)}"
             lines.append(
@@ -142,8 +145,8 @@ def compare(results: Mapping[str, Evaluation | EvaluationRecord]) -> Comparison:
         results: evaluations, or their records, by the name of the defence; all with the same points, ball and battery.
     Raises:
         TypeError: `results` is not a mapping of names to evaluations.
-        ValueError: there are fewer than two, they differ in points, ball, battery or how often it ran, or a record lacks its
-            points.
+        ValueError: there are fewer than two, they differ in points, ball, battery, how often it ran, or which of its attacks
+            could run, or a record lacks its points.
     """
     if not isinstance(results, Mapping):
         raise TypeError(f"`results` must map names to evaluations, got {results!r} of type {type(results).__name__}")
@@ -159,6 +162,12 @@ def compare(results: Mapping[str, Evaluation | EvaluationRecord]) -> Comparison:
                 f"`results` must be of the same points, ball and battery, run as often: {first!r} has "
                 f"{_ground(results[first])}, got {_ground(result)} for {name!r}"
             )
+    missing = {name: {one.attack for one in result.attacks if one.error or one.skipped} for name, result in results.items()}
+    for name in results:
+        if apart := missing[name] ^ missing[first]:
+            lacking = name if apart & missing[name] else first
+            told = "; ".join(missing_of([one for one in results[lacking].attacks if one.attack in apart]))
+            raise ValueError(f"`results` must have met the same attacks, {lacking!r} has not met {told}")
     ranked = sorted(results, key=lambda name: -results[name].robust.correct)
     points = {name: points_in(name, results[name]) for name in ranked}
     names = list(itertools.combinations(ranked, 2))
@@ -166,7 +175,8 @@ def compare(results: Mapping[str, Evaluation | EvaluationRecord]) -> Comparison:
     corrected = holm([difference.p for difference in differences])
     pairs = [Pair(*both, difference, p) for both, difference, p in zip(names, differences, corrected, strict=True)]
     eps, norm, battery, *_ = _ground(results[first])
-    return Comparison(eps, norm, battery, tuple(_row(name, results[name]) for name in ranked), tuple(pairs))
+    not_run = dict.fromkeys(words for result in results.values() for words in missing_of(result.attacks))
+    return Comparison(eps, norm, battery, tuple(_row(name, results[name]) for name in ranked), tuple(pairs), tuple(not_run))
 
 
 class _Ground(NamedTuple):

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from art_entropic.evaluation.attacked import Attackable, Attacked
 
 
-# Float32 rounding of x + d, relative to the range of the data.
+# Float32 rounding of x + d, relative to the range of a feature.
 INPUT_ROUNDING = 1e-6
+# And at most, relative to eps.
+BUDGET_ROUNDING = 2e-4
 # Features of a batch: on a processor the layers of a small network then stay in its caches.
 BATCH_FEATURES = {"processor": 2**17, "accelerator": 2**21}
 
@@ -153,13 +155,17 @@ def within_ball(x: Array, x_adv: Array, ball: Ball, clip_values: Any) -> Array:
     """
     n = len(x)
     low, high = (np.float64(-np.inf), np.float64(np.inf)) if clip_values is None else map(np.asarray, clip_values)
-    reach = float(np.max(np.abs(x), initial=1e-30)) + ball.eps
-    slack = INPUT_ROUNDING * (reach if clip_values is None else min(reach, float(np.max(high - low))))
     finite = np.isfinite(x_adv).reshape(n, -1).all(axis=1)
-    inside = ((x_adv >= low - slack) & (x_adv <= high + slack)).reshape(n, -1).all(axis=1)
-    # The rounding of every feature adds up in the norm.
-    allowed = ball.eps + slack * math.prod(x.shape[1:]) ** (1 / ball.norm)
-    return np.asarray(finite & inside & (distances(x, x_adv, ball.norm) <= allowed))
+    x_adv = np.where(np.isfinite(x_adv), x_adv, x)
+    # A feature cannot come nearer than float32 has numbers. In another unit that is another distance.
+    steps = 2 * np.spacing(np.maximum(np.abs(x), np.abs(x_adv)).astype(np.float32)).astype(np.float64)
+    # Attacks compute in shares of the range, which excuses no more than a small share of eps.
+    share = BUDGET_ROUNDING * ball.eps / math.prod(x.shape[1:]) ** (1 / ball.norm)
+    slack = np.broadcast_to(np.minimum(INPUT_ROUNDING * np.asarray(high - low, np.float64), share), x.shape[1:])
+    outside = np.maximum(low - x_adv, x_adv - high) > np.maximum(steps, slack)
+    moved = np.maximum(np.abs(x_adv.astype(np.float64) - x) - steps, 0.0).reshape(n, -1)
+    allowed = ball.eps + np.linalg.norm(slack.reshape(-1), ord=ball.norm)
+    return np.asarray(finite & ~outside.reshape(n, -1).any(axis=1) & (np.linalg.norm(moved, ord=ball.norm, axis=1) <= allowed))
 
 
 def distances(x: Array, x_adv: Array, norm: float) -> Array:

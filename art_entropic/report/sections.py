@@ -34,7 +34,7 @@ from art_entropic.records import (
     unpack,
 )
 from art_entropic.report.settings import unusual
-from art_entropic.statistics import Difference, paired_difference
+from art_entropic.statistics import Difference, accuracy, paired_difference
 
 RunRecord = TrainingRecord | EvaluationRecord | ChecksRecord | ProfileRecord
 BUSY = 0.1  # share of its machine that others used while a network trained: its seconds are unsure
@@ -159,6 +159,10 @@ class ComparisonRow:
         """The point of the security curve at a radius."""
         return dict(self.curve).get(eps)
 
+    @property
+    def attacked_seeds(self) -> frozenset[int]:
+        return frozenset(test.seed for test in self.tests)
+
     def times(self, other: ComparisonRow) -> float | None:
         """Training seconds in those of another row; None where they cannot be compared: not known, too busy, other machines."""
         if not self.seconds or not other.seconds or self.crowded or other.crowded or self.machines != other.machines:
@@ -215,7 +219,16 @@ class Section:
 
     @property
     def attacks(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(attack.attack for row in self.rows for attack in row.attacks))
+        """Those that ran against a network, or would have if an earlier one had left anything."""
+        ran = (attack for row in self.rows for attack in row.attacks if not (attack.error or attack.skipped))
+        return tuple(dict.fromkeys(attack.attack for attack in ran))
+
+    @property
+    def not_run(self) -> tuple[str, ...]:
+        """The others of the battery, each with its reason."""
+        names = self.attacks
+        missing = (attack for row in self.rows for attack in row.attacks if attack.attack not in names)
+        return tuple(dict.fromkeys(f"{attack.attack}: {attack.error or attack.skipped}" for attack in missing))
 
     @property
     def main_rows(self) -> tuple[ComparisonRow, ...]:
@@ -246,8 +259,9 @@ class Section:
         if self.battery is None:
             return f"{self.radius}: no network has been attacked yet."
         attacks = f" ({'; '.join(name for name in self.attacks)})" if self.attacks else ""
+        not_run = f"Not run: {'; '.join(self.not_run)}. " if self.not_run else ""
         return (
-            f"Attack battery {self.battery}{attacks}, {self.radius}, n = {self.points}. {self.brackets} "
+            f"Attack battery {self.battery}{attacks}, {self.radius}, n = {self.points}. {not_run}{self.brackets} "
             f"Robust accuracy is {UPPER_BOUND}."
         )
 
@@ -372,12 +386,12 @@ def _survivors(test: EvaluationRecord) -> np.ndarray:
 def sections(records: Iterable[AnyRecord]) -> list[Section]:
     """Records -> comparisons, in the order of their first appearance.
 
-    Evaluations belong together where problem, network, training points, eps, norm, battery and test points agree. A
+    Evaluations belong together where problem, network, training points, eps, norm, data, battery and test points agree. A
     training that has no evaluation (unavailable, diverged, interrupted) shows in every section of its comparison.
     """
     trainings: dict[str, TrainingRecord] = {}
-    latest: dict[ComparisonKey, dict[CellKey, TrainingRecord]] = {}
-    evaluations: dict[tuple[ComparisonKey, str | None, int, int], dict[CellKey, EvaluationRecord]] = {}
+    latest: dict[tuple[ComparisonKey, str], dict[CellKey, TrainingRecord]] = {}
+    evaluations: dict[tuple[ComparisonKey, str, str | None, int, int], dict[CellKey, EvaluationRecord]] = {}
     checks: dict[str, ChecksRecord] = {}
     for record in current(records):
         if isinstance(record, (MeasurementRecord, ProfileRecord)):
@@ -385,20 +399,20 @@ def sections(records: Iterable[AnyRecord]) -> list[Section]:
         if isinstance(record, ChecksRecord):
             checks[record.evaluation_key] = record
             continue
-        comparison, cell = comparison_of(record), cell_of(record)
+        place, cell = (comparison_of(record), record.provenance.data_sha256), cell_of(record)
         if isinstance(record, TrainingRecord):
             trainings[record.key] = record
-            latest.setdefault(comparison, {})[cell] = record
+            latest.setdefault(place, {})[cell] = record
         else:
             points = record.clean.n, record.first_example
-            evaluations.setdefault((comparison, record.battery, *points), {})[cell] = record
-    attacked = {comparison for comparison, *_ in evaluations}
-    for comparison in latest:
-        if comparison not in attacked:
-            evaluations[(comparison, None, 0, 0)] = {}
+            evaluations.setdefault((*place, record.battery, *points), {})[cell] = record
+    attacked = {(comparison, data) for comparison, data, *_ in evaluations}
+    for place in latest:
+        if place not in attacked:
+            evaluations[(*place, None, 0, 0)] = {}
     return [
-        _section(comparison, battery, n, first, tests, latest.get(comparison, {}), trainings, checks)
-        for (comparison, battery, n, first), tests in evaluations.items()
+        _section(comparison, battery, n, first, tests, latest.get((comparison, data), {}), trainings, checks)
+        for (comparison, data, battery, n, first), tests in evaluations.items()
     ]
 
 
@@ -453,7 +467,7 @@ def _row(
     natural = [run for run in starts if run is not None and run.status == "done"]
     seconds = _mean([run.seconds for run in done])
     base = _mean([run.seconds for run in natural if run.seed in {one.seed for one in done}])
-    certified = [test.certified for test in tests if test.certified is not None]
+    certified = [found for test in tests if (found := _proved(test)) is not None]
     checked = [checks[test.key] for test in tests if test.key in checks]
     return ComparisonRow(
         framework=framework,
@@ -461,11 +475,11 @@ def _row(
         variant=variant,
         clean=pool([test.clean for test in tests]),
         robust=pool([test.robust for test in tests]),
-        certified=pool(certified),
+        certified=pool(certified) if any(test.certified is not None for test in tests) else None,
         certified_reason=next((test.certified_reason for test in tests if test.certified_reason), None),
         seconds=seconds,
         ratio=seconds / base if seconds is not None and base and _comparable(done, natural) else None,
-        remark=_remark(runs, tests),
+        remark=_remark(runs, tests, seeds),
         notes=tuple(dict.fromkeys(note for run in runs for note in run.notes)),
         curve=_pool_curves(tests),
         attacks=tuple(outcome for test in tests for outcome in test.attacks),
@@ -478,6 +492,13 @@ def _row(
         verdicts=tuple((record.seed, retold(record.verdict, record.checks)) for record in checked),
         checks=tuple(check for record in checked for check in record.checks),
     )
+
+
+def _proved(test: EvaluationRecord) -> Accuracy | None:
+    """None where no certificate could be had; where one was tried, a share of 0 counts as one, though it is not shown alone."""
+    if test.certified is not None or test.points is None or test.points.certified is None:
+        return test.certified
+    return accuracy(unpack(test.points.certified, test.clean.n))
 
 
 def _comparable(runs: Sequence[TrainingRecord], others: Sequence[TrainingRecord]) -> bool:
@@ -505,8 +526,8 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _remark(runs: Sequence[TrainingRecord], tests: Sequence[EvaluationRecord]) -> str | None:
-    """Why numbers are missing, in the words of the record; None where none is."""
+def _remark(runs: Sequence[TrainingRecord], tests: Sequence[EvaluationRecord], seeds: Sequence[int]) -> str | None:
+    """Why numbers are missing, in the words of the record, and of which seeds they are; None where none is missing."""
     parts = []
     for status in ("unavailable", "diverged"):
         failed = [run for run in runs if run.status == status]
@@ -516,6 +537,10 @@ def _remark(runs: Sequence[TrainingRecord], tests: Sequence[EvaluationRecord]) -
     waiting = sum(run.status == "done" for run in runs) - len(tests)
     if waiting > 0:
         parts.append("trained, not attacked yet" + (f" ({waiting} of {len(runs)} seeds)" if len(runs) > 1 else ""))
+    if 0 < len(tests) < len(seeds):
+        shown = ", ".join(str(test.seed) for test in tests)
+        brackets = "; its brackets are a Wilson 95 % interval" if len(tests) == 1 else ""
+        parts.append(f"numbers of seed{'s' * (len(tests) > 1)} {shown} alone{brackets}")
     return "; ".join(parts) or None
 
 

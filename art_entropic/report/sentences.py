@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from art_entropic.backends.registry import FRAMEWORKS
 from art_entropic.palette import NATURAL
-from art_entropic.report.sections import ComparisonRow, Section, paired, percent, title_of
+from art_entropic.report.sections import ComparisonRow, Estimate, Section, paired, percent, pool, title_of
 
 RIVAL = "madry_pgd"
 OURS = "entropic"
@@ -38,7 +38,7 @@ def _said(rows: Sequence[ComparisonRow]) -> str:
 
 def _compared(ours: ComparisonRow, rivals: Sequence[ComparisonRow]) -> list[ComparisonRow]:
     """The most robust one, MadryPGD, and natural training where nothing was gained on it."""
-    best = max(rivals, key=robustness_of)
+    best = max(rivals, key=lambda row: -_standing(ours, row)[1])
     others = [row for row in rivals if row is not best]
     found = [best, *(row for row in others if row.defence == RIVAL)]
     return found + [row for row in others if row.defence == NATURAL and _standing(ours, row)[0] <= 0]
@@ -54,32 +54,50 @@ def robustness_of(row: ComparisonRow) -> float:
 
 
 def _standing(row: ComparisonRow, rival: ComparisonRow) -> tuple[int, float]:
-    """1 for the row, -1 for its rival, 0 where the 95 % interval of the difference holds 0; and the difference.
+    """1 for the row, -1 for its rival, 0 where they are level, see `Difference.sign`; and the difference.
 
-    The difference is paired. Where records do not tell what became of each point, the intervals of both must lie apart.
+    The difference is paired, over the seeds that both have. Where records do not tell what became of each point, the intervals
+    of both must lie apart.
     """
     difference = paired(row, rival)
     if difference is not None:
-        return (difference.low > 0) - (difference.high < 0), difference.value
-    value = robustness_of(row) - robustness_of(rival)
-    if row.robust is None or rival.robust is None or row.robust.overlaps(rival.robust):
-        return 0, value
-    return (1 if value > 0 else -1), value
+        return difference.sign, difference.value
+    one, other = _shared(row, rival)
+    if one is None or other is None:
+        return 0, robustness_of(row) - robustness_of(rival)
+    value = one.value - other.value
+    return 0 if one.overlaps(other) else 1 if value > 0 else -1, value
+
+
+def _shared(row: ComparisonRow, rival: ComparisonRow) -> tuple[Estimate | None, Estimate | None]:
+    """Robust accuracy of both over the seeds that both have."""
+    seeds = row.attacked_seeds & rival.attacked_seeds
+    one, other = (pool([test.robust for test in of.tests if test.seed in seeds]) for of in (row, rival))
+    return one, other
 
 
 def _against(ours: ComparisonRow, rival: ComparisonRow) -> str:
     name, (place, difference) = short_title(rival), _standing(ours, rival)
     points = f"{100 * abs(difference):.1f} points"
     said = {0: f"level with {name}", 1: f"ahead of {name} by {points}", -1: f"behind {name} by {points}"}[place]
-    shares = f"{percent(robustness_of(ours))} and {percent(robustness_of(rival))} % robust"
-    return f"{said} ({shares}{_spread(ours, rival, place)}){_time(ours, rival)}"
+    one, other = _shared(ours, rival)
+    if one is None or other is None:
+        return f"not compared with {name}, with which it has no seed in common"
+    shares = f"{percent(one.value)} and {percent(other.value)} % robust{_seeds(ours, rival)}"
+    return f"{said} ({shares}{_spread(one, other, place)}){_time(ours, rival)}"
 
 
-def _spread(ours: ComparisonRow, rival: ComparisonRow, place: int) -> str:
-    """Over several seeds the trainings may differ more than the points, of which the interval is."""
-    if not place or ours.robust is None or rival.robust is None or ours.robust.n_seeds == 1:
+def _seeds(ours: ComparisonRow, rival: ComparisonRow) -> str:
+    """Which seeds are compared, where they are not all."""
+    shared = ours.attacked_seeds & rival.attacked_seeds
+    if shared == ours.attacked_seeds | rival.attacked_seeds:
         return ""
-    return "; their seeds overlap" if ours.robust.overlaps(rival.robust) else ""
+    return f" over seed{'s' * (len(shared) > 1)} {', '.join(map(str, sorted(shared)))}, which both have"
+
+
+def _spread(ours: Estimate, rival: Estimate, place: int) -> str:
+    """Over several seeds the trainings may differ more than the points, of which the interval is."""
+    return "; their seeds overlap" if place and ours.n_seeds > 1 and ours.overlaps(rival) else ""
 
 
 def _time(ours: ComparisonRow, rival: ComparisonRow) -> str:

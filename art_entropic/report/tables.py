@@ -66,7 +66,8 @@ def _text(value: object) -> Entry:
 
 
 def _value(estimate: Estimate | None) -> float | None:
-    return None if estimate is None or not estimate.value else estimate.value
+    """As it is shown: what looks alike is marked alike."""
+    return None if estimate is None or not estimate.value else float(percent(estimate.value))
 
 
 def _thrift(row: ComparisonRow) -> float | None:
@@ -188,6 +189,8 @@ def _best(fact: Fact, rows: Sequence[ComparisonRow]) -> float | None:
     """None where there is nothing to choose from, or seconds that may not be compared."""
     if fact.worth is None:
         return None
+    if fact is not SECONDS:  # means over other seeds are of other trainings
+        rows = [row for row in rows if len(row.tests) == max(len(one.tests) for one in rows)]
     worths = {worth: row for row in rows if (worth := fact.worth(row)) is not None}
     compared = fact is not SECONDS or all(row.times(other) for row in worths.values() for other in worths.values())
     return max(worths) if compared and worths and len(rows) > 1 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -39,6 +40,13 @@ def test_results_of_something_else_are_refused_before_they_are_lost(world: World
     content, trained = results.read_bytes(), len(world.trained)
     with pytest.raises(ValueError, match=r"`results` must be new or hold records of this plan's .* would be lost"):
         world.run(tmp_path / "other", msgspec.structs.replace(SMALL, eps=0.05), results=results)
+    for change, told in (({"battery": "standard"}, r"\('standard', 0\)"), ({"first_example": 3}, r"\('quick', 3\)")):
+        with pytest.raises(ValueError, match=rf"this plan's battery and first_example {told}, got \('quick', 0\)"):
+            world.run(tmp_path / "other", msgspec.structs.replace(SMALL, **change), results=results)
+    data, world.data = world.data, dataclasses.replace(world.data, sha256="cd" * 32)
+    with pytest.raises(ValueError, match="hold records of the same data, SHA-256 cdcdcdcdcdcd, got "):
+        world.run(tmp_path / "other", SMALL, results=results)
+    world.data = data
     with pytest.raises(ValueError, match=r"`results` must not be the run's own file"):
         world.run(tmp_path / "run", SMALL, results=tmp_path / "run" / "records.jsonl")
     assert results.read_bytes() == content and len(world.trained) == trained

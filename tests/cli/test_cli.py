@@ -193,6 +193,7 @@ def assert_one_line(outcome: tuple[int, str, str], *wanted: str) -> None:
         (["benchmark", "--problem", "imagenet"], "imagenet"),
         (["benchmark", "--framework", "jax"], "'jax'"),
         (["benchmark", "--defence", "natural,magic"], "'magic'"),
+        (["evaluate", "--seeds", ","], "argument --seeds: must name at least one, got ','"),
         (["benchmark", "--seeds", "a,b"], "`seeds` must be whole numbers from 0 to 2**31 - 1, such as 0,1,2, got 'a,b'"),
         (["benchmark", "--n-examples", "0"], "`n_examples`"),
         (["benchmark", "--dry-run", "--n-examples", "10000000"], "`n_examples` must be at most the 500 test points"),
@@ -433,6 +434,16 @@ def test_data_without_a_test_part_is_split_by_the_seed(tmp_path: Path) -> None:
     assert not np.array_equal(load_arrays(tmp_path / "data.npz", seed=2).x_test, arrays.x_test)
 
 
+def test_a_test_part_of_the_users_is_the_test_part(tmp_path: Path) -> None:
+    x, y = points(50)
+    np.savez(tmp_path / "data.npz", x=x[:40], y=y[:40], x_test=x[40:], y_test=y[40:])
+    for found, wish in zip(load_arrays(tmp_path / "data.npz", seed=1), (x[:40], y[:40], x[40:], y[40:]), strict=True):
+        np.testing.assert_array_equal(found, wish)
+    np.savez(tmp_path / "half.npz", x=x, y=y, x_test=x)
+    with pytest.raises(ValueError, match=r"`data` must hold .* x and y with or without x_test and y_test; .* has x, y, x_test"):
+        load_arrays(tmp_path / "half.npz", seed=1)
+
+
 @pytest.mark.parametrize("framework", installed_frameworks())
 def test_evaluate_prints_a_verdict_and_goes_on_where_it_was(
     workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, framework: str
@@ -445,6 +456,9 @@ def test_evaluate_prints_a_verdict_and_goes_on_where_it_was(
     assert "\nverdict " in out and "Linf eps 0.3, battery 'standard', n = 40" in out and "eps 0.3: robust " in out
     found = json.loads((workplace / "out" / "evaluation.json").read_text())
     assert found["robust"]["n"] == 40 and len(found["checks"]) == len(art_entropic.CHECKS)
+    where = found["provenance"]
+    assert where["command"] == f"from my_{framework} import make; make()" and len(where["data_sha256"]) == 64
+    assert "art-entropic" in where["versions"]
     rows = (workplace / "out" / "points.csv").read_text().splitlines()
     assert rows[0] == "point,attack,clean,attacked,success,distance,queries,seconds" and len(rows) == 1 + 4 * 40
     kept = sorted((workplace / "out" / "attacks").iterdir())

@@ -3,6 +3,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from art_entropic._validate import norm_of
 from art_entropic.backends.architecture import Conv, Dense, Flatten, MaxPool
@@ -216,6 +218,33 @@ def test_dlr_falls_back_to_the_margin_below_four_classes(framework, make_classif
 def test_only_what_is_in_the_ball_counts(change, norm, counts):
     x = np.full((1, 2, 2, 2), 0.5, np.float32)
     assert within_ball(x, x + np.float32(change), Ball(0.1, norm), (0.0, 1.0)) == [counts]
+
+
+@pytest.mark.parametrize("norm", [np.inf, 2.0, 1.0])
+@pytest.mark.parametrize("clip_values", [(np.zeros(2, np.float32), np.array([1, 1e6], np.float32)), (0.0, 1e6), None])
+def test_one_feature_of_large_numbers_hides_no_perturbation_of_another(norm, clip_values):
+    x = np.array([[0.5, 5e5]], np.float32)
+    moves = {0.0101: False, 0.01: True, -0.0099: True, 0.4: False, -0.9: False}
+    for move, counts in moves.items():
+        assert within_ball(x, x + np.array([move, 0], np.float32), Ball(0.01, norm), clip_values) == [counts], move
+    nearest = np.nextafter(x, np.float32(np.inf))  # no step of eps can be made there
+    assert within_ball(x, np.stack([x[:, 0], nearest[:, 1]], axis=1), Ball(0.01, norm), clip_values) == [True]
+
+
+@given(
+    st.sampled_from([1e-3, 1.0, 255.0, 1e4]), st.sampled_from([2 / 255, 0.1, 0.5]), st.sampled_from([np.inf, 2.0]),
+    st.integers(1, 800), st.integers(0, 10**6),
+)  # fmt: skip
+def test_float32_steps_of_the_whole_radius_count_and_those_beyond_do_not(scale, eps, norm, features, seed):
+    rng = np.random.default_rng(seed)
+    x = (scale * rng.random((3, features))).astype(np.float32)
+    direction = rng.normal(size=x.shape)
+    step = np.sign(direction) if norm == np.inf else direction / np.linalg.norm(direction, axis=1, keepdims=True)
+    ball, radius = Ball(scale * eps, norm), np.float32(scale * eps)
+    assert within_ball(x, x + radius * step.astype(np.float32), ball, None).all()
+    inside = np.clip(x + radius * step.astype(np.float32), 0, np.float32(scale))
+    assert within_ball(x, inside, ball, (0.0, scale)).all()
+    assert not within_ball(x, x + np.float32(1.002) * radius * step.astype(np.float32), ball, None).any()
 
 
 def test_what_leaves_the_clip_range_does_not_count():

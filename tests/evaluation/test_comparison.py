@@ -89,6 +89,40 @@ def test_only_what_was_attacked_alike_is_compared(result):
         compare({"one": result, "other": msgspec.structs.replace(result, seeds=(0, 1))})
 
 
+def test_networks_that_met_other_attacks_are_not_compared(result):
+    skipped = msgspec.structs.replace(result.attacks[1], skipped="it had nothing to work with")
+    fewer = msgspec.structs.replace(result, attacks=[result.attacks[0], skipped])
+    with pytest.raises(
+        ValueError, match=r"must have met the same attacks, 'other' has not met PGD-20 on margin: it had nothing to work with"
+    ):
+        compare({"one": result, "other": fewer})
+    with pytest.raises(ValueError, match="must have met the same attacks, 'other' has not met"):
+        compare({"other": fewer, "one": result})
+    assert "\nnot run: PGD-20 on margin: it had nothing to work with\n" in str(compare({"one": fewer, "other": fewer}))
+
+
+def test_a_curve_starts_from_what_a_stronger_battery_broke(make_classifier, points):
+    x, _ = points("pytorch", n=40)
+    classifier = make_classifier("pytorch")
+    y = np.argmax(classifier.predict(x), axis=1)
+    found = evaluate(classifier, x, y, eps=0.005, battery="quick", checks=False, verbose=False)
+    broken = np.arange(40) % 2 == 0  # by whatever it met
+    stronger = msgspec.structs.replace(
+        found, points=msgspec.structs.replace(found.points, robust=pack(found.survived & ~broken))
+    )
+    plain, joined = (
+        {
+            one.eps: one.robust.correct
+            for one in security_curve(classifier, x, y, (0.0, 0.002, 0.005, 0.01), evaluation=it, verbose=False)
+        }
+        for it in (None, stronger)
+    )
+    assert [joined[eps] for eps in (0.0, 0.002)] == [plain[eps] for eps in (0.0, 0.002)]
+    assert joined[0.005] == int((found.survived & ~broken).sum()) < plain[0.005] and joined[0.01] <= joined[0.005]
+    with pytest.raises(ValueError, match="`evaluation` must be of these points in Linf, got one of 40 points in Linf"):
+        security_curve(classifier, x[:9], y[:9], (0.005,), evaluation=found, verbose=False)
+
+
 def test_a_leaderboard_entry_has_numbers_for_numbers(result):
     entry = leaderboard_entry(result, name="tiny", dataset="points", architecture="cnn", link="https://example.org")
     keys = {"link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture", "eps"}

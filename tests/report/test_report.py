@@ -20,6 +20,7 @@ from made import PROVENANCE, N, comparison, curve, evaluation, profile, training
 from markupsafe import escape
 from PIL import Image
 
+from art_entropic import statistics
 from art_entropic.benchmark.defences import DEFENCES
 from art_entropic.evaluation.result import UPPER_BOUND
 from art_entropic.extras import install_command
@@ -374,7 +375,93 @@ def test_a_row_says_which_of_its_seeds_are_missing() -> None:
         training("entropic", seed=2),
     ]  # fmt: skip
     (section,) = sections(records)
-    assert section.rows[0].remark == "NaN (1 of 3 seeds); trained, not attacked yet (1 of 3 seeds)"
+    told = "numbers of seed 0 alone; its brackets are a Wilson 95 % interval"
+    assert section.rows[0].remark == f"NaN (1 of 3 seeds); trained, not attacked yet (1 of 3 seeds); {told}"
+
+
+def attacked(defence: str, robust: int, seed: int = 0, **changes: Any) -> list[AnyRecord]:
+    """A training and an evaluation that tells which of 1,000 points survived: the first so many."""
+    survived = np.arange(1000) < robust
+    points = PointsRecord(clean=pack(np.ones(1000, bool)), robust=pack(survived))
+    share = statistics.accuracy(survived)
+    facts = {"clean": statistics.accuracy(1000, 1000), "robust": share, "points": points, **changes}
+    return [training(defence, seed=seed), msgspec.structs.replace(evaluation(defence, 0.5, seed=seed), **facts)]
+
+
+def test_rows_of_other_seeds_are_compared_over_those_that_both_have() -> None:
+    ours = [record for seed, robust in enumerate((700, 790, 800)) for record in attacked("entropic", robust, seed)]
+    records = [*ours, *attacked("madry_pgd", 840, seed=2), *attacked("fbf", 850, seed=1)]
+    (section,) = sections(records)
+    told = [
+        "FBF by 6.0 points (79.0 and 85.0 % robust over seed 1",
+        "MadryPGD by 4.0 points (80.0 and 84.0 % robust over seed 2",
+    ]
+    (sentence,) = summary(section)
+    fbf, madry = (f"behind {words}, which both have), at 1.00 times its time" for words in told)
+    assert sentence == f"Entropic is {fbf}, and {madry}."
+    robust = [column.heading for column in results(section).columns].index("robust %")
+    assert not any(row[robust].strong for row in results(section).rows), "their means are over other seeds"
+    assert "numbers of seed 1 alone" in (next(row for row in section.rows if row.defence == "fbf").remark or "")
+
+
+def test_rows_without_a_seed_in_common_are_not_compared() -> None:
+    (section,) = sections([*attacked("entropic", 700, seed=0), *attacked("madry_pgd", 840, seed=1)])
+    assert summary(section) == ["Entropic is not compared with MadryPGD, with which it has no seed in common."]
+
+
+def test_a_seed_that_proved_nothing_counts_in_the_mean_of_certificates() -> None:
+    records: list[AnyRecord] = []
+    for seed, proved in enumerate((0, 0, 30)):
+        trained, tested = attacked("madry_pgd", 800, seed)
+        points = msgspec.structs.replace(tested.points, certified=pack(np.arange(1000) < proved))
+        share = statistics.accuracy(proved, 1000) if proved else None
+        records += [trained, msgspec.structs.replace(tested, points=points, certified=share)]
+    (row,) = sections(records)[0].rows
+    assert row.certified is not None and row.certified.n_seeds == 3
+    np.testing.assert_allclose([row.certified.value, row.certified.low, row.certified.high], [0.01, 0.0, 0.03])
+    (row,) = sections(records[:4])[0].rows
+    assert row.certified is None, "as for one seed"
+
+
+def test_attacks_that_never_ran_are_named_as_such() -> None:
+    def outcomes(*failed: str) -> list[AttackOutcome]:
+        facts = {"Square": {"skipped": "it attacks images"}, "PGD": {"error": "it failed"}}
+        return [
+            AttackOutcome(attack=name, attacked=9, broken=1, seconds=1.0, **(facts[name] if name in failed else {}))
+            for name in ("APGD", "PGD", "Square")
+        ]
+
+    records = [
+        *attacked("entropic", 700, attacks=outcomes("Square")), *attacked("madry_pgd", 690, attacks=outcomes("PGD", "Square"))
+    ]  # fmt: skip
+    (section,) = sections(records)
+    assert (
+        "Attack battery standard (APGD; PGD), " in section.caption and "Not run: Square: it attacks images." in section.caption
+    )
+
+
+def test_points_of_other_data_are_never_paired() -> None:
+    other = msgspec.structs.replace(PROVENANCE, data_sha256="cd" * 32)
+    records = [*attacked("entropic", 700), *(msgspec.structs.replace(one, provenance=other) for one in attacked("fbf", 600))]
+    assert [[row.defence for row in section.rows] for section in sections(records)] == [["entropic"], ["fbf"]]
+
+
+def test_four_points_against_none_are_level() -> None:
+    """The bootstrap alone would say ahead; the exact test has p = 0.125."""
+    (section,) = sections([*attacked("entropic", 804), *attacked("madry_pgd", 800)])
+    assert summary(section)[0].startswith("Entropic is level with MadryPGD (80.4 and 80.0 % robust)")
+
+
+def test_what_is_shown_alike_is_marked_alike() -> None:
+    records = [
+        record
+        for defence, shares in (("madry_pgd", (601, 607, 613)), ("trades", (613, 601, 607)), ("fbf", (600, 600, 600)))
+        for seed, robust in enumerate(shares)
+        for record in attacked(defence, robust, seed)
+    ]
+    table = results(sections(records)[0])
+    robust = [column.heading for column in table.columns].index("robust %")
+    assert [row[robust].strong for row in table.rows] == [True, False, True]
 
 
 def test_the_latest_settings_of_a_cell_win() -> None:
