@@ -107,14 +107,18 @@ def breadth_sentence(tables: dict[str, Section]) -> str:
 
 
 def strongest(under_autoattack: dict[str, Section], under_all: dict[str, Section]) -> str:
-    """The networks of the comparisons under AutoAttack, and ours under every attack that we have: same weights, same points."""
+    """The networks of the comparisons under AutoAttack, and ours under every attack that we have, on the same points.
+
+    The weights are the same where nothing else is said.
+    """
     lines = []
     for name, section in under_autoattack.items():
         for framework in section.frameworks:
-            variants = dict.fromkeys(row.variant for row in section.rows if row.defence == OURS)
-            for defence, variant in (*((OURS, variant) for variant in variants), (RIVAL, ""), (FBF, "")):
-                row = row_of(section, framework, defence, variant)
-                if row is not None:
+            for defence in (OURS, RIVAL, FBF):
+                for variant in dict.fromkeys(row.variant for row in section.rows if row.defence == defence):
+                    row = row_of(section, framework, defence, variant)
+                    if row is None:
+                        continue
                     everything = under_all.get(name)
                     lines.append(_under_both(section, row, everything and row_of(everything, framework, defence, variant)))
     headings = [
@@ -132,10 +136,11 @@ def strongest(under_autoattack: dict[str, Section], under_all: dict[str, Section
 
 
 def _under_both(section: Section, row: ComparisonRow, everything: ComparisonRow | None) -> list[str]:
+    again = "" if everything is None or _same_answers(row, everything) else ", for `full` trained again"
     return [
         section.title,
         radius_of(section),
-        f"**{row.defence_title}**" if row.ours else row.defence_title,
+        f"**{row.defence_title}**{again}" if row.ours else row.defence_title,
         value_of(row.clean),
         value_of(row.robust),
         NOTHING if everything is None else _after("standard", everything),
@@ -143,6 +148,12 @@ def _under_both(section: Section, row: ComparisonRow, everything: ComparisonRow 
         value_of(row.certified),
         NOTHING if everything is None else everything.verdict or NOTHING,
     ]
+
+
+def _same_answers(row: ComparisonRow, other: ComparisonRow) -> bool:
+    """Whether two networks are right on the same points without an attack, as one network under two batteries is."""
+    (one,), (two,) = row.tests, other.tests
+    return one.points is not None and two.points is not None and one.points.clean == two.points.clean
 
 
 def _after(battery: str, row: ComparisonRow) -> str:
