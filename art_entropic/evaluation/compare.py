@@ -16,7 +16,7 @@ from art_entropic.extras import optional
 from art_entropic.ops import Array
 from art_entropic.palette import GREY
 from art_entropic.palette import colours as palette
-from art_entropic.records import Accuracy, CurvePoint, EvaluationRecord, unpack
+from art_entropic.records import Accuracy, AttackOutcome, CurvePoint, EvaluationRecord, unpack
 from art_entropic.statistics import Difference, holm, paired_difference
 
 if TYPE_CHECKING:
@@ -162,12 +162,7 @@ def compare(results: Mapping[str, Evaluation | EvaluationRecord]) -> Comparison:
                 f"`results` must be of the same points, ball and battery, run as often: {first!r} has "
                 f"{_ground(results[first])}, got {_ground(result)} for {name!r}"
             )
-    missing = {name: {one.attack for one in result.attacks if one.error or one.skipped} for name, result in results.items()}
-    for name in results:
-        if apart := missing[name] ^ missing[first]:
-            lacking = name if apart & missing[name] else first
-            told = "; ".join(missing_of([one for one in results[lacking].attacks if one.attack in apart]))
-            raise ValueError(f"`results` must have met the same attacks, {lacking!r} has not met {told}")
+    _check_attacks(results)
     ranked = sorted(results, key=lambda name: -results[name].robust.correct)
     points = {name: points_in(name, results[name]) for name in ranked}
     names = list(itertools.combinations(ranked, 2))
@@ -177,6 +172,22 @@ def compare(results: Mapping[str, Evaluation | EvaluationRecord]) -> Comparison:
     eps, norm, battery, *_ = _ground(results[first])
     not_run = dict.fromkeys(words for result in results.values() for words in missing_of(result.attacks))
     return Comparison(eps, norm, battery, tuple(_row(name, results[name]) for name in ranked), tuple(pairs), tuple(not_run))
+
+
+def _check_attacks(results: Mapping[str, Evaluation | EvaluationRecord]) -> None:
+    """Refuse what met an attack beside what that attack could not run against. Where nothing was left, it need not run."""
+    met = {one.attack: name for name, result in results.items() for one in result.attacks if one.attacked and not _failed(one)}
+    for name, result in results.items():
+        unfair = [one for one in result.attacks if _failed(one) and one.attack in met]
+        if unfair:
+            raise ValueError(
+                f"`results` must have met the same attacks: {met[unfair[0].attack]!r} met one that {name!r} has not met, "
+                f"{'; '.join(missing_of(unfair))}"
+            )
+
+
+def _failed(outcome: AttackOutcome) -> bool:
+    return bool(outcome.error or outcome.skipped)
 
 
 class _Ground(NamedTuple):
