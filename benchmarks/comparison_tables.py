@@ -254,7 +254,7 @@ def _proved(row: ComparisonRow) -> Estimate | None:
 def _shares(row: ComparisonRow | None, best: ComparisonRow) -> str:
     """As `_two`, in bold the most robust and what these points cannot tell from it."""
     difference = None if row is None or row is best else paired(row, best)
-    level = row is best or (difference is not None and difference.high >= 0)
+    level = row is best or (difference is not None and difference.sign >= 0)
     return f"{value_of(row.clean)} / **{value_of(row.robust)}**" if row is not None and level else _two(row)
 
 
