@@ -35,6 +35,7 @@ PANELS = ("mnist-0.1", "mnist-0.3", "cifar10-8-255-converged", "breadth-tiny-ima
 LABELS = {
     ("entropic", ""): "Entropic",
     ("entropic", "in MadryPGD's time"): "Entropic, longer",
+    ("fbf", "in MadryPGD's time"): "FBF, longer",
     (RIVAL, ""): "MadryPGD",
     ("fbf", ""): "FBF",
     ("trades", ""): "TRADES",
