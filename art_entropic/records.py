@@ -132,6 +132,11 @@ class AttackOutcome(Record, frozen=True, kw_only=True):
     skipped: str | None = None  # why it had nothing to work with
     distance: float | None = None  # median distance of the adversarial examples it found, inside the ball or not
 
+    @property
+    def not_run(self) -> str | None:
+        """Why it did not run to its end; None where it did."""
+        return self.error or self.skipped
+
 
 CheckStatus = Literal["pass", "flag", "fail", "skipped"]
 

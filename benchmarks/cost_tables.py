@@ -183,13 +183,9 @@ def imagenet() -> str:
 
 def keep_costs(tables: Iterable[Costs]) -> None:
     """Write tables of costs into the package, in place of those of the same problem, network and battery."""
-    kept = {place_of(costs): costs for costs in (*recorded_costs(), *tables)}
+    kept = {costs.place: costs for costs in (*recorded_costs(), *tables)}
     content = msgspec.json.format(msgspec.json.encode([kept[place] for place in sorted(kept)]), indent=1)
     write_whole(ROOT / "art_entropic" / "benchmark" / FILE, content + b"\n")
-
-
-def place_of(costs: Costs) -> tuple[str, str, str]:
-    return costs.problem, costs.network, costs.battery
 
 
 def costs_of_comparisons() -> list[Costs]:

@@ -81,8 +81,7 @@ def compare_runs(old: Iterable[AnyRecord], new: Iterable[AnyRecord]) -> Changes:
     if not shared:
         raise ValueError(f"`old` and `new` must have a cell in common, got {_cells(befores)} and {_cells(afters)}")
     cells = [_change(befores[cell], afters[cell]) for cell in shared]
-    paired = [change for change in cells if change.difference is not None]
-    corrected = dict(zip(map(id, paired), holm([change.difference.p for change in paired if change.difference]), strict=True))
+    corrected = iter(holm([change.difference.p for change in cells if change.difference is not None]))
     failures = _failures(new)
     only_old = (
         _named(record) + failures.get((comparison_of(record), cell_of(record)), "")
@@ -90,9 +89,8 @@ def compare_runs(old: Iterable[AnyRecord], new: Iterable[AnyRecord]) -> Changes:
         if cell not in afters
     )
     only_new = (_named(record) for cell, record in afters.items() if cell not in befores)
-    return Changes(
-        tuple(replace(change, p=corrected.get(id(change), math.nan)) for change in cells), tuple(only_old), tuple(only_new)
-    )
+    cells = [change if change.difference is None else replace(change, p=next(corrected)) for change in cells]
+    return Changes(tuple(cells), tuple(only_old), tuple(only_new))
 
 
 def _failures(records: Iterable[AnyRecord]) -> dict[tuple[ComparisonKey, CellKey], str]:

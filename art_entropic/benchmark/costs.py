@@ -34,6 +34,10 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     epochs: dict[str, int]
     seconds: dict[str, float]
 
+    @property
+    def place(self) -> tuple[str, str, str]:
+        return self.problem, self.network, self.battery
+
     def of(self, plan: ResolvedPlan, framework: str, defence: str, kind: str, epochs: int, n_train: int) -> float | None:
         """Seconds of one task of a like plan, in proportion to its epochs and points; None where it was not measured."""
         seconds = self.seconds.get(cost_key(framework, defence, kind))
@@ -58,6 +62,6 @@ def recorded_costs() -> tuple[Costs, ...]:
 def costs_like(plan: ResolvedPlan) -> Costs | None:
     """The table of a plan's problem, network and battery; None where nothing like it was measured."""
     for costs in recorded_costs():
-        if (costs.problem, costs.network, costs.battery) == (plan.problem, plan.network, plan.battery):
+        if costs.place == (plan.problem, plan.network, plan.battery):
             return costs
     return None

@@ -105,9 +105,9 @@ def run_with(
         if published is not None:
             earlier = _replaceable(published, plan, home, data.sha256)  # by now another run may have written there
             others = _not_replaced(earlier, records)
-            fewer = {one.clean.n for one in earlier if isinstance(one, EvaluationRecord)} - {plan.n_examples}
-            if fewer:
-                had = ", ".join(map(str, sorted(fewer)))
+            numbers = {one.clean.n for one in earlier if isinstance(one, EvaluationRecord)} - {plan.n_examples}
+            if numbers:
+                had = ", ".join(map(str, sorted(numbers)))
                 progress.note(
                     f"{published} had attacks of {had} points, now of {plan.n_examples}: those of its cells are replaced"
                 )
@@ -132,6 +132,10 @@ class CellStatus:
     title: str
     state: str
     seconds: float | None
+
+    @property
+    def is_left(self) -> bool:
+        return self.state not in ("done", "unavailable")
 
 
 def cell_status(

@@ -166,17 +166,13 @@ def _n_processes(options: argparse.Namespace, plan: BenchmarkPlan) -> int:
 
 
 def _tell_beforehand(cells: Sequence[CellStatus], n_processes: int, costs: Costs | None) -> None:
-    if any(is_left(cell) for cell in cells):
+    if any(cell.is_left for cell in cells):
         print(_expected(cells, n_processes, costs), file=sys.stderr)
-
-
-def is_left(cell: CellStatus) -> bool:
-    return cell.state not in ("done", "unavailable")
 
 
 def _expected(cells: Sequence[CellStatus], n_processes: int, costs: Costs | None) -> str:
     """How much is left, and how long it takes: as long as the framework that takes longest, or a fair share of all."""
-    left = [cell for cell in cells if is_left(cell)]
+    left = [cell for cell in cells if cell.is_left]
     known = [(cell.framework, cell.seconds) for cell in left if cell.seconds is not None]
     each = [sum(seconds for framework, seconds in known if framework == one) for one in {cell.framework for cell in left}]
     total = sum(each)
@@ -209,7 +205,7 @@ def lasting(seconds: float) -> str:
 def _print_status(cells: Sequence[CellStatus], n_processes: int, costs: Costs | None) -> None:
     rows = []
     for cell in cells:
-        seconds = "" if not is_left(cell) else "unknown" if cell.seconds is None else lasting(cell.seconds)
+        seconds = "" if not cell.is_left else "unknown" if cell.seconds is None else lasting(cell.seconds)
         rows.append([cell.title, NOTHING if cell.state == "done" else cell.state, seconds])
     print_on(sys.stdout, table_of(["cell", "to do", "takes about"], rows, words=["to do"]))
     print(_expected(cells, n_processes, costs))

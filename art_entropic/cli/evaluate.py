@@ -149,8 +149,7 @@ def _share(accuracy: Accuracy | None) -> str:
 
 def _print_evaluation(result: Evaluation) -> None:
     attacks = [
-        [one.attack, str(one.attacked), str(one.broken), f"{one.seconds:.1f}", one.error or one.skipped or ""]
-        for one in result.attacks
+        [one.attack, str(one.attacked), str(one.broken), f"{one.seconds:.1f}", one.not_run or ""] for one in result.attacks
     ]
     print_on(sys.stdout, table_of(["attack", "points", "broken", "seconds", "remark"], attacks, words=["remark"]))
     if result.checks:

@@ -16,7 +16,7 @@ from art_entropic.extras import optional
 from art_entropic.ops import Array
 from art_entropic.palette import GREY
 from art_entropic.palette import colours as palette
-from art_entropic.records import Accuracy, AttackOutcome, CurvePoint, EvaluationRecord, unpack
+from art_entropic.records import Accuracy, CurvePoint, EvaluationRecord, unpack
 from art_entropic.statistics import Difference, holm, paired_difference
 
 if TYPE_CHECKING:
@@ -176,18 +176,14 @@ def compare(results: Mapping[str, Evaluation | EvaluationRecord]) -> Comparison:
 
 def _check_attacks(results: Mapping[str, Evaluation | EvaluationRecord]) -> None:
     """Refuse what met an attack beside what that attack could not run against. Where nothing was left, it need not run."""
-    met = {one.attack: name for name, result in results.items() for one in result.attacks if one.attacked and not _failed(one)}
+    met = {one.attack: name for name, result in results.items() for one in result.attacks if one.attacked and not one.not_run}
     for name, result in results.items():
-        unfair = [one for one in result.attacks if _failed(one) and one.attack in met]
+        unfair = [one for one in result.attacks if one.not_run and one.attack in met]
         if unfair:
             raise ValueError(
                 f"`results` must have met the same attacks: {met[unfair[0].attack]!r} met one that {name!r} has not met, "
                 f"{'; '.join(missing_of(unfair))}"
             )
-
-
-def _failed(outcome: AttackOutcome) -> bool:
-    return bool(outcome.error or outcome.skipped)
 
 
 class _Ground(NamedTuple):
@@ -252,7 +248,7 @@ def leaderboard_entry(result: Evaluation, *, name: str, dataset: str, architectu
         "autoattack_acc": None,
         "n": result.robust.n,
         "battery": result.battery,
-        "attacks": [outcome.attack for outcome in result.attacks if not (outcome.error or outcome.skipped)],
+        "attacks": [outcome.attack for outcome in result.attacks if not outcome.not_run],
         "missing_attacks": result.missing,
         "verdict": result.verdict,
         "unreliable": not result.verdict.startswith("no symptom"),

@@ -64,10 +64,8 @@ def security_curve(
             if evaluation is not None and ball.eps >= evaluation.eps:
                 run.fell(np.flatnonzero(evaluation.clean_correct & ~evaluation.survived))
             outcomes = [run.attack(name, ball, seed, progress) for name in names]
-            if all(outcome.error or outcome.skipped for outcome in outcomes):
-                raise BatteryError(
-                    f"no attack of the curve could run at eps {ball.eps:g}: {outcomes[0].error or outcomes[0].skipped}"
-                )
+            if all(outcome.not_run for outcome in outcomes):
+                raise BatteryError(f"no attack of the curve could run at eps {ball.eps:g}: {outcomes[0].not_run}")
             # The cheapest method: here certificates hold the curve, nobody counts them.
             check_certificates(case.certified(ball, "ibp"), run.broken, f"the curve at eps {ball.eps:g}")
             points.append(CurvePoint(eps=ball.eps, robust=accuracy(run.standing)))

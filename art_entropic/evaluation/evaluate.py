@@ -17,7 +17,7 @@ from art_entropic.evaluation.cascade import Cascade, Progress
 from art_entropic.evaluation.case import Case, check_certificates
 from art_entropic.evaluation.checks import CheckContext, checked_points, run_checks, verdict
 from art_entropic.evaluation.kept import Finished
-from art_entropic.evaluation.result import BatteryError, Evaluation, digest_of
+from art_entropic.evaluation.result import BatteryError, Evaluation, digest_of, missing_of
 from art_entropic.measures import Measure
 from art_entropic.ops import Array
 from art_entropic.records import Accuracy, AttackOutcome, CheckOutcome, PointsRecord, pack
@@ -84,8 +84,8 @@ def evaluate(
         store = None if home is None else Finished(home, case)
         run = Cascade(case, certified if cascade else None, cascade=cascade, store=store)
         outcomes = [run.attack(name, ball, seed, progress) for seed in all_seeds for name in names]
-        if all(outcome.error or outcome.skipped for outcome in outcomes):
-            told = "; ".join(f"{outcome.attack}: {outcome.error or outcome.skipped}" for outcome in outcomes)
+        if all(outcome.not_run for outcome in outcomes):
+            told = "; ".join(missing_of(outcomes))
             raise BatteryError(f"no attack of the battery {battery!r} could run, so there is no robust accuracy. {told}")
         check_certificates(certified, run.broken, f"the battery {battery!r}")
         found: list[CheckOutcome] = []

@@ -161,7 +161,7 @@ def in_words(found: Findings | EvaluationRecord, eps: float, norm: str, battery:
 
 def missing_of(attacks: Sequence[AttackOutcome]) -> list[str]:
     """The attacks that did not run, each with the reason."""
-    return [f"{one.attack}: {one.error or one.skipped}" for one in attacks if one.error or one.skipped]
+    return [f"{one.attack}: {one.not_run}" for one in attacks if one.not_run]
 
 
 def _by_method(found: Findings | EvaluationRecord) -> str:

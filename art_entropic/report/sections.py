@@ -14,7 +14,7 @@ from art_entropic.benchmark.problems import PROBLEMS
 from art_entropic.benchmark.provenance import OTHER_LOAD
 from art_entropic.benchmark.store import TITLE
 from art_entropic.evaluation.checks import retold
-from art_entropic.evaluation.result import UPPER_BOUND
+from art_entropic.evaluation.result import UPPER_BOUND, missing_of
 from art_entropic.palette import NATURAL, PALETTE
 from art_entropic.records import (
     Accuracy,
@@ -220,15 +220,15 @@ class Section:
     @property
     def attacks(self) -> tuple[str, ...]:
         """Those that ran against a network, or would have if an earlier one had left anything."""
-        ran = (attack for row in self.rows for attack in row.attacks if not (attack.error or attack.skipped))
+        ran = (attack for row in self.rows for attack in row.attacks if not attack.not_run)
         return tuple(dict.fromkeys(attack.attack for attack in ran))
 
     @property
     def not_run(self) -> tuple[str, ...]:
         """The others of the battery, each with its reason."""
         names = self.attacks
-        missing = (attack for row in self.rows for attack in row.attacks if attack.attack not in names)
-        return tuple(dict.fromkeys(f"{attack.attack}: {attack.error or attack.skipped}" for attack in missing))
+        missing = [attack for row in self.rows for attack in row.attacks if attack.attack not in names]
+        return tuple(dict.fromkeys(missing_of(missing)))
 
     @property
     def main_rows(self) -> tuple[ComparisonRow, ...]:

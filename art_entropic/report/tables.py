@@ -190,7 +190,8 @@ def _best(fact: Fact, rows: Sequence[ComparisonRow]) -> float | None:
     if fact.worth is None:
         return None
     if fact is not SECONDS:  # means over other seeds are of other trainings
-        rows = [row for row in rows if len(row.tests) == max(len(one.tests) for one in rows)]
+        seeds = max(len(row.tests) for row in rows)
+        rows = [row for row in rows if len(row.tests) == seeds]
     worths = {worth: row for row in rows if (worth := fact.worth(row)) is not None}
     compared = fact is not SECONDS or all(row.times(other) for row in worths.values() for other in worths.values())
     return max(worths) if compared and worths and len(rows) > 1 else None
