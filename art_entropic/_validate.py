@@ -6,10 +6,10 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -93,6 +93,12 @@ def listed(name: str, value: Any, members: str = "values") -> tuple[Any, ...]:
     except TypeError:  # an array of no dimension
         pass
     raise TypeError(f"`{name}` must be a sequence of {members}, got {value!r}")
+
+
+def check_callable(name: str, value: Any) -> Callable[..., Any]:
+    if not callable(value):
+        raise TypeError(f"`{name}` must be callable, got {value!r} of type {type(value).__name__}")
+    return cast(Callable[..., Any], value)
 
 
 def file_path(name: str, value: Any) -> Path:

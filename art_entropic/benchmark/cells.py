@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -198,6 +199,11 @@ class ProfileTask:
 
 
 Task = TrainTask | AttackTask | CheckTask | ProfileTask
+
+
+def notice_of(task: Task) -> str:
+    """File inside the run's folder where its worker tells where it stands."""
+    return f"progress/{hashlib.sha256(task.title.encode()).hexdigest()[:12]}.txt"
 
 
 def jobs_of(task: Task) -> tuple[Job, ...]:

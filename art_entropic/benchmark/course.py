@@ -72,6 +72,7 @@ class Conditions(NamedTuple):
     augment: Augment | None
     keep: str
     checkpoint: Path | None = None
+    on_epoch: Callable[[int], object] | None = None  # told the number of finished epochs, of the start too
 
 
 Fit = Callable[..., Any]  # `fit` of ART, with x, y, batch_size and nb_epochs
@@ -235,6 +236,8 @@ def trainee(estimator: Any, n: int, given: Conditions, radius: float | None = No
     with falling_rate(backend_for(estimator), DECAY, insists=True) as set_rates:
 
         def before_step() -> None:
+            if given.on_epoch is not None and course.taken % course.steps == 0:
+                given.on_epoch(course.taken // course.steps)
             set_rates(course.taken / steps)
             course.taken += 1
             # This step's points are made already.

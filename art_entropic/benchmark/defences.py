@@ -146,6 +146,7 @@ class Defence:
         augmentation: str = NO_AUGMENTATION,
         keep: str = LAST,
         checkpoint: Path | None = None,
+        on_epoch: Callable[[int], object] | None = None,
     ) -> Trained:
         """Train from the estimator's present weights, with its optimizer, the network that `adapt_network` makes of it.
 
@@ -163,6 +164,7 @@ class Defence:
             keep: "last", or "best": ART's trainers keep the epoch that is best on the held-out points too.
             checkpoint: file that is rewritten after each epoch and gone on from where it is there, by ours, and by ART's
                 trainers where they train epoch by epoch.
+            on_epoch: told the number of finished epochs, before each but the first after it has been told where it starts.
         Raises:
             ValueError: an argument is out of its range, or the defence cannot run on the estimator's framework or for the norm.
         """
@@ -184,6 +186,7 @@ class Defence:
             augment=AUGMENTATIONS[choice("augmentation", augmentation, AUGMENTATIONS)].of(channels_first),
             keep=choice("keep", keep, KEPT_EPOCHS),
             checkpoint=checkpoint,
+            on_epoch=on_epoch,
         )
         if given.keep == BEST and given.validation_data is None:
             raise ValueError("`validation_data` must be given to keep the best epoch, got None")
@@ -294,6 +297,10 @@ def _entropic(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
         "seed": given.seed,
         "checkpoint": given.checkpoint,
     }
+    if given.on_epoch is not None:
+        told = given.on_epoch
+        told(finished)
+        usual["callbacks"] = [lambda epoch: told(epoch.epoch)]
     if given.augment is None:
         history = trainer.fit(x, y, batch_size=given.batch_size, **usual)
     else:

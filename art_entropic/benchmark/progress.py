@@ -1,20 +1,74 @@
-"""What a run says on stderr as it goes on."""
+"""What a run says on stderr as it goes on, and what its tasks tell it."""
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from art_entropic.records import TrainingRecord
+
+_REFRESH = 1.0  # seconds between two looks at the notices, for a bar
 
 
 def describe(training: TrainingRecord) -> str:
     if training.status == "done":
         return f"trained in {training.seconds:.1f} s"
     return f"{training.status}: {training.reason}"
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Where a task stands, in a file of the run's folder, which is all that its worker shares with the run."""
+
+    path: Path
+
+    def write(self, text: str) -> None:
+        """Where that fails a line says so: the task goes on."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            print(f"{self.path} could not be written ({error}): progress is not shown", file=sys.stderr)
+
+    def read(self) -> str:
+        """Empty where the task has told nothing, and while its file is not whole."""
+        try:
+            return self.path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return ""
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+class EpochNotice:
+    """Says in a notice which epoch a training is in, and how long it goes on if the others take as long as those so far."""
+
+    def __init__(self, notice: Notice, nb_epochs: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._notice, self._total, self._clock = notice, nb_epochs, clock
+        self._first: tuple[int, float] | None = None  # epochs that were finished when it began, after an interruption
+
+    def __call__(self, finished: int) -> None:
+        """So many epochs are finished; to be told of the start too."""
+        now = self._clock()
+        first, began = self._first = self._first or (finished, now)
+        if finished >= self._total:
+            return
+        text = f"epoch {finished + 1} of {self._total}"
+        if finished > first:
+            seconds = (now - began) / (finished - first)
+            text += f", about {_duration(seconds * (self._total - finished))} left"
+        self._notice.write(text)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 class RunProgress:
@@ -27,7 +81,7 @@ class RunProgress:
         self._verbose = verbose
         self._total, self._interval = total, interval
         self._done, self._began, self._over = 0, time.monotonic(), threading.Event()
-        self._under_way: dict[str, None] = {}
+        self._under_way: dict[str, Notice] = {}
         self._bar: Any = None
         if verbose:
             from rich.console import Console
@@ -48,6 +102,7 @@ class RunProgress:
     def start(self) -> None:
         if self._bar is not None:
             self._bar.start()
+            threading.Thread(target=self._follow, daemon=True).start()
         elif self._verbose:
             threading.Thread(target=self._tell, daemon=True).start()
 
@@ -56,8 +111,8 @@ class RunProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def begin(self, what: str) -> None:
-        self._under_way[what] = None
+    def begin(self, what: str, notice: Notice) -> None:
+        self._under_way[what] = notice
         self._show()
 
     def end(self, what: str) -> None:
@@ -75,8 +130,17 @@ class RunProgress:
 
     def _doing(self) -> str:
         """The task that has been begun longest ago, since those behind it may only wait for a worker."""
-        first, *others = [*self._under_way] or ["nothing"]
-        return f"{first}, {len(others)} more running or waiting" if others else first
+        under_way = list(self._under_way.items())
+        if not under_way:
+            return "nothing"
+        (first, notice), *others = under_way
+        stands = notice.read()
+        told = f"{first}: {stands}" if stands else first
+        return f"{told} ({len(others)} more running or waiting)" if others else told
+
+    def _follow(self) -> None:
+        while not self._over.wait(_REFRESH):
+            self._show()
 
     def _tell(self) -> None:
         while not self._over.wait(self._interval):

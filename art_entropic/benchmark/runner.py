@@ -23,13 +23,14 @@ from art_entropic.benchmark.cells import (
     Task,
     TrainTask,
     hold_out,
+    notice_of,
     shards_of,
 )
 from art_entropic.benchmark.course import LAST
 from art_entropic.benchmark.data import Data, for_framework
 from art_entropic.benchmark.defences import VALIDATION_SHARE
 from art_entropic.benchmark.plan import ResolvedPlan, Variant, check_counts
-from art_entropic.benchmark.progress import describe
+from art_entropic.benchmark.progress import EpochNotice, Notice, describe
 from art_entropic.benchmark.provenance import OTHER_LOAD, Spent, Stopwatch, timestamp
 from art_entropic.benchmark.store import Store, file_sha256, titled
 from art_entropic.benchmark.tools import Tools
@@ -85,25 +86,36 @@ class Runner:
 
     def do(self, task: Task) -> Done:
         """Do a task, whether or not it has been done."""
+        notice = self.notice(task)
+        try:
+            return self._do(task, notice)
+        finally:
+            notice.remove()
+
+    def notice(self, task: Task) -> Notice:
+        """Where the task tells where it stands."""
+        return Notice(self.store.home / notice_of(task))
+
+    def _do(self, task: Task, notice: Notice) -> Done:
         if isinstance(task, TrainTask):
-            trained = self._train(task.job)
+            trained = self._train(task.job, notice)
             return Done(trained, f"{task.job.title}: {describe(trained)}")
         if isinstance(task, AttackTask):
-            return self._attack(task.job) if task.shard is None else self._attack_shard(task.shard)
+            return self._attack(task.job, notice) if task.shard is None else self._attack_shard(task.shard, notice)
         if isinstance(task, CheckTask):
-            checks = self._check(task.job)
+            checks = self._check(task.job, notice)
             return Done(checks, f"{task.job.title}: {checks.verdict}, in {checks.seconds:.1f} s of checks")
         return self._read_profile(task)
 
-    def _attack(self, job: Job) -> Done:
+    def _attack(self, job: Job, notice: Notice) -> Done:
         training = self._trained_cell(job)
-        findings = self._findings(job, training, range(self.plan.n_examples), job.seed)
+        findings = self._findings(job, training, range(self.plan.n_examples), job.seed, notice)
         return _evaluated(job, self._evaluation(job, findings, self._stamped(job.framework)))
 
-    def _attack_shard(self, shard: Shard) -> Done:
+    def _attack_shard(self, shard: Shard, notice: Notice) -> Done:
         """A shard of a cell, into its file."""
         training = self._trained_cell(shard.job)
-        findings = self._findings(shard.job, training, shard.points, shard.seed)
+        findings = self._findings(shard.job, training, shard.points, shard.seed, notice)
         record = ShardRecord(
             evaluation_key=shard.job.evaluation_key,
             weights_sha256=file_sha256(self.store.home / str(training.weights)),
@@ -169,7 +181,7 @@ class Runner:
             **{**self._cell(profile.jobs[0]), "defence": ""},
         )
 
-    def _train(self, job: Job) -> TrainingRecord:
+    def _train(self, job: Job, notice: Notice) -> TrainingRecord:
         reason = self.tools.defences[job.defence].unavailable(job.framework)
         start = self.store.training(job.natural_key) if job.starts_natural else None
         if job.starts_natural and start is None:
@@ -190,6 +202,7 @@ class Runner:
         y = self.data.y_train
         checkpoint = self.store.home / job.checkpoint
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        nb_epochs = self.plan.epochs_of(job.defence, job.variant)
         watch = Stopwatch()
         try:
             trained = self.tools.defences[job.defence].train(
@@ -198,7 +211,7 @@ class Runner:
                 y[kept],
                 eps=self.plan.eps,
                 norm=self.plan.norm,
-                nb_epochs=self.plan.epochs_of(job.defence, job.variant),
+                nb_epochs=nb_epochs,
                 batch_size=problem.batch_size,
                 seed=job.seed,
                 learning_rate=problem.learning_rate,
@@ -208,6 +221,7 @@ class Runner:
                 augmentation=self.plan.augmentation,
                 keep=self.plan.keep,
                 checkpoint=checkpoint,
+                on_epoch=EpochNotice(notice, nb_epochs),
             )
         except TrainingDivergedError as error:
             return self._training_record(job, "diverged", watch.stop(), reason=str(error), n_train=len(kept))
@@ -285,7 +299,7 @@ class Runner:
         attacked = slice(first + chosen.start, first + chosen.stop)
         return for_framework(self.data.x_test[attacked], job.framework), self.data.y_test[attacked]
 
-    def _check(self, job: Job) -> ChecksRecord:
+    def _check(self, job: Job, notice: Notice) -> ChecksRecord:
         training, natural = self._trained_cell(job), self.store.training(job.natural_key)
         evaluation = self.store.evaluation(job.evaluation_key)
         if evaluation is None or evaluation.points is None or job.checks_key is None:
@@ -308,6 +322,7 @@ class Runner:
             battery=self.plan.battery,
             seed=job.seed,
             transfer_from=sources,
+            progress=notice.write,
         )
         return ChecksRecord(
             key=job.checks_key,
@@ -319,7 +334,7 @@ class Runner:
             **self._cell(job),
         )
 
-    def _findings(self, job: Job, training: TrainingRecord, points: range, seed: int) -> Findings:
+    def _findings(self, job: Job, training: TrainingRecord, points: range, seed: int, notice: Notice) -> Findings:
         x, y = self._test_points(job, points)
         classifier = self._network_of(job, training)
         found = self.tools.evaluate(
@@ -334,6 +349,7 @@ class Runner:
             measure=self._measure_of(job, training),
             folder=self.store.home / job.attacks,
             verbose=False,
+            progress=notice.write,
         )
         began = self.tools.clock()
         curve = self.tools.security_curve(classifier, x, y, self.plan.curve_eps, self.plan.norm, seed=seed, verbose=False)

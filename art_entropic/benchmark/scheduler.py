@@ -89,7 +89,9 @@ class Scheduler:
             self._keep(task, runner.join(task.job))  # here, where records are written
             self._advance(node)
         else:
-            self.progress.begin(task.title)
+            notice = runner.notice(task)
+            notice.remove()  # of an earlier run, which was killed
+            self.progress.begin(task.title, notice)
             running[self.executor.submit(work, self._request(task), runner.tools)] = node
 
     def _collect(self, done: Iterable[Future[Done]], running: dict[Future[Done], _Node]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class Cascade:
             self._try_certificates(ball, seed)
         target, points = self._case.target, self._points()
         title = ATTACKS[name].title_for(target.nb_classes)
-        progress.show(f"{title} at {ball.eps:g}")
+        progress.begin(f"{title} at {ball.eps:g}")
         attempt = self._attempt(name, points, ball, seed)
         watch, tally, cost, facts = _Watch(target), Tally.on(attempt.x), None, {}
         if len(points):
@@ -119,11 +119,16 @@ def median(distances: Sequence[float]) -> float | None:
 
 
 class Progress:
-    """A bar on stderr, one step per attack."""
+    """A bar on stderr, one step per attack.
 
-    def __init__(self, total: int, verbose: bool) -> None:
+    Args:
+        told: called with a line for all that is begun.
+    """
+
+    def __init__(self, total: int, verbose: bool, told: Callable[[str], object] | None = None) -> None:
         from tqdm import tqdm
 
+        self._total, self._done, self._told = total, 0, told
         self._bar = tqdm(total=total, desc="attacks", disable=not verbose, leave=False)
 
     def __enter__(self) -> Progress:
@@ -132,8 +137,17 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def show(self, text: str) -> None:
-        self._bar.set_postfix_str(text)
+    def begin(self, attack: str) -> None:
+        self._show(attack, f"{attack}, {self._done + 1} of {self._total}")
+
+    def check(self, text: str) -> None:
+        self._show(text, text)
+
+    def _show(self, beside_bar: str, alone: str) -> None:
+        self._bar.set_postfix_str(beside_bar)
+        if self._told is not None:
+            self._told(alone)
 
     def advance(self) -> None:
+        self._done += 1
         self._bar.update()

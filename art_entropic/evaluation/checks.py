@@ -472,11 +472,12 @@ CHECKS: dict[str, Check] = {
 }
 
 
-def run_checks(context: CheckContext, progress: Callable[[str], None] = lambda title: None) -> list[CheckOutcome]:
+def run_checks(context: CheckContext, progress: Callable[[str], object] | None = None) -> list[CheckOutcome]:
     """All of CHECKS, in order. One that cannot run is skipped, and says why."""
     outcomes = []
-    for name, check in CHECKS.items():
-        progress(check.title)
+    for number, (name, check) in enumerate(CHECKS.items(), start=1):
+        if progress is not None:
+            progress(f"check {number} of {len(CHECKS)}: {check.title}")
         started = time.perf_counter()
         facts: dict[str, object] = {}
         try:

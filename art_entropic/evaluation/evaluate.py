@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from art_entropic._validate import check_logits, choice, flag, folder_to_write, seed_of
+from art_entropic._validate import check_callable, check_logits, choice, flag, folder_to_write, seed_of
 from art_entropic.evaluation.attacks import BATTERIES
 from art_entropic.evaluation.cascade import Cascade, Progress
 from art_entropic.evaluation.case import Case, check_certificates
@@ -39,6 +39,7 @@ def evaluate(
     transfer_from: Mapping[str, Any] | None = None,
     folder: str | os.PathLike[str] | None = None,
     verbose: bool = True,
+    progress: Callable[[str], object] | None = None,
 ) -> Evaluation:
     """Attack a classifier on test data, certify it if its layers allow, and look for symptoms of attacks that fail.
 
@@ -59,11 +60,12 @@ def evaluate(
             one. The battery `full` and a check try adversarial examples of these classifiers.
         folder: folder for finished attacks, so that an interrupted evaluation continues with the next attack; None keeps none.
         verbose: show progress on stderr.
+        progress: called with a line for each attack and each check as it begins, for a window or a log of your own.
     Returns:
         The evaluation. Points that are classified wrong without an attack count as broken. `security_curve` and
         `attacked_examples` compute what figures show in addition.
     Raises:
-        TypeError: `classifier` is not a supported estimator.
+        TypeError: `classifier` is not a supported estimator, or an argument is of the wrong type.
         ValueError: an argument is out of its range, the classifier returns probabilities or values that are not finite, or it
             does not predict by the logits of its network.
         BatteryError: no attack of the battery could run.
@@ -73,20 +75,21 @@ def evaluate(
     names = BATTERIES[choice("battery", battery, BATTERIES)]
     all_seeds = _check_seeds(seeds)
     checks, cascade, verbose = flag("checks", checks), flag("cascade", cascade), flag("verbose", verbose)
+    told = None if progress is None else check_callable("progress", progress)
     case = Case.of(classifier, x, y, [eps], norm, measure=measure, sources=transfer_from)
     (ball,), nb_classes = case.balls, case.target.nb_classes
     check_logits(case.logits, nb_classes)
     home = None if folder is None else folder_to_write("folder", folder)  # made last, so that a bad argument leaves none behind
 
-    with Progress(len(names) * len(all_seeds) + checks, verbose) as progress:
+    with Progress(len(names) * len(all_seeds) + checks, verbose, told) as bar:
         proof, reason = case.certificates(ball)
         certified = None if proof is None else proof.proved
         store = None if home is None else Finished(home, case)
         run = Cascade(case, certified if cascade else None, cascade=cascade, store=store)
-        outcomes = [run.attack(name, ball, seed, progress) for seed in all_seeds for name in names]
+        outcomes = [run.attack(name, ball, seed, bar) for seed in all_seeds for name in names]
         if all(outcome.not_run for outcome in outcomes):
-            told = "; ".join(missing_of(outcomes))
-            raise BatteryError(f"no attack of the battery {battery!r} could run, so there is no robust accuracy. {told}")
+            reasons = "; ".join(missing_of(outcomes))
+            raise BatteryError(f"no attack of the battery {battery!r} could run, so there is no robust accuracy. {reasons}")
         check_certificates(certified, run.broken, f"the battery {battery!r}")
         found: list[CheckOutcome] = []
         if checks:
@@ -97,8 +100,8 @@ def evaluate(
                 if len(all_seeds) == 1 and not outcome.error
             }
             context = CheckContext.of(case, run.standing, certified, all_seeds[0], names, known=known, battery=run.tallies)
-            found = run_checks(context, progress.show)
-            progress.advance()
+            found = run_checks(context, bar.check)
+            bar.advance()
     if verbose and run.taken:
         print(f"{run.taken} of the attacks had been finished before, in {home}", file=sys.stderr)
     if proof is not None and not case.is_trained_for_bounds:
@@ -140,11 +143,13 @@ def check_evaluation(
     battery: str = "standard",
     seed: int = 0,
     transfer_from: Mapping[str, Any] | None = None,
+    progress: Callable[[str], object] | None = None,
 ) -> list[CheckOutcome]:
     """Run CHECKS for an earlier evaluation, on the first 200 points that are classified right without an attack.
 
     Args:
         classifier, x, y, eps, norm, battery, transfer_from: the arguments that `evaluate` was given.
+        progress: called with a line for each check as it begins.
         survived: bool (n,), the points that survived the battery.
         seed: seed of the checks.
     Raises:
@@ -156,7 +161,8 @@ def check_evaluation(
     if survived.dtype != bool or survived.shape != (n,):
         raise ValueError(f"`survived` must be bool of shape ({n},), got {survived.dtype} of shape {survived.shape}")
     seed = seed_of("seed", seed)
-    return run_checks(CheckContext.of(case, survived, _certified_of_checked(case), seed, names))
+    told = None if progress is None else check_callable("progress", progress)
+    return run_checks(CheckContext.of(case, survived, _certified_of_checked(case), seed, names), told)
 
 
 def _certified_of_checked(case: Case) -> Array | None:

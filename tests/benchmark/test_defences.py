@@ -24,7 +24,8 @@ def trained(framework, name, classifier, points, **change):
 def test_defence_trains_the_estimator_it_is_given(framework, name, make_classifier, points, capsys):
     classifiers = [make_classifier(framework) for _ in range(2)]
     before = np.random.get_state()[1].tolist(), random.getstate()
-    results = [trained(framework, name, classifier, points) for classifier in classifiers]
+    told = []
+    results = [trained(framework, name, classifier, points, on_epoch=told.append) for classifier in classifiers]
     assert (np.random.get_state()[1].tolist(), random.getstate()) == before
     assert capsys.readouterr().err == ""
     start = backend_for(make_classifier(framework)).state()
@@ -36,6 +37,7 @@ def test_defence_trains_the_estimator_it_is_given(framework, name, make_classifi
     np.testing.assert_allclose(backend_for(results[0].estimator).learning_rate, 0.02, rtol=1e-6)
     assert len(results[0].history) == (2 if DEFENCES[name].ours else 0)
     assert all(isinstance(note, str) for note in results[0].notes)
+    assert told == 2 * ([0, 1, 2] if DEFENCES[name].ours else [0, 1])
     wanted = (DEFENCES[name].passes or Passes(0, 0)).times(2 * 3)  # 2 epochs of 50 points in batches of 20
     if DEFENCES[name].ours:
         row = MEASURES[results[0].settings["trainer.measure"]]()
@@ -178,7 +180,9 @@ def test_a_training_goes_on_where_it_was_interrupted(framework, name, make_class
     with pytest.raises(KilledError):
         trained(framework, name, make_classifier(framework), points, **asked)
     monkeypatch.undo()
-    result = trained(framework, name, make_classifier(framework), points, **asked)
+    told = []
+    result = trained(framework, name, make_classifier(framework), points, on_epoch=told.append, **asked)
+    assert told[0] == 2
     assert [epoch.validation for epoch in result.history] == [epoch.validation for epoch in whole.history]
     assert result.earlier > 0 and result.notes == whole.notes
     for key, array in backend_for(whole.estimator).state().items():

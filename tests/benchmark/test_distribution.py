@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from art_entropic.backends.registry import backend_for
-from art_entropic.benchmark.cells import TrainTask, plan_jobs, shards_of
+from art_entropic.benchmark.cells import TrainTask, notice_of, plan_jobs, shards_of
 from art_entropic.benchmark.data import for_framework
 from art_entropic.benchmark.executors import InProcess, _shares, dask_cluster, process_pool, side_by_side
 from art_entropic.benchmark.plan import BenchmarkPlan, resolved
 from art_entropic.benchmark.problems import build_classifier, load_data
-from art_entropic.benchmark.progress import RunProgress
+from art_entropic.benchmark.progress import EpochNotice, Notice, RunProgress
 from art_entropic.benchmark.run import run_benchmark, run_with
 from art_entropic.benchmark.tools import TOOLS, Tools
 from art_entropic.benchmark.worker import _check_versions
@@ -323,6 +323,44 @@ def test_an_error_keeps_what_others_have_finished(tmp_path, executor):
     assert len([record for record in again if isinstance(record, EvaluationRecord)]) == 3
 
 
+def test_each_task_tells_where_it_stands(tmp_path, monkeypatch):
+    plan = msgspec.structs.replace(PLAN, defences=("natural", "madry_pgd", "entropic"), seeds=(0,), checks=True, profile=False)
+    told, begun = {}, []
+    write, begin = Notice.write, RunProgress.begin
+    monkeypatch.setattr(RunProgress, "begin", lambda self, *given: (begun.append(given[1].read()), begin(self, *given)))
+    monkeypatch.setattr(
+        Notice, "write", lambda self, text: (told.setdefault(self.path.name, []).append(text), write(self, text))
+    )
+    notice = tmp_path / notice_of(TrainTask(plan_jobs(resolved(plan), load_data("digits").sha256)[0]))
+    notice.parent.mkdir()
+    notice.write_text("of a run that was killed")
+    run_benchmark(plan, tmp_path, verbose=False)
+    lines = list(told.values())
+    assert len(lines) == 9  # training, attacks and checks of three networks
+    assert sum(line[0].startswith("epoch 1 of ") for line in lines) == 3
+    assert sum(line[0].startswith("check 1 of 13: ") for line in lines) == 3
+    assert sum(line[0].endswith(" at 0.15, 1 of 2") for line in lines) == 3
+    assert begun == 9 * [""]
+    assert list(notice.parent.iterdir()) == []
+
+
+def test_the_epochs_so_far_tell_how_long_the_others_take(tmp_path):
+    now = iter([100.0, 130.0, 180.0, 1000.0])
+    notice = Notice(tmp_path / "notice.txt")
+    epoch = EpochNotice(notice, 12, clock=lambda: next(now))
+    seen = [notice.read()]
+    for finished in (4, 5, 6, 12):  # it goes on after an interruption
+        epoch(finished)
+        seen.append(notice.read())
+    assert seen == ["", "epoch 5 of 12", "epoch 6 of 12, about 4 min left", "epoch 7 of 12, about 4 min left", seen[3]]
+
+
+def test_a_notice_that_cannot_be_written_ends_no_task(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    Notice(tmp_path / "file" / "notice.txt").write("epoch 1 of 2")
+    assert "could not be written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("n_jobs", [1, 2, 3])
 def test_cores_are_shared_out(monkeypatch, n_jobs):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5}, raising=False)
@@ -345,15 +383,20 @@ def _seen(_request):
     return os.getpid(), os.environ["OMP_NUM_THREADS"]
 
 
-def test_a_run_that_is_no_terminal_tells_what_it_does_as_time_goes_by(capsys):
+def test_a_run_that_is_no_terminal_tells_what_it_does_as_time_goes_by(tmp_path, capsys):
+    notice = Notice(tmp_path / "a" / "a.txt")
     progress = RunProgress(3, True, interval=0.01)
-    progress.begin("training A")
-    progress.begin("training B")
+    progress.begin("training A", notice)
+    progress.begin("training B", Notice(tmp_path / "b.txt"))
     progress.advance()
     progress.start()
     time.sleep(0.1)
+    notice.write("epoch 2 of 9")
+    time.sleep(0.1)
     progress.stop()
-    assert "1 of 3 done after 0 min: training A, 1 more running or waiting" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "1 of 3 done after 0 min: training A (1 more running or waiting)" in told
+    assert "1 of 3 done after 0 min: training A: epoch 2 of 9 (1 more running or waiting)" in told
 
 
 def test_tensorflow_starts_without_a_word_of_its_cpp_code_and_python_warnings_stay():

@@ -95,8 +95,10 @@ def test_robust_means_survived_every_attack(framework, make_classifier, bright, 
     x = flat(framework, [0.45, 0.1, 0.45, 0.45, 0.45, 0.9])
     y = np.array([0, 0, 0, 0, 0, 0])  # the last one is wrong from the start
     classifier = make_classifier(framework)
-    result = evaluate(classifier, x, y, eps=0.2, battery="planted", **QUIET)
+    lines = []
+    result = evaluate(classifier, x, y, eps=0.2, battery="planted", progress=lines.append, **QUIET)
     np.testing.assert_array_equal(result.clean_correct, [1, 1, 1, 1, 1, 0])
+    assert lines == ["P0 at 0.2, 1 of 3", "P1 at 0.2, 2 of 3", "P2 at 0.2, 3 of 3"]
     np.testing.assert_array_equal(result.broken_by["planted0"], [1, 0, 0, 0, 0, 0])
     np.testing.assert_array_equal(result.broken_by["planted2"], [0, 0, 1, 0, 0, 0])  # of the two it was given one fell
     np.testing.assert_array_equal(result.survived, [0, 1, 0, 1, 1, 0])
@@ -219,6 +221,7 @@ def test_real_evaluation_is_coherent_and_repeatable(framework, make_classifier, 
         (dict(battery="huge"), "`battery` must be one of 'quick', 'standard', 'reference', 'full'"),
         (dict(seeds=-1), "`seeds` must be a whole number"),
         (dict(seeds=()), "`seeds` must hold at least one seed"),
+        (dict(progress="yes"), "`progress` must be callable, got .yes. of type str"),
         (dict(transfer_from=3), "`transfer_from` must map names to classifiers, got int"),
         (dict(x=np.zeros((2, 3))), "`x` must have shape"),
         (dict(y=[0, 7]), "`y` must hold classes 0 to 2"),
