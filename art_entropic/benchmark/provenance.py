@@ -97,15 +97,19 @@ def package_versions(frameworks: Sequence[str]) -> dict[str, str]:
     return {"art-entropic": __version__} | {package: installed_version(package) for package in packages}
 
 
-def processor_name() -> str:
-    """The processor as the operating system calls it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name" and value.strip():
-                return value.strip()
-    return platform.processor() or platform.machine()
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor as the operating system calls it, with family and model where it tells them.
+
+    A virtual machine can call every generation of a processor by one name, and one computes at a quarter of another's speed.
+    """
+    if not cpuinfo.exists():
+        return platform.processor() or platform.machine()
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    first = text.lstrip().split("\n\n", 1)[0]  # the first core
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    known = [f"{short} {facts[field]}" for field, short in (("cpu family", "family"), ("model", "model")) if facts.get(field)]
+    return f"{name} ({', '.join(known)})" if known else name
 
 
 def available_cores() -> int:

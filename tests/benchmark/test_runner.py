@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import platform
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ from art_entropic.benchmark.cells import PROFILED, hold_out
 from art_entropic.benchmark.changes import compare_runs
 from art_entropic.benchmark.plan import BenchmarkPlan, Variant, resolved
 from art_entropic.benchmark.problems import PROBLEMS
-from art_entropic.benchmark.provenance import Moment, Stopwatch
+from art_entropic.benchmark.provenance import Moment, Stopwatch, processor_name
 from art_entropic.benchmark.run import run_benchmark
 from art_entropic.history import TrainingDivergedError
 from art_entropic.measures import Interval, Schedule
@@ -198,6 +199,22 @@ def test_stopwatch_tells_others_work_from_its_own() -> None:
     np.testing.assert_allclose(Stopwatch(lambda: next(moments)).stop(), (10.0, 0.3))
     moments = iter([Moment(wall=0.0, own=10.0, busy=None, cores=2), Moment(wall=10.0, own=19.0, busy=None, cores=2)])
     assert Stopwatch(lambda: next(moments)).stop() == (10.0, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (
+            "processor: 0\ncpu family\t: 23\nmodel\t\t: 1\nmodel name\t: AMD EPYC\n\nprocessor: 1\nmodel: 9\n",
+            "AMD EPYC (family 23, model 1)",
+        ),
+        ("processor: 0\nmodel name\t: AMD EPYC\n", "AMD EPYC"),
+        ("processor\t: 0\nBogoMIPS\t: 50.00\nCPU part\t: 0xd0c\n", platform.processor() or platform.machine()),
+    ],
+)
+def test_a_processor_is_told_with_its_generation(tmp_path: Path, text: str, name: str) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert processor_name(tmp_path / "cpuinfo") == name
 
 
 def test_variants_are_rows_with_options_and_starts_of_their_own(world: World, tmp_path: Path) -> None:
