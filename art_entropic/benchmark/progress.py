@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,9 @@ class Notice:
             return ""
 
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        # Windows removes no file that is being read; what is left over is overwritten.
+        with suppress(OSError):
+            self.path.unlink()
 
 
 class EpochNotice:

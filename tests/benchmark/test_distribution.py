@@ -357,7 +357,10 @@ def test_the_epochs_so_far_tell_how_long_the_others_take(tmp_path):
 
 def test_a_notice_that_cannot_be_written_ends_no_task(tmp_path, capsys):
     (tmp_path / "file").touch()
-    Notice(tmp_path / "file" / "notice.txt").write("epoch 1 of 2")
+    notice = Notice(tmp_path / "file" / "notice.txt")
+    notice.write("epoch 1 of 2")
+    assert notice.read() == ""
+    notice.remove()
     assert "could not be written" in capsys.readouterr().err
 
 
