@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from art_entropic._validate import NORMS, check_points, check_radius, choice, norm_name, norm_of, positive_int
+from art_entropic._validate import NORMS, check_callable, check_points, check_radius, choice, norm_name, norm_of, positive_int
 from art_entropic.backends.registry import FRAMEWORKS, backend_for, framework_of
 from art_entropic.benchmark.augmentation import AUGMENTATIONS, NO_AUGMENTATION, generator_of
 from art_entropic.benchmark.course import (
@@ -164,7 +164,7 @@ class Defence:
             keep: "last", or "best": ART's trainers keep the epoch that is best on the held-out points too.
             checkpoint: file that is rewritten after each epoch and gone on from where it is there, by ours, and by ART's
                 trainers where they train epoch by epoch.
-            on_epoch: told the number of finished epochs, before each but the first after it has been told where it starts.
+            on_epoch: told the number of finished epochs, first at the start. Ours tells the end too.
         Raises:
             ValueError: an argument is out of its range, or the defence cannot run on the estimator's framework or for the norm.
         """
@@ -186,7 +186,7 @@ class Defence:
             augment=AUGMENTATIONS[choice("augmentation", augmentation, AUGMENTATIONS)].of(channels_first),
             keep=choice("keep", keep, KEPT_EPOCHS),
             checkpoint=checkpoint,
-            on_epoch=on_epoch,
+            on_epoch=None if on_epoch is None else check_callable("on_epoch", on_epoch),
         )
         if given.keep == BEST and given.validation_data is None:
             raise ValueError("`validation_data` must be given to keep the best epoch, got None")
@@ -298,9 +298,8 @@ def _entropic(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
         "checkpoint": given.checkpoint,
     }
     if given.on_epoch is not None:
-        told = given.on_epoch
-        told(finished)
-        usual["callbacks"] = [lambda epoch: told(epoch.epoch)]
+        usual["callbacks"] = [_counting(given.on_epoch)]
+        given.on_epoch(finished)
     if given.augment is None:
         history = trainer.fit(x, y, batch_size=given.batch_size, **usual)
     else:
@@ -308,6 +307,13 @@ def _entropic(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:
         history = trainer.fit_generator(batches, **usual)
     chosen = () if given.validation_data is None else (f"epoch {history.best_epoch} was chosen on the held-out points",)
     return Outcome(chosen, tuple(history.epochs), history.settings, earlier)
+
+
+def _counting(told: Callable[[int], object]) -> Callable[[Epoch], None]:
+    def count(epoch: Epoch) -> None:
+        told(epoch.epoch)  # and returns nothing: True would end the training
+
+    return count
 
 
 def _madry_pgd(estimator: Any, x: Array, y: Array, given: Conditions) -> Outcome:

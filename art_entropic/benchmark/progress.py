@@ -50,7 +50,10 @@ class Notice:
 
 
 class EpochNotice:
-    """Says in a notice which epoch a training is in, and how long it goes on if the others take as long as those so far."""
+    """Says in a notice which epoch a training is in, and how long it goes on if epochs take as long as so far.
+
+    That is from the beginning of the epoch on: nothing counts down within it.
+    """
 
     def __init__(self, notice: Notice, nb_epochs: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._notice, self._total, self._clock = notice, nb_epochs, clock
@@ -88,14 +91,15 @@ class RunProgress:
         if verbose:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+            from rich.table import Column
 
             self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
             if self._console.is_terminal:
                 self._bar = Progress(
-                    BarColumn(bar_width=20),
-                    MofNCompleteColumn(),
-                    TimeElapsedColumn(),
-                    TextColumn("{task.description}", markup=False),
+                    BarColumn(bar_width=20, table_column=Column(min_width=20)),
+                    MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=len(f"{total}/{total}"))),
+                    TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=len("0:00:00"))),
+                    TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold")),
                     console=self._console,
                     transient=True,
                 )

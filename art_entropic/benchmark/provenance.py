@@ -98,7 +98,7 @@ def package_versions(frameworks: Sequence[str]) -> dict[str, str]:
 
 
 def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor as the operating system calls it, with family and model where it tells them.
+    """The processor as the operating system calls it, with family, model and stepping where it tells them.
 
     A virtual machine can call every generation of a processor by one name, and one computes at a quarter of another's speed.
     """
@@ -108,8 +108,10 @@ def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     first = text.lstrip().split("\n\n", 1)[0]  # the first core
     facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
     name = facts.get("model name") or platform.processor() or platform.machine()
-    known = [f"{short} {facts[field]}" for field, short in (("cpu family", "family"), ("model", "model")) if facts.get(field)]
-    return f"{name} ({', '.join(known)})" if known else name
+    known = [
+        f"{field.removeprefix('cpu ')} {facts[field]}" for field in ("cpu family", "model", "stepping") if facts.get(field)
+    ]
+    return ", ".join([name, *known])
 
 
 def available_cores() -> int:

@@ -352,6 +352,7 @@ class Runner:
             progress=notice.write,
         )
         began = self.tools.clock()
+        notice.write("security curve")
         curve = self.tools.security_curve(classifier, x, y, self.plan.curve_eps, self.plan.norm, seed=seed, verbose=False)
         examples = self.tools.attacked_examples(classifier, x, y, found, N_GALLERY)
         seconds = found.seconds + self.tools.clock() - began

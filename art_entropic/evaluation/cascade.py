@@ -119,17 +119,21 @@ def median(distances: Sequence[float]) -> float | None:
 
 
 class Progress:
-    """A bar on stderr, one step per attack.
+    """A bar on stderr, one step per attack and one for all checks.
 
     Args:
-        told: called with a line for all that is begun.
+        n_attacks: how many there are.
+        checks: whether there are checks too.
+        told: called with a line for each attack and each check that is begun.
     """
 
-    def __init__(self, total: int, verbose: bool, told: Callable[[str], object] | None = None) -> None:
+    def __init__(
+        self, n_attacks: int, verbose: bool, *, checks: bool = False, told: Callable[[str], object] | None = None
+    ) -> None:
         from tqdm import tqdm
 
-        self._total, self._done, self._told = total, 0, told
-        self._bar = tqdm(total=total, desc="attacks", disable=not verbose, leave=False)
+        self._n_attacks, self._done, self._told = n_attacks, 0, told
+        self._bar = tqdm(total=n_attacks + checks, desc="attacks", disable=not verbose, leave=False)
 
     def __enter__(self) -> Progress:
         return self
@@ -138,7 +142,7 @@ class Progress:
         self._bar.close()
 
     def begin(self, attack: str) -> None:
-        self._show(attack, f"{attack}, {self._done + 1} of {self._total}")
+        self._show(attack, f"attack {self._done + 1} of {self._n_attacks}: {attack}")
 
     def check(self, text: str) -> None:
         self._show(text, text)

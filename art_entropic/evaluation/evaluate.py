@@ -81,7 +81,7 @@ def evaluate(
     check_logits(case.logits, nb_classes)
     home = None if folder is None else folder_to_write("folder", folder)  # made last, so that a bad argument leaves none behind
 
-    with Progress(len(names) * len(all_seeds) + checks, verbose, told) as bar:
+    with Progress(len(names) * len(all_seeds), verbose, checks=checks, told=told) as bar:
         proof, reason = case.certificates(ball)
         certified = None if proof is None else proof.proved
         store = None if home is None else Finished(home, case)

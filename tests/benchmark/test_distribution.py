@@ -323,6 +323,23 @@ def test_an_error_keeps_what_others_have_finished(tmp_path, executor):
     assert len([record for record in again if isinstance(record, EvaluationRecord)]) == 3
 
 
+def test_a_narrow_terminal_shows_bar_count_and_where_a_task_stands(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("art_entropic.benchmark.progress._REFRESH", 0.01)
+    notice = Notice(tmp_path / "notice.txt")
+    progress = RunProgress(3, True)
+    progress.start()
+    progress.begin("training MadryPGD (ART) on PyTorch, seed 0", notice)
+    progress.advance()
+    notice.write("epoch 3 of 24, about 50 min left")
+    time.sleep(0.5)
+    progress.stop()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    assert "1/3 0:00:00" in shown
+    assert "epoch 3 of 24" in re.sub(r"\s+", " ", shown)
+
+
 def test_each_task_tells_where_it_stands(tmp_path, monkeypatch):
     plan = msgspec.structs.replace(PLAN, defences=("natural", "madry_pgd", "entropic"), seeds=(0,), checks=True, profile=False)
     told, begun = {}, []
@@ -339,7 +356,7 @@ def test_each_task_tells_where_it_stands(tmp_path, monkeypatch):
     assert len(lines) == 9  # training, attacks and checks of three networks
     assert sum(line[0].startswith("epoch 1 of ") for line in lines) == 3
     assert sum(line[0].startswith("check 1 of 13: ") for line in lines) == 3
-    assert sum(line[0].endswith(" at 0.15, 1 of 2") for line in lines) == 3
+    assert sum(line[0].startswith("attack 1 of 2: ") and line[-1] == "security curve" for line in lines) == 3
     assert begun == 9 * [""]
     assert list(notice.parent.iterdir()) == []
 

@@ -206,7 +206,7 @@ def test_stopwatch_tells_others_work_from_its_own() -> None:
     [
         (
             "processor: 0\ncpu family\t: 23\nmodel\t\t: 1\nmodel name\t: AMD EPYC\n\nprocessor: 1\nmodel: 9\n",
-            "AMD EPYC (family 23, model 1)",
+            "AMD EPYC, family 23, model 1",
         ),
         ("processor: 0\nmodel name\t: AMD EPYC\n", "AMD EPYC"),
         ("processor\t: 0\nBogoMIPS\t: 50.00\nCPU part\t: 0xd0c\n", platform.processor() or platform.machine()),

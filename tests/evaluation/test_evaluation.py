@@ -13,6 +13,7 @@ from art_entropic.backends.errors import NoIntervalRuleError
 from art_entropic.backends.registry import FRAMEWORKS, framework_module
 from art_entropic.certificates import Certificates
 from art_entropic.evaluation.attacks import ATTACKS, BATTERIES, PROOF_ATTACK, Attack
+from art_entropic.evaluation.checks import CHECKS
 from art_entropic.evaluation.curve import security_curve
 from art_entropic.evaluation.evaluate import evaluate
 from art_entropic.evaluation.gallery import attacked_examples
@@ -98,7 +99,7 @@ def test_robust_means_survived_every_attack(framework, make_classifier, bright, 
     lines = []
     result = evaluate(classifier, x, y, eps=0.2, battery="planted", progress=lines.append, **QUIET)
     np.testing.assert_array_equal(result.clean_correct, [1, 1, 1, 1, 1, 0])
-    assert lines == ["P0 at 0.2, 1 of 3", "P1 at 0.2, 2 of 3", "P2 at 0.2, 3 of 3"]
+    assert lines == ["attack 1 of 3: P0 at 0.2", "attack 2 of 3: P1 at 0.2", "attack 3 of 3: P2 at 0.2"]
     np.testing.assert_array_equal(result.broken_by["planted0"], [1, 0, 0, 0, 0, 0])
     np.testing.assert_array_equal(result.broken_by["planted2"], [0, 0, 1, 0, 0, 0])  # of the two it was given one fell
     np.testing.assert_array_equal(result.survived, [0, 1, 0, 1, 1, 0])
@@ -109,6 +110,19 @@ def test_robust_means_survived_every_attack(framework, make_classifier, bright, 
     assert (example.index, example.label, example.clean_prediction, example.attacked_prediction) == (0, 0, 0, 1)
     assert example.shape == (6, 6, 2)
     np.testing.assert_allclose(example.attacked, 0.55, rtol=1e-6)
+
+
+def test_checks_are_counted_by_themselves(framework, make_classifier, bright, battery):
+    battery(Shift(0.1, 1), Shift(0.1, 2))
+    lines = []
+    x = flat(framework, [0.45, 0.1])
+    evaluate(make_classifier(framework), x, [0, 0], eps=0.2, battery="planted", verbose=False, progress=lines.append)
+    numbers = [line.partition(":")[0] for line in lines]
+    assert numbers == [
+        "attack 1 of 2",
+        "attack 2 of 2",
+        *(f"check {number} of {len(CHECKS)}" for number in range(1, 1 + len(CHECKS))),
+    ]
 
 
 def test_a_battery_that_cannot_run_has_no_result(framework, make_classifier, bright, battery):
